@@ -1,0 +1,13 @@
+# Compile options of our own code, kept off the installed interface.
+add_library(tq_options INTERFACE)
+target_compile_features(tq_options INTERFACE cxx_std_20)
+target_compile_options(tq_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-unused-parameter -fvisibility=hidden)
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+if(TQ_SANITIZE)
+  string(REPLACE ";" "," _san "${TQ_SANITIZE}")
+  add_compile_options(-fsanitize=${_san} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${_san})
+endif()

@@ -1,0 +1,41 @@
+// The Prod (QJL) quantizer: unbiased inner products at (bits-1) bits of MSE code and 1 bit of sign sketch. Never the default: its
+// inner-product variance is 4-6x that of the scale-corrected MSE quantizer and softmax amplifies it (docs/codec.md).
+// Source: TurboQuant, arXiv:2504.19874, Algorithm 2 (TurboQuant_prod); QJL, arXiv:2406.03482.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "turboquant/codec/quantizer.h"
+
+namespace turboquant {
+
+struct ProdVector {
+    QuantizedVector mse;              ///< (bits-1)-bit code of x, NormMode::raw
+    std::vector<std::uint8_t> signs;  ///< head_dim signs (0/1) of S*r, r the residual in the rotated space
+    float residual_norm = 0;          ///< |r|, fp16-rounded
+};
+
+class ProdQuantizer {
+  public:
+    /// bits in 2..5 (total: bits-1 for the MSE part, 1 for the sketch). Throws std::invalid_argument.
+    ProdQuantizer(int bits, int head_dim, std::uint64_t seed = 1042);
+
+    ProdVector quantize(std::span<const float> x) const;
+
+    /// Estimate of <q, x>: <q, x_mse> + sqrt(pi/2)/d * |r| * <S R q, sign(S r)> (paper, eq. for Q_prod^-1).
+    float inner_product(std::span<const float> q, const ProdVector& v) const;
+
+    /// Dense reconstruction in the model's space, linear in the codes, with the same inner products.
+    void dequantize(const ProdVector& v, std::span<float> x) const;
+
+    double bits_per_value() const;  ///< bits + 32/head_dim (two fp16 norms)
+
+  private:
+    int bits_, head_dim_;
+    Quantizer mse_;
+    std::vector<float> sketch_;  ///< S, head_dim x head_dim, N(0,1)
+};
+
+}  // namespace turboquant
