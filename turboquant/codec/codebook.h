@@ -18,7 +18,8 @@ struct Codebook {
     std::vector<float> boundaries;  ///< 2^bits - 1 midpoints; a value equal to a boundary belongs to the upper cell
     double mse = 0;                 ///< expected squared error of a whole unit vector, head_dim * E[(t - Q(t))^2]
 
-    /// int8 image of the centroids (for i8 panels; bits <= 4): centroid ~ i8[k] * i8_step, with i8_step = max centroid / 127.
+    /// int8 image of the centroids (for i8 panels; bits <= 4): centroid ~ i8[k] * i8_step, |i8| <= 127. The step
+    /// (max centroid / 100 to / 127) is the one with the least rounding error. Empty and 0 for bits > 4.
     std::vector<std::int8_t> i8;
     float i8_step = 0;
 

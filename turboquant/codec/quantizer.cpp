@@ -1,0 +1,111 @@
+#include "turboquant/codec/quantizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace turboquant {
+namespace {
+
+constexpr double kMaxHalf = 65504;
+
+void check_size(std::size_t got, int head_dim) {
+    if (got != static_cast<std::size_t>(head_dim))
+        throw std::invalid_argument("quantizer: got " + std::to_string(got) + " values for head_dim " + std::to_string(head_dim));
+}
+
+void check_slot(const TileShape& shape, int slot, std::size_t values) {
+    check_size(values, shape.head_dim);
+    if (!head_dim_supported(shape.head_dim))
+        throw std::invalid_argument("tile: head_dim " + std::to_string(shape.head_dim) + " is not supported");
+    if (slot < 0 || slot >= kTileKeys) throw std::invalid_argument("tile: slot " + std::to_string(slot) + " is not in 0..63");
+}
+
+// Sum of squares in double, which floats cannot overflow; so it is finite exactly if all values are.
+double finite_norm(std::span<const float> x) {
+    double sum = 0;
+    for (float v : x) sum += static_cast<double>(v) * v;
+    if (!std::isfinite(sum)) throw std::domain_error("quantizer: the vector holds a NaN or an infinity; check the model's activations");
+    return std::sqrt(sum);
+}
+
+void store_half(std::uint8_t* p, std::uint16_t h) {
+    p[0] = static_cast<std::uint8_t>(h);
+    p[1] = static_cast<std::uint8_t>(h >> 8);
+}
+
+float load_half(const std::uint8_t* p) { return from_half(static_cast<std::uint16_t>(p[0] | p[1] << 8)); }
+
+}  // namespace
+
+Quantizer::Quantizer(CodecId codec, int head_dim, NormMode mode) : codec_(codec), head_dim_(head_dim), mode_(mode) {
+    if (!codec_info(codec).rotated)
+        throw std::invalid_argument("quantizer: codec 'raw' stores values as they are; there is nothing to quantize");
+    rotation_ = &rotation_for(head_dim);
+    codebook_ = &codebook_for(codec_info(codec).bits, head_dim);
+}
+
+QuantizedVector Quantizer::quantize(std::span<const float> x) const {
+    check_size(x.size(), head_dim_);
+    const double norm = finite_norm(x);
+    QuantizedVector out;
+    std::vector<float> y(head_dim_);
+    if (norm > 0)
+        for (int i = 0; i < head_dim_; ++i) y[i] = static_cast<float>(x[i] / norm);
+    rotation_->forward(y);
+    double cc = 0, yc = 0;
+    for (float v : y) {
+        out.codes.push_back(static_cast<std::uint8_t>(codebook_->quantize(v)));
+        const double c = codebook_->centroids[out.codes.back()];
+        cc += c * c;
+        yc += c * v;
+    }
+    double scale = norm;
+    if (norm > 0 && mode_ == NormMode::corrected) scale = norm / std::sqrt(cc);
+    if (norm > 0 && mode_ == NormMode::eden) scale = norm / yc;  // positive: level and value have the same sign
+    out.scale = from_half(to_half(static_cast<float>(std::min(scale, kMaxHalf))));
+    return out;
+}
+
+void Quantizer::dequantize_rotated(const QuantizedVector& q, std::span<float> y) const {
+    check_size(y.size(), head_dim_);
+    check_size(q.codes.size(), head_dim_);
+    for (int i = 0; i < head_dim_; ++i) {
+        if (q.codes[i] >= codebook_->centroids.size()) throw std::invalid_argument("quantizer: code out of range");
+        y[i] = codebook_->centroids[q.codes[i]] * q.scale;
+    }
+}
+
+void Quantizer::dequantize(const QuantizedVector& q, std::span<float> x) const {
+    dequantize_rotated(q, x);
+    rotation_->inverse(x);
+}
+
+void tile_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span<const float> x, NormMode mode) {
+    check_slot(shape, slot, x.size());
+    const CodecInfo& info = codec_info(shape.codec);
+    const auto index = [&](int dim) { return panel_index(info.panel, shape.side, shape.head_dim, slot, dim); };
+    if (!info.rotated) {
+        finite_norm(x);
+        for (int i = 0; i < shape.head_dim; ++i) store_half(tile + 2 * index(i), to_half(x[i]));
+        return;
+    }
+    const QuantizedVector q = Quantizer(shape.codec, shape.head_dim, mode).quantize(x);
+    for (int i = 0; i < shape.head_dim; ++i) set_code(shape.codec, tile, index(i), q.codes[i]);
+    store_half(tile + tile_code_bytes(shape) + 2 * slot, to_half(q.scale));
+}
+
+void tile_decode_rotated(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> y) {
+    check_slot(shape, slot, y.size());
+    const CodecInfo& info = codec_info(shape.codec);
+    const auto index = [&](int dim) { return panel_index(info.panel, shape.side, shape.head_dim, slot, dim); };
+    if (!info.rotated) {
+        for (int i = 0; i < shape.head_dim; ++i) y[i] = load_half(tile + 2 * index(i));
+        return;
+    }
+    const Codebook& book = codebook_for(info.bits, shape.head_dim);
+    const float scale = load_half(tile + tile_code_bytes(shape) + 2 * slot);
+    for (int i = 0; i < shape.head_dim; ++i) y[i] = book.centroids[get_code(shape.codec, tile, index(i))] * scale;
+}
+
+}  // namespace turboquant
