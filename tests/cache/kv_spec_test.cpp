@@ -1,0 +1,31 @@
+#include "turboquant/cache/kv_spec.h"
+
+#include <gtest/gtest.h>
+
+using namespace turboquant;
+
+TEST(KvSpec, WordsSetBothSides) {
+    for (const CodecInfo& c : kCodecs) {
+        const KvSpec s = parse_kv_spec(c.name);
+        EXPECT_EQ(s.k, c.id);
+        EXPECT_EQ(s.v, c.id);
+        EXPECT_EQ(to_string(s), c.name);
+    }
+}
+
+TEST(KvSpec, LongFormRoundTrips) {
+    for (const char* text : {"k=turbo4,v=turbo2", "k=raw,v=turbo8", "k=turbo3,v=turbo3,norm=eden", "k=turbo4,v=turbo3,norm=raw"})
+        EXPECT_EQ(to_string(parse_kv_spec(text)), text);
+    EXPECT_EQ(to_string(parse_kv_spec("v=turbo4,k=turbo4")), "turbo4");
+}
+
+TEST(KvSpec, BadTextSaysWhatIsKnown) {
+    for (const char* text : {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,norm=best", ",", "turbo4,"}) {
+        try {
+            parse_kv_spec(text);
+            ADD_FAILURE() << "accepted '" << text << "'";
+        } catch (const std::invalid_argument& e) {
+            EXPECT_TRUE(std::string(e.what()).find("known") != std::string::npos || std::string(e.what()).find("both") != std::string::npos) << e.what();
+        }
+    }
+}

@@ -1,0 +1,145 @@
+#include "turboquant/cache/kv_tensor.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <random>
+
+using namespace turboquant;
+
+namespace {
+
+struct Held {
+    std::unique_ptr<std::uint8_t, decltype(&std::free)> memory{nullptr, &std::free};
+    std::unique_ptr<KvTensor> kv;
+};
+
+Held make(const KvTensor::Geometry& g, int head_dim) {
+    const std::size_t bytes = (KvTensor::reserved_bytes(g) + 63) / 64 * 64;
+    Held h;
+    h.memory.reset(static_cast<std::uint8_t*>(std::aligned_alloc(64, bytes)));
+    std::fill_n(h.memory.get(), bytes, std::uint8_t{0});
+    h.kv = std::make_unique<KvTensor>(g, h.memory.get());
+    h.kv->bind_head_dim(head_dim);
+    return h;
+}
+
+std::vector<float> gaussian(std::size_t n, unsigned seed, float sigma = 1) {
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal(0, sigma);
+    std::vector<float> x(n);
+    for (float& v : x) v = normal(rng);
+    return x;
+}
+
+void encode_rows(KvTensor& kv, const std::vector<float>& x, const std::vector<std::int64_t>& rows) {
+    std::vector<std::int64_t> scratch(rows.size());
+    for (int h = 0; h < kv.n_head(); h++)
+        ASSERT_TRUE(kv.encode(kernels(), h, x.data() + h * kv.head_dim(), kv.geometry().n_embd, rows, scratch));
+}
+
+}  // namespace
+
+// The promise behind saved state: reading a row as fp16 and writing it back gives the same bytes, wherever it is written.
+TEST(KvTensor, SavedRowsAreLossless) {
+    for (const CodecInfo& c : kCodecs)
+        for (const Side side : {Side::key, Side::value})
+            for (const int d : kHeadDims) {
+                const KvTensor::Geometry g{side, c.id, NormMode::corrected, 2 * d, 128, 2};
+                Held h = make(g, d);
+                const std::vector<std::int64_t> rows = {0, 1, 63, 64, 127, 128, 200, 255};
+                encode_rows(*h.kv, gaussian(rows.size() * g.n_embd, 7 * d + static_cast<int>(side), 3), rows);
+                std::vector<std::uint16_t> saved(g.n_embd), again(g.n_embd);
+                for (const std::int64_t row : rows) {
+                    h.kv->read_row(row, saved);
+                    ASSERT_TRUE(h.kv->write_row(9, saved));
+                    h.kv->read_row(9, again);
+                    EXPECT_EQ(saved, again) << c.name << " d=" << d << " row " << row;
+                }
+            }
+}
+
+TEST(KvTensor, RowsDoNotDisturbEachOther) {
+    const KvTensor::Geometry g{Side::value, CodecId::turbo3, NormMode::corrected, 256, 192, 1};
+    Held h = make(g, 64);
+    std::vector<std::int64_t> rows(192);
+    for (int i = 0; i < 192; i++) rows[i] = (i * 77) % 192;
+    const auto x = gaussian(192 * 256, 3);
+    encode_rows(*h.kv, x, rows);
+    std::vector<std::uint16_t> out(256);
+    double error = 0, energy = 0;
+    for (int i = 0; i < 192; i++) {
+        h.kv->read_row(rows[i], out);
+        for (int j = 0; j < 256; j++) {
+            const double e = from_half(out[j]) - x[i * 256 + j];
+            error += e * e, energy += x[i * 256 + j] * x[i * 256 + j];
+        }
+    }
+    EXPECT_GT(error / energy, 0.032);
+    EXPECT_LT(error / energy, 0.036);
+}
+
+TEST(KvTensor, CopyStreamAndZeroCells) {
+    const KvTensor::Geometry g{Side::key, CodecId::turbo4, NormMode::corrected, 128, 100, 3};  // cells not a multiple of a tile
+    Held h = make(g, 64);
+    encode_rows(*h.kv, gaussian(2 * 128, 5), {1, 99});
+    h.kv->copy_stream(0, 2);
+    std::vector<std::uint16_t> a(128), b(128);
+    for (const int cell : {1, 99}) {
+        h.kv->read_row(cell, a), h.kv->read_row(200 + cell, b);
+        EXPECT_EQ(a, b);
+    }
+    h.kv->read_row(150, b);
+    for (const auto v : b) EXPECT_EQ(v & 0x7fff, 0) << "cells never written read as zero";
+}
+
+TEST(KvTensor, ShiftedKeysAreTheKeysOfTheNewPosition) {
+    RopeParams rope;
+    rope.n_dims = 128;
+    std::vector<float> table(128), shift(128);
+    const KvTensor::Geometry g{Side::key, CodecId::turbo8, NormMode::corrected, 128, 64, 1};
+    Held h = make(g, 128);
+    auto key = gaussian(128, 11);
+    auto at100 = key, at60 = key;
+    rope_table(rope, 100, table), rope_apply(rope, table, at100);
+    rope_table(rope, 60, table), rope_apply(rope, table, at60);
+    encode_rows(*h.kv, at100, {5});
+    rope_table(rope, -40, shift);
+    h.kv->rotate_row(5, rope, shift);
+    std::vector<std::uint16_t> out(128);
+    h.kv->read_row(5, out);
+    double error = 0, energy = 0, unshifted = 0;
+    for (int i = 0; i < 128; i++) {
+        error += std::pow(from_half(out[i]) - at60[i], 2), energy += std::pow(at60[i], 2), unshifted += std::pow(at100[i] - at60[i], 2);
+    }
+    EXPECT_LT(error / energy, 3e-4);
+    EXPECT_GT(unshifted / energy, 0.1) << "the test would not notice a missing rotation";
+}
+
+TEST(KvTensor, RefusesHeadSizes) {
+    const KvTensor::Geometry g{Side::key, CodecId::turbo4, NormMode::corrected, 120, 64, 1};
+    std::vector<std::uint8_t> memory(KvTensor::reserved_bytes(g));
+    KvTensor kv(g, memory.data());
+    EXPECT_GE(memory.size(), 64u * 120 * 2);
+    EXPECT_THROW(kv.bind_head_dim(40), std::invalid_argument);
+    EXPECT_THROW(kv.bind_head_dim(64), std::invalid_argument) << "does not divide the row";
+    const KvTensor::Geometry g2{Side::key, CodecId::turbo4, NormMode::corrected, 256, 64, 1};
+    std::vector<std::uint8_t> memory2(KvTensor::reserved_bytes(g2));
+    KvTensor kv2(g2, memory2.data());
+    kv2.bind_head_dim(64);
+    EXPECT_NO_THROW(kv2.bind_head_dim(64));
+    EXPECT_THROW(kv2.bind_head_dim(128), std::invalid_argument);
+    EXPECT_EQ(kv2.format_bytes(), 64u * 256 * 4 / 8 + 64 * 4 * 2);
+}
+
+TEST(KvTensor, NonFiniteRowsAreRefused) {
+    const KvTensor::Geometry g{Side::key, CodecId::turbo4, NormMode::corrected, 64, 64, 1};
+    Held h = make(g, 64);
+    std::vector<std::uint16_t> row(64, to_half(1.0f));
+    row[3] = 0x7e00;
+    EXPECT_FALSE(h.kv->write_row(0, row));
+    h.kv->read_row(0, row);
+    for (const auto v : row) EXPECT_EQ(v & 0x7fff, 0);
+}

@@ -1,0 +1,106 @@
+#include "turboquant/cache/kv_tensor.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace turboquant {
+namespace {
+
+constexpr int kMaxHeadDim = *std::max_element(std::begin(kHeadDims), std::end(kHeadDims));
+
+}  // namespace
+
+std::size_t KvTensor::reserved_bytes(const Geometry& g) {
+    const std::int64_t tiles = (g.n_cells + kTileKeys - 1) / kTileKeys * g.n_streams;
+    std::size_t most = 0;
+    for (const int d : kHeadDims)
+        if (g.n_embd % d == 0) most = std::max(most, tiles * (g.n_embd / d) * tile_bytes({g.codec, g.side, d}));
+    return most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t);
+}
+
+void KvTensor::bind_head_dim(int head_dim) {
+    if (head_dim == head_dim_) return;
+    if (head_dim_) throw std::invalid_argument("head size changed from " + std::to_string(head_dim_) + " to " + std::to_string(head_dim));
+    if (!head_dim_supported(head_dim) || g_.n_embd % head_dim) {
+        std::string known;
+        for (const int d : kHeadDims) known += (known.empty() ? "" : ", ") + std::to_string(d);
+        throw std::invalid_argument("head size " + std::to_string(head_dim) + " (row of " + std::to_string(g_.n_embd) +
+                                    " values) is not supported; supported: " + known + ". Run this model without a turboquant device");
+    }
+    head_dim_ = head_dim;
+}
+
+std::size_t KvTensor::format_bytes() const {
+    return bound() ? tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) : 0;
+}
+
+TileView KvTensor::view(std::int64_t stream) const {
+    const std::size_t bytes = tile_bytes(shape());
+    return {shape(), memory_ + stream * tiles_per_stream() * n_head() * bytes, bytes, n_head() * bytes};
+}
+
+std::uint8_t* KvTensor::tile(std::int64_t row, int head) const {
+    const std::int64_t t = row / g_.n_cells * tiles_per_stream() + row % g_.n_cells / kTileKeys;
+    return memory_ + (t * n_head() + head) * tile_bytes(shape());
+}
+
+bool KvTensor::encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
+                      std::span<std::int64_t> scratch) {
+    for (std::size_t i = 0; i < rows.size(); i++)
+        scratch[i] = rows[i] / g_.n_cells * tiles_per_stream() * kTileKeys + rows[i] % g_.n_cells;
+    EncodeArgs args;
+    args.shape = shape();
+    args.tiles = memory_ + head * tile_bytes(shape());
+    args.tile_stride = n_head() * tile_bytes(shape());
+    args.x = x;
+    args.x_stride = x_stride;
+    args.cells = scratch.data();
+    args.n = static_cast<int>(rows.size());
+    args.norm_mode = g_.norm_mode;
+    return turboquant::encode(k, args);
+}
+
+void KvTensor::decode_head(std::int64_t row, int head, std::span<float> x) const {
+    tile_decode_rotated(shape(), tile(row, head), slot(row), x);
+    if (codec_info(g_.codec).rotated) rotation_for(head_dim_).inverse(x);
+}
+
+void KvTensor::read_row(std::int64_t row, std::span<std::uint16_t> out) const {
+    std::array<float, kMaxHeadDim> x;
+    for (int h = 0; h < n_head(); h++) {
+        decode_head(row, h, std::span(x).first(head_dim_));
+        for (int i = 0; i < head_dim_; i++) out[h * head_dim_ + i] = to_half(x[i]);
+    }
+}
+
+bool KvTensor::write_row(std::int64_t row, std::span<const std::uint16_t> in) {
+    std::array<float, kMaxHeadDim> x;
+    bool finite = true;
+    for (int i = 0; i < static_cast<int>(g_.n_embd); i++) finite = finite && std::isfinite(from_half(in[i]));
+    for (int h = 0; h < n_head(); h++) {
+        for (int i = 0; i < head_dim_; i++) x[i] = finite ? from_half(in[h * head_dim_ + i]) : 0.0f;
+        // `corrected` always: a decoded vector's norm is then reproduced exactly, whichever mode wrote the row first.
+        tile_encode(shape(), tile(row, h), slot(row), std::span<const float>(x).first(head_dim_), NormMode::corrected);
+    }
+    return finite;
+}
+
+void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table) {
+    std::array<float, kMaxHeadDim> x;
+    for (int h = 0; h < n_head(); h++) {
+        decode_head(row, h, std::span(x).first(head_dim_));
+        rope_apply(rope, table, std::span(x).first(head_dim_));
+        tile_encode(shape(), tile(row, h), slot(row), std::span<const float>(x).first(head_dim_), g_.norm_mode);
+    }
+}
+
+void KvTensor::copy_stream(std::int64_t src, std::int64_t dst) {
+    const std::size_t bytes = tiles_per_stream() * n_head() * tile_bytes(shape());
+    if (src != dst) std::memcpy(memory_ + dst * bytes, memory_ + src * bytes, bytes);
+}
+
+}  // namespace turboquant

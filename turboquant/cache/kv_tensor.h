@@ -1,0 +1,84 @@
+// One KV tensor (the keys or the values of one layer) in compressed form: geometry over memory that somebody else owns.
+//
+// The cache it belongs to sees rows: row = stream * n_cells + cell, each of n_embd values (all KV heads of one token). In memory the order is
+// [stream][tile][head], tiles of 64 cells (codec/tile.h), so a growing prefix touches memory front to back.
+// The head size is not known when memory is laid out: reserve the worst case, bind it later.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "turboquant/attention/attention.h"
+#include "turboquant/cache/rope.h"
+#include "turboquant/codec/quantizer.h"
+#include "turboquant/kernels/kernels.h"
+
+namespace turboquant {
+
+class KvTensor {
+  public:
+    struct Geometry {
+        Side side = Side::key;
+        CodecId codec = CodecId::turbo4;
+        NormMode norm_mode = NormMode::corrected;
+        std::int64_t n_embd = 0;     ///< values per row: head_dim * n_head_kv
+        std::int64_t n_cells = 0;    ///< rows per stream
+        std::int64_t n_streams = 1;
+    };
+
+    /// Bytes to reserve: the largest need over all head sizes that divide n_embd; rows of fp16 if none does (such a tensor can be allocated,
+    /// and is refused at bind_head_dim).
+    static std::size_t reserved_bytes(const Geometry& g);
+
+    /// `memory`: reserved_bytes(g) bytes, all zero, 64-byte aligned, outliving this object.
+    KvTensor(const Geometry& g, std::uint8_t* memory) : g_(g), memory_(memory) {}
+
+    const Geometry& geometry() const { return g_; }
+    std::uint8_t* memory() const { return memory_; }
+    bool bound() const { return head_dim_ != 0; }
+    int head_dim() const { return head_dim_; }
+    int n_head() const { return static_cast<int>(g_.n_embd / head_dim_); }
+
+    /// Fixes the head size. Idempotent. Throws std::invalid_argument if the size is unsupported, does not divide n_embd, or contradicts an
+    /// earlier one.
+    void bind_head_dim(int head_dim);
+
+    /// Bytes of all cells in this format, codes and scales; 0 before the head size is bound.
+    std::size_t format_bytes() const;
+
+    TileShape shape() const { return {g_.codec, g_.side, head_dim_}; }
+    /// All heads of one stream, for the kernels.
+    TileView view(std::int64_t stream) const;
+
+    /// Encodes head `head` of n rows: x[i*x_stride ..+head_dim) goes to row rows[i]. Returns false if a value was not finite.
+    /// Different heads may be encoded concurrently. `scratch` holds n entries.
+    bool encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
+                std::span<std::int64_t> scratch);
+
+    /// Rows in fp16 in the model's space. write_row(read_row()) restores the same codes, so saved state is lossless (docs/ggml.md).
+    /// write_row returns false if a value is not finite; then the row becomes zero.
+    void read_row(std::int64_t row, std::span<std::uint16_t> out) const;
+    bool write_row(std::int64_t row, std::span<const std::uint16_t> in);
+
+    /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode.
+    void rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table);
+
+    /// Copies all cells of a stream.
+    void copy_stream(std::int64_t src, std::int64_t dst);
+
+    std::uint64_t shift_generation = 0;  ///< see CellPositions::shift
+
+  private:
+    std::int64_t tiles_per_stream() const { return (g_.n_cells + kTileKeys - 1) / kTileKeys; }
+    std::uint8_t* tile(std::int64_t row, int head) const;
+    int slot(std::int64_t row) const { return static_cast<int>(row % g_.n_cells % kTileKeys); }
+    void decode_head(std::int64_t row, int head, std::span<float> x) const;
+
+    Geometry g_;
+    std::uint8_t* memory_;
+    int head_dim_ = 0;
+};
+
+}  // namespace turboquant

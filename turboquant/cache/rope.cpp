@@ -1,0 +1,50 @@
+#include "turboquant/cache/rope.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace turboquant {
+namespace {
+
+/// Pair index at which the angle makes `rotations` turns over the original context (YaRN, eq. 17).
+float yarn_pair(const RopeParams& p, float rotations) {
+    return static_cast<float>(p.n_dims) * std::log(static_cast<float>(p.n_ctx_orig) / (rotations * 2 * std::numbers::pi_v<float>)) /
+           (2 * std::log(p.freq_base));
+}
+
+}  // namespace
+
+void rope_table(const RopeParams& p, float pos, std::span<float> table) {
+    const float theta_scale = std::pow(p.freq_base, -2.0f / static_cast<float>(p.n_dims));
+    float low = 0, high = 0, magnitude = p.attn_factor;
+    if (p.ext_factor != 0) {
+        low = std::max(0.0f, std::floor(yarn_pair(p, p.beta_fast)));
+        high = std::min(static_cast<float>(p.n_dims - 1), std::ceil(yarn_pair(p, p.beta_slow)));
+        magnitude *= 1.0f + 0.1f * std::log(1.0f / p.freq_scale);
+    }
+    float theta = pos;
+    for (int i = 0; i < p.n_dims / 2; i++, theta *= theta_scale) {
+        const float extrapolated = theta / (p.freq_factors ? p.freq_factors[i] : 1.0f);
+        float angle = p.freq_scale * extrapolated;
+        if (p.ext_factor != 0) {
+            const float ramp = 1 - std::clamp((static_cast<float>(i) - low) / std::max(0.001f, high - low), 0.0f, 1.0f);
+            angle += (extrapolated - angle) * ramp * p.ext_factor;
+        }
+        table[2 * i] = std::cos(angle) * magnitude;
+        table[2 * i + 1] = std::sin(angle) * magnitude;
+    }
+}
+
+void rope_apply(const RopeParams& p, std::span<const float> table, std::span<float> x) {
+    const int half = p.n_dims / 2;
+    for (int i = 0; i < half; i++) {
+        float& a = x[p.n_offset + (p.pairs == RopePairs::adjacent ? 2 * i : i)];
+        float& b = x[p.n_offset + (p.pairs == RopePairs::adjacent ? 2 * i + 1 : i + half)];
+        const float c = table[2 * i], s = table[2 * i + 1], a0 = a;
+        a = a0 * c - b * s;
+        b = a0 * s + b * c;
+    }
+}
+
+}  // namespace turboquant

@@ -1,0 +1,244 @@
+#include "turboquant/ggml/buffer.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string_view>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace turboquant::ggml {
+namespace {
+
+KvTensor::Geometry geometry_of(const KvSpec& spec, Side side, const ggml_tensor* t) {
+    KvTensor::Geometry g;
+    g.side = side;
+    g.codec = side == Side::key ? spec.k : spec.v;
+    g.norm_mode = spec.norm_mode;
+    g.n_embd = t->ne[0];
+    g.n_cells = t->ne[1];
+    g.n_streams = t->ne[2] * t->ne[3];
+    return g;
+}
+
+KvBuffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
+
+/// Bytes of the fp16 row that llama.cpp believes in, and the row / offset in it of a byte of tensor `t` (a KV tensor or a view of one).
+struct RowRange {
+    std::size_t row_bytes, first, end;  ///< byte range in the root tensor
+};
+RowRange nominal_range(const ggml_tensor* t, std::size_t offset, std::size_t size) {
+    const std::size_t at = t->view_offs + offset;
+    return {root(t)->nb[1], at, at + size};
+}
+
+/// Calls f(row, offset in row, bytes, offset in the range) for each row that the range touches.
+template <class F>
+void for_each_row(const RowRange& r, F&& f) {
+    for (std::size_t at = r.first; at < r.end;) {
+        const std::size_t in_row = at % r.row_bytes, n = std::min(r.row_bytes - in_row, r.end - at);
+        f(static_cast<std::int64_t>(at / r.row_bytes), in_row, n, at - r.first);
+        at += n;
+    }
+}
+
+void read_saved_row(const KvExtra& e, std::int64_t row, std::span<std::uint16_t> out) {
+    e.kv.read_row(row, out);
+    if (e.kv.geometry().side == Side::key && e.kv.geometry().codec != CodecId::raw && e.positions)
+        embed_position(out, e.positions->at(row));
+}
+
+void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t offset, size_t size) {
+    const KvExtra* e = kv_extra(t);
+    if (!e) {
+        std::memcpy(data, static_cast<const char*>(t->data) + offset, size);
+        return;
+    }
+    if (!e->kv.bound()) {  // nothing was written yet
+        std::memset(data, 0, size);
+        return;
+    }
+    std::vector<std::uint16_t> row(e->kv.geometry().n_embd);
+    for_each_row(nominal_range(t, offset, size), [&](std::int64_t r, std::size_t in_row, std::size_t n, std::size_t at) {
+        read_saved_row(*e, r, row);
+        std::memcpy(static_cast<char*>(data) + at, reinterpret_cast<const char*>(row.data()) + in_row, n);
+    });
+}
+
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, size_t offset, size_t size) {
+    KvExtra* e = kv_extra(t);
+    if (!e) {
+        std::memcpy(static_cast<char*>(t->data) + offset, data, size);
+        return;
+    }
+    if (!e->kv.bound()) {
+        // llama.cpp reserves its graphs, and so shows us the head size, before it restores anything.
+        context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name + ": its head size is not known or not supported");
+        e->refused = true;
+        return;
+    }
+    std::vector<std::uint16_t> row(e->kv.geometry().n_embd);
+    bool finite = true;
+    for_each_row(nominal_range(t, offset, size), [&](std::int64_t r, std::size_t in_row, std::size_t n, std::size_t at) {
+        if (n < row.size() * sizeof(std::uint16_t)) read_saved_row(*e, r, row);
+        std::memcpy(reinterpret_cast<char*>(row.data()) + in_row, static_cast<const char*>(data) + at, n);
+        finite = e->kv.write_row(r, row) && finite;
+        if (e->kv.geometry().side == Side::key && e->positions) e->positions->set(r, extract_position(row));
+    });
+    if (!finite)
+        context_of(buffer).device().refuse(std::string("restored rows of ") + root(t)->name + " hold values that are not finite; they were zeroed");
+}
+
+void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, uint8_t value, size_t offset, size_t size) {
+    if (!kv_extra(t)) {
+        std::memset(static_cast<char*>(t->data) + offset, value, size);
+        return;
+    }
+    const std::vector<char> bytes(size, static_cast<char>(value));
+    set_tensor(buffer, t, bytes.data(), offset, size);
+}
+
+/// Copies between whole streams of KV tensors of one geometry (sequence copy between streams); for all else ggml goes through get and set.
+bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst) {
+    KvExtra *s = kv_extra(src), *d = kv_extra(dst);
+    if (!s && !d && src->buffer && src->buffer->buft->iface.alloc_buffer == alloc_buffer) {
+        std::memcpy(dst->data, src->data, ggml_nbytes(src));
+        return true;
+    }
+    if (!s || s != d || !s->kv.bound()) return false;
+    const std::size_t stream_bytes = root(src)->nb[2];
+    if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || src->view_offs % stream_bytes || dst->view_offs % stream_bytes)
+        return false;
+    const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes), to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
+    s->kv.copy_stream(from, to);
+    if (s->kv.geometry().side == Side::key && s->positions) s->positions->copy_stream(from, to);
+    return true;
+}
+
+ggml_backend_buffer_i buffer_interface() {
+    ggml_backend_buffer_i i{};
+    i.free_buffer = [](ggml_backend_buffer_t b) { delete &context_of(b); };
+    i.get_base = [](ggml_backend_buffer_t b) -> void* { return context_of(b).base(); };
+    i.init_tensor = [](ggml_backend_buffer_t b, ggml_tensor* t) {
+        context_of(b).init_tensor(t);
+        return GGML_STATUS_SUCCESS;
+    };
+    i.memset_tensor = memset_tensor;
+    i.set_tensor = set_tensor;
+    i.get_tensor = get_tensor;
+    i.cpy_tensor = cpy_tensor;
+    i.clear = [](ggml_backend_buffer_t b, uint8_t) { context_of(b).clear(); };
+    return i;
+}
+
+}  // namespace
+
+std::optional<Side> kv_side(const ggml_tensor* t) {
+    const std::string_view name = t->name;
+    const std::size_t l = name.rfind("_l");
+    if (!name.starts_with("cache_") || l == name.npos || l == 0 || l + 2 >= name.size() ||
+        !std::all_of(name.begin() + l + 2, name.end(), [](char c) { return std::isdigit(static_cast<unsigned char>(c)); }))
+        return std::nullopt;
+    if (name[l - 1] == 'k') return Side::key;
+    if (name[l - 1] == 'v') return Side::value;
+    return std::nullopt;  // cache_r, cache_s: recurrent state
+}
+
+KvExtra* kv_extra(const ggml_tensor* t) { return is_kv(t) ? static_cast<KvExtra*>(root(t)->extra) : nullptr; }
+
+size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
+    if (const auto side = kv_side(t); side && !t->view_src && t->type == GGML_TYPE_F16)
+        return KvTensor::reserved_bytes(geometry_of(device_of(buft).spec, *side, t));
+    return ggml_nbytes(t);
+}
+
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
+    Device& device = device_of(buft);
+    try {
+        return ggml_backend_buffer_init(buft, buffer_interface(), new KvBuffer(device, size), size);
+    } catch (const std::bad_alloc&) {
+        device.refuse("cannot reserve " + std::to_string(size >> 20) + " MiB for the KV cache; ask for a smaller context");
+        return nullptr;
+    }
+}
+
+void bind_from_op(const Device& d, const ggml_tensor* op) {
+    const auto bind = [&](const ggml_tensor* t, std::int64_t head_dim) {
+        KvExtra* e = t ? kv_extra(t) : nullptr;
+        if (!e || e->refused || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
+        try {
+            e->kv.bind_head_dim(static_cast<int>(head_dim));
+        } catch (const std::invalid_argument& error) {
+            e->refused = true;
+            const_cast<Device&>(d).refuse(std::string(root(t)->name) + ": " + error.what());
+        }
+    };
+    if (op->op != d.ops.flash_attn) return;
+    bind(op->src[1], op->src[1]->ne[0]);
+    // A model without V reads its values out of the keys (MLA): then the head size is that of the keys.
+    if (root(op->src[2]) != root(op->src[1])) bind(op->src[2], op->src[2]->ne[0]);
+}
+
+KvBuffer::KvBuffer(Device& device, size_t size) : device_(device), size_(std::max<size_t>(size, 1)) {
+    // Address space only: pages that no cell was written to cost nothing.
+    void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<std::uint8_t*>(p);
+    device_.add(this);
+}
+
+KvBuffer::~KvBuffer() {
+    device_.remove(this);
+    munmap(base_, size_);
+}
+
+void KvBuffer::init_tensor(ggml_tensor* t) {
+    const auto side = kv_side(t);
+    if (!side || t->view_src) return;
+    auto e = std::make_unique<KvExtra>(KvExtra{KvTensor(geometry_of(device_.spec, *side, t), static_cast<std::uint8_t*>(t->data))});
+    const KvTensor::Geometry& g = e->kv.geometry();
+    if (t->type != GGML_TYPE_F16) {
+        e->refused = true;
+        device_.refuse(std::string(t->name) + " is asked for as " + ggml_type_name(t->type) + ": leave -ctk and -ctv at f16, the device sets the format");
+    }
+    for (const auto& p : positions_)
+        if (p->n_cells() == g.n_cells && p->size() == static_cast<std::size_t>(g.n_cells * g.n_streams)) e->positions = p.get();
+    if (!e->positions) {
+        positions_.push_back(std::make_unique<CellPositions>(g.n_cells, g.n_streams));
+        e->positions = positions_.back().get();
+    }
+    e->sets_positions = g.side == Side::key && std::none_of(tensors_.begin(), tensors_.end(), [&](const auto& other) {
+                            return other->sets_positions && other->positions == e->positions;
+                        });
+    t->extra = e.get();
+    tensors_.push_back(std::move(e));
+}
+
+void KvBuffer::clear() {
+    // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
+    if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
+    for (const auto& p : positions_) p->clear();
+}
+
+void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {
+    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    for (const auto& e : tensors_) {
+        const KvTensor::Geometry& g = e->kv.geometry();
+        const std::size_t reserved = KvTensor::reserved_bytes(g);
+        s.n_tensors++;
+        s.reserved_bytes += reserved;
+        s.format_bytes += e->kv.format_bytes();
+        values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
+        const auto first = reinterpret_cast<std::uintptr_t>(e->kv.memory()) / page * page;
+        const auto end = (reinterpret_cast<std::uintptr_t>(e->kv.memory()) + reserved + page - 1) / page * page;
+        std::vector<unsigned char> resident((end - first) / page);
+        if (mincore(reinterpret_cast<void*>(first), end - first, resident.data()) == 0)
+            for (const unsigned char r : resident) s.touched_bytes += (r & 1) * page;
+    }
+    for (const auto& p : positions_) s.format_bytes += p->bytes(), s.reserved_bytes += p->bytes(), s.touched_bytes += p->bytes();
+}
+
+}  // namespace turboquant::ggml

@@ -1,0 +1,52 @@
+// Buffers of our devices: KV tensors in compressed form, everything else (outputs of our ops) as ggml lays it out.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "turboquant/cache/kv_tensor.h"
+#include "turboquant/cache/positions.h"
+#include "turboquant/ggml/device.h"
+
+namespace turboquant::ggml {
+
+/// What a KV tensor carries in ggml_tensor::extra: its compressed form and the positions it shares with the other layers of its cache.
+struct KvExtra {
+    KvTensor kv;
+    CellPositions* positions = nullptr;
+    bool sets_positions = false;  ///< the first key tensor of its cache: later layers run when the position input may be gone
+    bool refused = false;         ///< its type or head size cannot be served; every op on it fails
+};
+
+/// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7", with or without a tag before the letter), nullopt for any other tensor.
+std::optional<Side> kv_side(const ggml_tensor* t);
+/// The extra of the tensor under t, or null (not a KV tensor, or not allocated: llama.cpp measures with dummy buffers).
+KvExtra* kv_extra(const ggml_tensor* t);
+
+/// Learns head sizes from an attention or row-writing op. A size that cannot be served marks the tensor refused; the op then fails in compute.
+void bind_from_op(const Device& d, const ggml_tensor* op);
+
+/// Context of one ggml buffer.
+class KvBuffer {
+  public:
+    KvBuffer(Device& device, size_t size);  ///< throws std::bad_alloc
+    ~KvBuffer();
+    KvBuffer(const KvBuffer&) = delete;
+
+    Device& device() const { return device_; }
+    std::uint8_t* base() const { return base_; }
+    void init_tensor(ggml_tensor* t);
+    void clear();
+    void add_stats(turboquant_kv_stats& s, double& values) const;
+
+  private:
+    Device& device_;
+    std::uint8_t* base_ = nullptr;
+    size_t size_;
+    std::vector<std::unique_ptr<KvExtra>> tensors_;
+    std::vector<std::unique_ptr<CellPositions>> positions_;
+};
+
+}  // namespace turboquant::ggml

@@ -1,0 +1,128 @@
+#include "turboquant/ggml/device.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <unistd.h>
+
+#include "turboquant/ggml/buffer.h"
+
+namespace turboquant::ggml {
+namespace {
+
+void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    *total = page * static_cast<size_t>(sysconf(_SC_PHYS_PAGES));
+    *free = page * static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES));
+}
+
+// One id for all: llama.cpp takes the first device of an id and skips the rest, unless -dev names another.
+constexpr const char* kDeviceId = "turboquant";
+
+void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
+    props->name = device_of(dev).name.c_str();
+    props->description = device_of(dev).description.c_str();
+    props->type = GGML_BACKEND_DEVICE_TYPE_GPU;
+    props->device_id = kDeviceId;
+    get_memory(dev, &props->memory_free, &props->memory_total);
+    // mmap_support came with a later ggml; in earlier ones its byte is padding at the end of the struct.
+    props->caps.async = props->caps.host_buffer = props->caps.buffer_from_host_ptr = props->caps.events = false;
+    props->caps.mmap_support = true;
+}
+
+/// Everything that touches a KV tensor is claimed, also what cannot be computed: such a graph then fails with a message in graph_compute, where
+/// a "no" here would make the scheduler abort the process, or copy compressed bytes to another backend as if they were f16.
+bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
+    const Device& d = device_of(dev);
+    if (is_view_op(d.ops, op)) return true;
+    if (is_kv(op)) {
+        bind_from_op(d, op);
+        return true;
+    }
+    for (const ggml_tensor* src : op->src)
+        if (src && is_kv(src)) {
+            bind_from_op(d, op);
+            return true;
+        }
+    return false;
+}
+
+/// Host buffers are accepted as inputs, so that q, the mask and new keys and values are not copied.
+bool supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
+    return buft == &device_of(dev).buft || ggml_backend_buft_is_host(buft);
+}
+
+ggml_backend_device_i device_interface() {
+    ggml_backend_device_i i{};
+    i.get_name = [](ggml_backend_dev_t dev) { return device_of(dev).name.c_str(); };
+    i.get_description = [](ggml_backend_dev_t dev) { return device_of(dev).description.c_str(); };
+    i.get_memory = get_memory;
+    i.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
+    i.get_props = get_props;
+    i.init_backend = init_backend;
+    i.get_buffer_type = [](ggml_backend_dev_t dev) -> ggml_backend_buffer_type_t { return &device_of(dev).buft; };
+    i.supports_op = supports_op;
+    i.supports_buft = supports_buft;
+    return i;
+}
+
+ggml_backend_buffer_type_i buft_interface() {
+    ggml_backend_buffer_type_i i{};
+    i.get_name = [](ggml_backend_buffer_type_t buft) { return device_of(buft).buft_name.c_str(); };
+    i.alloc_buffer = alloc_buffer;
+    i.get_alignment = [](ggml_backend_buffer_type_t) -> size_t { return 128; };
+    i.get_alloc_size = alloc_size;
+    // Never host: the CPU backend would read compressed bytes as f16.
+    i.is_host = [](ggml_backend_buffer_type_t) { return false; };
+    return i;
+}
+
+bool is_device_buft(ggml_backend_buffer_type_t buft) {
+    return buft && buft->iface.alloc_buffer == alloc_buffer;
+}
+
+}  // namespace
+
+Device::Device(ggml_backend_reg_t reg, const Ops& o, std::string n, const KvSpec& s)
+    : ops(o), name(std::move(n)), description("TurboQuant KV cache, " + to_string(s)), buft_name(name), spec(s) {
+    device = {device_interface(), reg, this};
+    buft = {buft_interface(), &device, this};
+}
+
+void Device::refuse(const std::string& text) {
+    const std::scoped_lock lock(mutex_);
+    last_error_ = text;
+    log_error(text);
+}
+
+std::string Device::last_error() const {
+    const std::scoped_lock lock(mutex_);
+    return last_error_;
+}
+
+void Device::add(KvBuffer* b) {
+    const std::scoped_lock lock(mutex_);
+    buffers_.push_back(b);
+}
+
+void Device::remove(KvBuffer* b) {
+    const std::scoped_lock lock(mutex_);
+    std::erase(buffers_, b);
+}
+
+turboquant_kv_stats Device::stats() const {
+    const std::scoped_lock lock(mutex_);
+    turboquant_kv_stats s{};
+    double values = 0;
+    for (const KvBuffer* b : buffers_) b->add_stats(s, values);
+    s.f16_bytes = 2 * values;
+    s.bits_per_value = values > 0 && s.format_bytes ? 8.0 * static_cast<double>(s.format_bytes) / values : 0;
+    return s;
+}
+
+bool is_kv(const ggml_tensor* t) {
+    const ggml_tensor* r = root(t);
+    return r->buffer && is_device_buft(r->buffer->buft) && kv_side(r).has_value();
+}
+
+}  // namespace turboquant::ggml

@@ -1,0 +1,56 @@
+// Devices (one per SPEC), their buffer type and what they say yes to.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "turboquant/cache/kv_spec.h"
+#include "turboquant/ggml/host.h"
+#include "turboquant/ggml/plugin.h"
+
+namespace turboquant::ggml {
+
+class KvBuffer;
+
+/// One device. ggml keeps pointers to `device` and `buft`, so a Device never moves and lives as long as the process.
+struct Device {
+    Device(ggml_backend_reg_t reg, const Ops& ops, std::string name, const KvSpec& spec);
+    Device(const Device&) = delete;
+
+    Ops ops;
+    std::string name, description, buft_name;
+    KvSpec spec;
+    ggml_backend_device device;
+    ggml_backend_buffer_type buft;
+
+    /// Records and logs a refusal; returns the text kept.
+    void refuse(const std::string& text);
+    std::string last_error() const;
+
+    void add(KvBuffer* b);
+    void remove(KvBuffer* b);
+    turboquant_kv_stats stats() const;
+
+  private:
+    mutable std::mutex mutex_;
+    std::string last_error_;
+    std::vector<KvBuffer*> buffers_;
+};
+
+inline Device& device_of(ggml_backend_dev_t dev) { return *static_cast<Device*>(dev->context); }
+inline Device& device_of(ggml_backend_buffer_type_t buft) { return *static_cast<Device*>(buft->context); }
+
+/// True for a tensor or view whose memory is a KV tensor on one of our devices.
+bool is_kv(const ggml_tensor* t);
+/// The tensor that a view looks into, or the tensor itself.
+inline const ggml_tensor* root(const ggml_tensor* t) { return t->view_src ? t->view_src : t; }
+
+// Implemented in their own files.
+ggml_backend_t init_backend(ggml_backend_dev_t dev, const char* params);           // backend.cpp
+void set_n_threads(ggml_backend_t backend, int n_threads);                          // backend.cpp
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);   // buffer.cpp
+size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t);           // buffer.cpp
+
+}  // namespace turboquant::ggml

@@ -1,0 +1,174 @@
+#include "turboquant/ggml/ops.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+
+#include "turboquant/ggml/team.h"
+
+namespace turboquant::ggml {
+namespace {
+
+constexpr const char* kNeedsFlashAttention =
+    "flash attention is off for this model or context (its cache is then laid out in a way that cannot be compressed): run with -fa on, or without a "
+    "turboquant device";
+
+float param(const ggml_tensor* t, int i) {
+    float f;
+    std::memcpy(&f, &t->op_params[i], sizeof f);
+    return f;
+}
+
+const float* floats(const ggml_tensor* t) { return static_cast<const float*>(t->data); }
+
+/// Rows are [head_dim, n_head, n_tokens] seen as [n_embd, n_tokens]: the shape before that view tells the head size.
+std::int64_t head_dim_of_rows(const Ops& ops, const ggml_tensor* rows, std::int64_t n_embd) {
+    const ggml_tensor* t = rows;
+    while ((t->op == ops.view || t->op == ops.reshape) && t->src[0] && t->ne[0] == n_embd && t->src[0]->ne[0] != n_embd) t = t->src[0];
+    return t->ne[0];
+}
+
+/// Position input of the ROPE that made these keys, or null (no RoPE, or not found: the positions stay unknown).
+const std::int32_t* positions_of_rows(const Ops& ops, const ggml_tensor* rows, std::int64_t n_tokens) {
+    const ggml_tensor* t = rows;
+    while ((t->op == ops.view || t->op == ops.reshape || t->op == ops.permute) && t->src[0]) t = t->src[0];
+    if (t->op != ops.rope || !t->src[1] || t->src[1]->type != GGML_TYPE_I32 || t->src[1]->ne[0] < n_tokens || !t->src[1]->data) return nullptr;
+    return static_cast<const std::int32_t*>(t->src[1]->data);
+}
+
+std::string name_of(const ggml_tensor* t) { return std::string("'") + root(t)->name + "'"; }
+
+}  // namespace
+
+std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
+    KvExtra* e = kv_extra(op);
+    const ggml_tensor *x = op->src[0], *idx = op->src[1];
+    if (!e || e->refused) return "cannot write " + name_of(op) + ": " + ctx.device->last_error();
+    const KvTensor::Geometry& g = e->kv.geometry();
+    if (op->ne[0] != g.n_embd) return std::string(kNeedsFlashAttention);
+    if (x->type != GGML_TYPE_F32 || x->ne[2] * x->ne[3] != 1) return "rows for " + name_of(op) + " are not a plain f32 matrix";
+    if (!e->kv.bound()) e->kv.bind_head_dim(static_cast<int>(head_dim_of_rows(ctx.device->ops, x, g.n_embd)));
+
+    const std::int64_t n = x->ne[1];
+    const std::int64_t n_rows = g.n_cells * g.n_streams;
+    ctx.rows.resize(n);
+    for (std::int64_t i = 0; i < n; i++) {
+        const char* at = static_cast<const char*>(idx->data) + i * idx->nb[0];
+        ctx.rows[i] = idx->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at) : *reinterpret_cast<const std::int32_t*>(at);
+        if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
+    }
+    if (e->sets_positions) {
+        const std::int32_t* pos = positions_of_rows(ctx.device->ops, x, n);
+        for (std::int64_t i = 0; i < n; i++) e->positions->set(ctx.rows[i], pos ? pos[i] : -1);
+    }
+
+    // Split over heads: tiles of different heads are disjoint.
+    const int n_head = e->kv.n_head(), head_dim = e->kv.head_dim();
+    const int parts = n * n_head < 64 ? 1 : std::min(ctx.n_threads, n_head);
+    ctx.cells.resize(n * parts);
+    std::atomic<bool> finite = true;
+    run_team(parts, [&](int ith) {
+        const std::span<std::int64_t> scratch(ctx.cells.data() + n * ith, n);
+        for (int h = ith; h < n_head; h += parts)
+            if (!e->kv.encode(*ctx.kernels, h, floats(x) + h * head_dim, x->nb[1] / sizeof(float), ctx.rows, scratch)) finite = false;
+    });
+    return finite ? std::string() : "keys or values for " + name_of(op) + " are not finite (NaN or infinity in the model's activations)";
+}
+
+std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+    KvExtra *ke = kv_extra(k), *ve = kv_extra(v);
+    if (!ke || !ve || ke->refused || ve->refused || !ke->kv.bound() || !ve->kv.bound())
+        return "cannot attend over " + name_of(k) + " and " + name_of(v) + ": " + ctx.device->last_error();
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2)))
+        return "unexpected layout of the query or the mask in attention over " + name_of(k);
+
+    AttentionArgs a;
+    a.n_head = static_cast<int>(q->ne[2]);
+    a.n_head_kv = static_cast<int>(k->ne[2]);
+    a.n_tokens = static_cast<int>(q->ne[1]);
+    a.n_kv = static_cast<int>(k->ne[1]);
+    a.q_token_stride = q->nb[1] / sizeof(float);
+    a.q_head_stride = q->nb[2] / sizeof(float);
+    a.out_head_stride = op->nb[1] / sizeof(float);
+    a.out_token_stride = op->nb[2] / sizeof(float);
+    a.v_is_k = root(k) == root(v);
+    a.v_dim_out = static_cast<int>(v->ne[0]);
+    a.scale = param(op, 0);
+    a.max_bias = param(op, 1);
+    a.logit_softcap = param(op, 2);
+    // ggml folds the cap into the scale before applying it: cap * tanh(scale/cap * qk), the same as ours.
+    if (mask) {
+        a.mask_token_stride = mask->nb[1] / 2;
+        a.mask_head_stride = mask->nb[2] / 2;
+        a.mask_heads = static_cast<int>(mask->ne[2]);
+    }
+    a.sinks = sinks ? floats(sinks) : nullptr;
+
+    const std::int64_t row_bytes = root(k)->nb[1], n_cells = ke->kv.geometry().n_cells;
+    const std::int64_t first_row = static_cast<std::int64_t>(k->view_offs) / row_bytes;
+    if (k->view_offs % row_bytes || first_row % n_cells || (!a.v_is_k && v->view_offs != root(v)->nb[2] * (first_row / n_cells)) ||
+        (a.v_is_k && v->view_offs != k->view_offs) || k->ne[0] != ke->kv.head_dim() || a.n_head_kv != ke->kv.n_head())
+        return "attention over a part of " + name_of(k) + " that does not begin with a sequence's first cell is not supported; please report the model";
+    if (ke->kv.geometry().n_cells != ve->kv.geometry().n_cells || a.n_kv > n_cells) return "sizes of " + name_of(k) + " and " + name_of(v) + " differ";
+
+    for (std::int64_t s = 0; s < q->ne[3]; s++) {
+        a.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + s * q->nb[3]);
+        a.out = reinterpret_cast<float*>(static_cast<char*>(op->data) + s * op->nb[3]);
+        if (mask) a.mask = reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3]);
+        a.k = ke->kv.view(first_row / n_cells + s);
+        a.v = ve->kv.view(first_row / n_cells + s);
+        if (const char* error = check_attention_args(a)) return "attention over " + name_of(k) + ": " + error;
+        const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
+        const int n_threads = work < 4096 ? 1 : ctx.n_threads;
+        const AttentionPlan plan = plan_attention(*ctx.kernels, a, n_threads);
+        if (ctx.workspace.size() < plan.workspace_bytes + 64) ctx.workspace.resize(plan.workspace_bytes + 64);
+        auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(ctx.workspace.data()) + 63) / 64 * 64);
+        run_team(plan.n_threads, [&](int ith) { run_attention(*ctx.kernels, plan, a, ws, ith); });
+        if (plan.n_chunks > 1) run_team(plan.n_threads, [&](int ith) { merge_attention(*ctx.kernels, plan, a, ws, ith); });
+    }
+    return {};
+}
+
+std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
+    constexpr int kNeox = 2, kMrope = 8;
+    KvExtra* e = kv_extra(op->src[0]);
+    const ggml_tensor *x = op->src[0], *shift = op->src[1], *factors = op->src[2];
+    if (!e || e->refused || !e->kv.bound()) return "cannot shift " + name_of(op) + ": " + ctx.device->last_error();
+    if (op->view_src != x->view_src || e->kv.geometry().side != Side::key) return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
+    RopeParams p;
+    const int mode = op->op_params[2];
+    if (mode & kMrope) return "context shift with M-RoPE positions is not supported; run without --context-shift";
+    p.n_dims = op->op_params[1];
+    p.pairs = mode & kNeox ? RopePairs::split : RopePairs::adjacent;
+    p.n_ctx_orig = op->op_params[4];
+    p.freq_base = param(op, 5);
+    p.freq_scale = param(op, 6);
+    p.ext_factor = param(op, 7);
+    p.attn_factor = param(op, 8);
+    p.beta_fast = param(op, 9);
+    p.beta_slow = param(op, 10);
+    p.n_offset = op->op_params[15] + static_cast<int>(x->view_offs / sizeof(std::uint16_t));
+    p.freq_factors = factors ? floats(factors) : nullptr;
+    const std::int64_t n_rows = e->kv.geometry().n_cells * e->kv.geometry().n_streams;
+    if (x->ne[2] != n_rows || shift->ne[0] < n_rows || p.n_offset + p.n_dims > e->kv.head_dim())
+        return "context shift of a part of " + name_of(op) + " is not supported; run without --context-shift";
+
+    const auto* delta = static_cast<const std::int32_t*>(shift->data);
+    const int parts = ctx.n_threads;
+    run_team(parts, [&](int ith) {
+        // Whole tiles per thread: rows of one tile share bytes.
+        std::vector<float> table(p.n_dims);
+        std::int32_t table_for = 0;
+        for (std::int64_t row = 0; row < n_rows; row++) {
+            if (row % e->kv.geometry().n_cells / kTileKeys % parts != ith || delta[row] == 0) continue;
+            if (table_for != delta[row]) rope_table(p, static_cast<float>(table_for = delta[row]), table);
+            e->kv.rotate_row(row, p, table);
+        }
+    });
+    if (e->positions) e->positions->shift({delta, static_cast<std::size_t>(n_rows)}, e->kv.shift_generation);
+    return {};
+}
+
+}  // namespace turboquant::ggml

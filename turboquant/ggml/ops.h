@@ -1,0 +1,24 @@
+// The operations of a KV cache, on our tensors. Each returns an empty string, or why it cannot be done and what to do about it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "turboquant/ggml/buffer.h"
+
+namespace turboquant::ggml {
+
+/// What the ops need of the backend that runs them.
+struct OpContext {
+    const Device* device;
+    const Kernels* kernels;
+    int n_threads = 1;
+    std::vector<std::uint8_t> workspace;   ///< grown as needed, reused
+    std::vector<std::int64_t> rows, cells;
+};
+
+std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);
+std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op);
+std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op);
+
+}  // namespace turboquant::ggml

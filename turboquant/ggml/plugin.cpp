@@ -1,0 +1,102 @@
+// Entry point of libggml-turboquant.so: the registry, its devices and its extra procedures (plugin.h).
+#include "turboquant/ggml/plugin.h"
+
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <mutex>
+
+#include "turboquant/ggml/config.h"
+#include "turboquant/ggml/device.h"
+#include "turboquant/kernels/kernels.h"
+
+namespace turboquant::ggml {
+namespace {
+
+struct Registry {
+    ggml_backend_reg reg{};
+    Ops ops{};
+    std::deque<Device> devices;  // deque: ggml keeps pointers to them
+    std::size_t n_listed = 0;    // those made for the turboquant_device procedure come after and are not listed
+    std::mutex mutex;
+};
+
+Registry& registry() {
+    static auto* r = new Registry;  // never destroyed: programs free their contexts after static destructors began
+    return *r;
+}
+
+ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t error_size) {
+    try {
+        const KvSpec spec = parse_kv_spec(text ? text : "");
+        Registry& r = registry();
+        const std::scoped_lock lock(r.mutex);
+        for (Device& d : r.devices)
+            if (d.spec == spec) return &d.device;
+        return &r.devices.emplace_back(&r.reg, r.ops, to_string(spec), spec).device;
+    } catch (const std::exception& e) {
+        if (error && error_size) std::strncpy(error, e.what(), error_size - 1)[error_size - 1] = '\0';
+        return nullptr;
+    }
+}
+
+const char* device_config(ggml_backend_dev_t dev) {
+    static thread_local std::string text;
+    text = "keys " + std::string(codec_info(device_of(dev).spec.k).name) + ", values " + std::string(codec_info(device_of(dev).spec.v).name) +
+           ", simd " + std::string(simd_level_name(kernels_level(kernels())));
+    return text.c_str();
+}
+
+const char* device_last_error(ggml_backend_dev_t dev) {
+    static thread_local std::string text;
+    text = device_of(dev).last_error();
+    return text.c_str();
+}
+
+void* get_proc_address(ggml_backend_reg_t, const char* name) {
+    const auto is = [name](const char* n) { return std::strcmp(name, n) == 0; };
+    if (is("ggml_backend_set_n_threads")) return reinterpret_cast<void*>(&set_n_threads);
+    if (is("turboquant_device")) return reinterpret_cast<void*>(static_cast<turboquant_device_t>(&find_or_make_device));
+    if (is("turboquant_kv_stats"))
+        return reinterpret_cast<void*>(
+            static_cast<turboquant_kv_stats_t>([](ggml_backend_dev_t dev, turboquant_kv_stats* out) { *out = device_of(dev).stats(); }));
+    if (is("turboquant_last_error")) return reinterpret_cast<void*>(static_cast<turboquant_last_error_t>(&device_last_error));
+    if (is("turboquant_config")) return reinterpret_cast<void*>(static_cast<turboquant_config_t>(&device_config));
+    return nullptr;
+}
+
+ggml_backend_reg_t make_registry() {
+    const Config config = load_config();
+    if (const std::string problem = check_ggml_version(ggml_version()); !problem.empty() && !config.any_abi) throw std::runtime_error(problem);
+    Registry& r = registry();
+    r.ops = resolve_ops();
+    r.reg.api_version = kBackendApiVersion;
+    r.reg.iface.get_name = [](ggml_backend_reg_t) { return "turboquant"; };
+    r.reg.iface.get_device_count = [](ggml_backend_reg_t) { return registry().n_listed; };
+    r.reg.iface.get_device = [](ggml_backend_reg_t, size_t i) { return &registry().devices[i].device; };
+    r.reg.iface.get_proc_address = get_proc_address;
+    if (config.spec) r.devices.emplace_back(&r.reg, r.ops, "turboquant", *config.spec);
+    for (const CodecInfo& c : kCodecs) {
+        KvSpec spec;
+        spec.k = spec.v = c.id;
+        r.devices.emplace_back(&r.reg, r.ops, std::string(c.name), spec);
+    }
+    r.n_listed = r.devices.size();
+    log_info(std::string("KV cache formats ") + (config.spec ? "turboquant (" + to_string(*config.spec) + "), " : "") + known_codec_words() +
+             "; default " + r.devices.front().name + "; simd " + std::string(simd_level_name(kernels_level(kernels()))));
+    return &r.reg;
+}
+
+}  // namespace
+}  // namespace turboquant::ggml
+
+extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
+    using namespace turboquant::ggml;
+    try {
+        static const ggml_backend_reg_t reg = make_registry();
+        return reg;
+    } catch (const std::exception& e) {
+        log_error(std::string("not loaded: ") + e.what());
+        return nullptr;
+    }
+}
