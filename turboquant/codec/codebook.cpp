@@ -173,6 +173,7 @@ Codebook solve(const Law& law, int bits) {
     book.bits = bits;
     book.head_dim = law.d;
     book.mse = (law.d ? law.d : 1) * at.error / at.mass;
+    book.residual = at.worst / law.sigma();
     for (int k = m - 1; k >= 0; --k) book.centroids.push_back(static_cast<float>(-c[k]));
     for (int k = 0; k < m; ++k) book.centroids.push_back(static_cast<float>(c[k]));
     for (int k = m - 1; k > 0; --k) book.boundaries.push_back(static_cast<float>(-(c[k] + c[k - 1]) / 2));

@@ -17,6 +17,7 @@ struct Codebook {
     std::vector<float> centroids;   ///< 2^bits values, ascending, for coordinates of a *unit* vector (rms about 1/sqrt(head_dim))
     std::vector<float> boundaries;  ///< 2^bits - 1 midpoints; a value equal to a boundary belongs to the upper cell
     double mse = 0;                 ///< expected squared error of a whole unit vector, head_dim * E[(t - Q(t))^2]
+    double residual = 0;            ///< convergence: largest |centroid - mean of its cell| / rms of a coordinate, before rounding to float
 
     /// int8 image of the centroids (for i8 panels; bits <= 4): centroid ~ i8[k] * i8_step, |i8| <= 127. The step
     /// (max centroid / 100 to / 127) is the one with the least rounding error. Empty and 0 for bits > 4.

@@ -17,14 +17,17 @@ struct ProdVector {
     float residual_norm = 0;          ///< |r|, fp16-rounded
 };
 
+/// The quantizer of Algorithm 2 for one head size. Immutable after construction.
 class ProdQuantizer {
   public:
-    /// bits in 2..5 (total: bits-1 for the MSE part, 1 for the sketch). Throws std::invalid_argument.
+    /// bits in 2..5 (total: bits-1 for the MSE part, 1 for the sketch); seed draws S. Throws std::invalid_argument.
     ProdQuantizer(int bits, int head_dim, std::uint64_t seed = 1042);
 
+    /// x: head_dim values in the model's space. Throws as quantize_mse.
     ProdVector quantize(std::span<const float> x) const;
 
-    /// Estimate of <q, x>: <q, x_mse> + sqrt(pi/2)/d * |r| * <S R q, sign(S r)> (paper, eq. for Q_prod^-1).
+    /// Estimate of <q, x>: <q, x_mse> + sqrt(pi/2)/d * |r| * <S R q, sign(S r)> (paper, Algorithm 2, Dequant_prod).
+    /// Throws std::invalid_argument on a wrong size or code.
     float inner_product(std::span<const float> q, const ProdVector& v) const;
 
     /// Dense reconstruction in the model's space, linear in the codes, with the same inner products.
@@ -33,9 +36,13 @@ class ProdQuantizer {
     double bits_per_value() const;  ///< bits + 32/head_dim (two fp16 norms)
 
   private:
+    /// The estimate in the rotated space: centroids and sketch, S^T sign scaled.
+    std::vector<float> rotated(const ProdVector& v) const;
+
     int bits_, head_dim_;
-    Quantizer mse_;
-    std::vector<float> sketch_;  ///< S, head_dim x head_dim, N(0,1)
+    const Rotation* rotation_;
+    const Codebook* codebook_;   ///< of bits-1
+    std::vector<float> sketch_;  ///< S, head_dim x head_dim, N(0,1), row-major
 };
 
 }  // namespace turboquant

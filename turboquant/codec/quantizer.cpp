@@ -45,27 +45,29 @@ Quantizer::Quantizer(CodecId codec, int head_dim, NormMode mode) : codec_(codec)
     codebook_ = &codebook_for(codec_info(codec).bits, head_dim);
 }
 
-QuantizedVector Quantizer::quantize(std::span<const float> x) const {
-    check_size(x.size(), head_dim_);
+QuantizedVector quantize_mse(const Rotation& rotation, const Codebook& codebook, NormMode mode, std::span<const float> x) {
+    check_size(x.size(), rotation.head_dim());
     const double norm = finite_norm(x);
     QuantizedVector out;
-    std::vector<float> y(head_dim_);
+    std::vector<float> y(x.size());
     if (norm > 0)
-        for (int i = 0; i < head_dim_; ++i) y[i] = static_cast<float>(x[i] / norm);
-    rotation_->forward(y);
+        for (std::size_t i = 0; i < x.size(); ++i) y[i] = static_cast<float>(x[i] / norm);
+    rotation.forward(y);
     double cc = 0, yc = 0;
     for (float v : y) {
-        out.codes.push_back(static_cast<std::uint8_t>(codebook_->quantize(v)));
-        const double c = codebook_->centroids[out.codes.back()];
+        out.codes.push_back(static_cast<std::uint8_t>(codebook.quantize(v)));
+        const double c = codebook.centroids[out.codes.back()];
         cc += c * c;
         yc += c * v;
     }
     double scale = norm;
-    if (norm > 0 && mode_ == NormMode::corrected) scale = norm / std::sqrt(cc);
-    if (norm > 0 && mode_ == NormMode::eden) scale = norm / yc;  // positive: level and value have the same sign
+    if (norm > 0 && mode == NormMode::corrected) scale = norm / std::sqrt(cc);
+    if (norm > 0 && mode == NormMode::eden) scale = norm / yc;  // positive: level and value have the same sign
     out.scale = from_half(to_half(static_cast<float>(std::min(scale, kMaxHalf))));
     return out;
 }
+
+QuantizedVector Quantizer::quantize(std::span<const float> x) const { return quantize_mse(*rotation_, *codebook_, mode_, x); }
 
 void Quantizer::dequantize_rotated(const QuantizedVector& q, std::span<float> y) const {
     check_size(y.size(), head_dim_);

@@ -8,20 +8,10 @@
 #include <string>
 
 #include "turboquant/codec/codec.h"
+#include "turboquant/codec/random.h"
 
 namespace turboquant {
 namespace {
-
-// SplitMix64 (Steele, Lea and Flood 2014). Our own, because the standard library's distributions differ between implementations.
-struct SplitMix64 {
-    std::uint64_t state;
-    std::uint64_t operator()() {
-        std::uint64_t z = state += 0x9e3779b97f4a7c15u;
-        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-        return z ^ z >> 31;
-    }
-};
 
 void walsh_hadamard(float* x, int n) {
     for (int h = 1; h < n; h *= 2)
@@ -51,7 +41,7 @@ void multiply(std::span<float> x, std::span<const float> signs) {
 
 [[noreturn]] void throw_unsupported(int head_dim) {
     std::string known;
-    for (int d : kHeadDims) known += " " + std::to_string(d);
+    for (int d : kHeadDims) known.append(" ").append(std::to_string(d));
     throw std::invalid_argument("rotation: head_dim " + std::to_string(head_dim) + " is not supported; supported:" + known);
 }
 
@@ -70,9 +60,9 @@ Rotation::Rotation(int head_dim, std::uint64_t seed) : head_dim_(head_dim), pow2
             const double angle = 2 * std::numbers::pi * (j * l % odd_) / odd_;
             hartley_.push_back(static_cast<float>((std::cos(angle) + std::sin(angle)) / std::sqrt(static_cast<double>(odd_))));
         }
-    SplitMix64 random{seed ^ static_cast<std::uint64_t>(head_dim) << 32};
+    SplitMix64 random(seed ^ static_cast<std::uint64_t>(head_dim) << 32);
     for (std::vector<float>* signs : {&signs_in_, &signs_out_})
-        for (int i = 0; i < head_dim; ++i) signs->push_back(random() >> 63 ? 1.f : -1.f);
+        for (int i = 0; i < head_dim; ++i) signs->push_back(random.bits() >> 63 ? 1.f : -1.f);
 }
 
 void Rotation::forward(std::span<float> x) const {
