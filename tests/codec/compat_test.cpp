@@ -63,6 +63,36 @@ TEST(Compat, GoldenBlocksBitForBit) {
     }
 }
 
+// All levels of every table, through a block of norm 1 that holds each code.
+TEST(Compat, TablesArePinned) {
+    struct Expected {
+        Block block;
+        Table4 table;
+        std::vector<float> levels;
+    };
+    const Expected cases[] = {
+        {Block::turbo2, Table4::old, {.039994f, .133462f}},
+        {Block::turbo3, Table4::old, {.021460f, .065717f, .117832f, .190685f}},
+        {Block::turbo4, Table4::old, {.006938f, .020989f, .035597f, .051262f, .068756f, .089527f, .117195f, .173926f}},
+        {Block::turbo4, Table4::lloyd, {.011349f, .034299f, .058050f, .083292f, .111036f, .143016f, .182877f, .241529f}}};
+    for (const Expected& e : cases) {
+        const int half = static_cast<int>(e.levels.size()), bits = half == 2 ? 2 : half == 4 ? 3 : 4;
+        std::vector<std::uint8_t> bytes(block_bytes(e.block));
+        bytes[1] = 0x3c;
+        for (int j = 0; j < kBlockValues; ++j) {  // code j mod 2^bits at value j
+            const int code = j % (2 * half), low = bits == 4 ? code : code & 3, per_byte = bits == 4 ? 2 : 4;
+            bytes[2 + j / per_byte] = static_cast<std::uint8_t>(bytes[2 + j / per_byte] | low << (8 / per_byte * (j % per_byte)));
+            if (bits == 3) bytes[34 + j / 8] = static_cast<std::uint8_t>(bytes[34 + j / 8] | code / 4 << (j % 8));
+        }
+        Values y;
+        decode(e.block, bytes, y, false, e.table);
+        for (int j = 0; j < kBlockValues; ++j) {
+            const int code = j % (2 * half);
+            EXPECT_EQ(y[j], code < half ? -e.levels[half - 1 - code] : e.levels[code - half]) << j;
+        }
+    }
+}
+
 TEST(Compat, BlockSizes) {
     EXPECT_EQ(block_bytes(Block::turbo2), 34u);
     EXPECT_EQ(block_bytes(Block::turbo3), 50u);
