@@ -14,13 +14,14 @@ TEST(KvSpec, WordsSetBothSides) {
 }
 
 TEST(KvSpec, LongFormRoundTrips) {
-    for (const char* text : {"k=turbo4,v=turbo2", "k=raw,v=turbo8", "k=turbo3,v=turbo3,norm=eden", "k=turbo4,v=turbo3,norm=raw"})
+    for (const char* text : {"k=turbo4,v=turbo2", "k=raw,v=turbo8", "turbo3,norm=eden", "k=turbo4,v=turbo3,offset=off,norm=raw",
+                             "k=turbo4,v=turbo3,k0=turbo8,k12=raw,v3=turbo2", "turbo4,offset=off"})
         EXPECT_EQ(to_string(parse_kv_spec(text)), text);
     EXPECT_EQ(to_string(parse_kv_spec("v=turbo4,k=turbo4")), "turbo4");
 }
 
 TEST(KvSpec, BadTextSaysWhatIsKnown) {
-    for (const char* text : {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,norm=best", ",", "turbo4,"}) {
+    for (const char* text : {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,k=", "turbo4,kx=turbo4", "turbo4,offset=maybe", "k0=turbo4", "turbo4,norm=best", ",", "turbo4,"}) {
         try {
             parse_kv_spec(text);
             ADD_FAILURE() << "accepted '" << text << "'";
@@ -28,4 +29,12 @@ TEST(KvSpec, BadTextSaysWhatIsKnown) {
             EXPECT_TRUE(std::string(e.what()).find("known") != std::string::npos || std::string(e.what()).find("both") != std::string::npos) << e.what();
         }
     }
+}
+
+TEST(KvSpec, LayersOverride) {
+    const KvSpec s = parse_kv_spec("k=turbo4,v=turbo3,k2=turbo8,v0=turbo2");
+    EXPECT_EQ(s.codec(Side::key, 2), CodecId::turbo8);
+    EXPECT_EQ(s.codec(Side::key, 0), CodecId::turbo4);
+    EXPECT_EQ(s.codec(Side::value, 0), CodecId::turbo2);
+    EXPECT_EQ(s.codec(Side::value, 2), CodecId::turbo3);
 }

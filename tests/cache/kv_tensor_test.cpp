@@ -53,9 +53,10 @@ TEST(KvTensor, SavedRowsAreLossless) {
                 encode_rows(*h.kv, gaussian(rows.size() * g.n_embd, 7 * d + static_cast<int>(side), 3), rows);
                 std::vector<std::uint16_t> saved(g.n_embd), again(g.n_embd);
                 for (const std::int64_t row : rows) {
-                    h.kv->read_row(row, saved);
-                    ASSERT_TRUE(h.kv->write_row(9, saved));
-                    h.kv->read_row(9, again);
+                    h.kv->save_row(row, -1, saved);
+                    std::int32_t pos;
+                    ASSERT_TRUE(h.kv->restore_rows(kernels(), 9, 1, saved.data(), &pos));
+                    h.kv->save_row(9, -1, again);
                     EXPECT_EQ(saved, again) << c.name << " d=" << d << " row " << row;
                 }
             }
@@ -71,7 +72,7 @@ TEST(KvTensor, RowsDoNotDisturbEachOther) {
     std::vector<std::uint16_t> out(256);
     double error = 0, energy = 0;
     for (int i = 0; i < 192; i++) {
-        h.kv->read_row(rows[i], out);
+        h.kv->save_row(rows[i], -1, out);
         for (int j = 0; j < 256; j++) {
             const double e = from_half(out[j]) - x[i * 256 + j];
             error += e * e, energy += x[i * 256 + j] * x[i * 256 + j];
@@ -88,10 +89,10 @@ TEST(KvTensor, CopyStreamAndZeroCells) {
     h.kv->copy_stream(0, 2);
     std::vector<std::uint16_t> a(128), b(128);
     for (const int cell : {1, 99}) {
-        h.kv->read_row(cell, a), h.kv->read_row(200 + cell, b);
+        h.kv->save_row(cell, -1, a), h.kv->save_row(200 + cell, -1, b);
         EXPECT_EQ(a, b);
     }
-    h.kv->read_row(150, b);
+    h.kv->save_row(150, -1, b);
     for (const auto v : b) EXPECT_EQ(v & 0x7fff, 0) << "cells never written read as zero";
 }
 
@@ -109,7 +110,7 @@ TEST(KvTensor, ShiftedKeysAreTheKeysOfTheNewPosition) {
     rope_table(rope, -40, shift);
     h.kv->rotate_row(5, rope, shift);
     std::vector<std::uint16_t> out(128);
-    h.kv->read_row(5, out);
+    h.kv->save_row(5, -1, out);
     double error = 0, energy = 0, unshifted = 0;
     for (int i = 0; i < 128; i++) {
         error += std::pow(from_half(out[i]) - at60[i], 2), energy += std::pow(at60[i], 2), unshifted += std::pow(at100[i] - at60[i], 2);
@@ -139,7 +140,8 @@ TEST(KvTensor, NonFiniteRowsAreRefused) {
     Held h = make(g, 64);
     std::vector<std::uint16_t> row(64, to_half(1.0f));
     row[3] = 0x7e00;
-    EXPECT_FALSE(h.kv->write_row(0, row));
-    h.kv->read_row(0, row);
+    std::int32_t pos;
+    EXPECT_FALSE(h.kv->restore_rows(kernels(), 0, 1, row.data(), &pos));
+    h.kv->save_row(0, -1, row);
     for (const auto v : row) EXPECT_EQ(v & 0x7fff, 0);
 }

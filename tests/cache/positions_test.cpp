@@ -2,34 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <random>
-
-#include "turboquant/codec/quantizer.h"
-
 using namespace turboquant;
-
-TEST(Positions, RideInSavedRows) {
-    std::mt19937 rng(1);
-    for (const std::int32_t pos : {0, 1, 4095, 131071, 0x7fffffff}) {
-        std::vector<std::uint16_t> row(64);
-        for (auto& h : row) h = to_half(std::normal_distribution<float>()(rng));
-        const auto before = row;
-        embed_position(row, pos);
-        EXPECT_EQ(extract_position(row), pos);
-        for (std::size_t i = 0; i < row.size(); i++) EXPECT_LE(std::abs(row[i] - before[i]), 1) << "more than one unit in the last place";
-    }
-}
-
-TEST(Positions, ForeignRowsHaveNone) {
-    std::mt19937 rng(2);
-    std::vector<std::uint16_t> row(128);
-    for (int trial = 0; trial < 1000; trial++) {
-        for (auto& h : row) h = static_cast<std::uint16_t>(rng());
-        EXPECT_EQ(extract_position(row), -1);
-    }
-    EXPECT_EQ(extract_position(std::vector<std::uint16_t>(64, 0)), -1) << "an unwritten row must not look like position 0";
-    EXPECT_EQ(extract_position(std::vector<std::uint16_t>(32, 0)), -1);
-}
 
 TEST(Positions, ShiftMovesOncePerContextShiftHoweverManyLayersSeeIt) {
     CellPositions p(4, 1);

@@ -1,6 +1,9 @@
 #include "turboquant/cache/kv_spec.h"
 
+#include <algorithm>
 #include <array>
+#include <charconv>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -9,20 +12,39 @@ namespace {
 
 constexpr std::array<std::pair<std::string_view, NormMode>, 3> kNormModes = {
     {{"raw", NormMode::raw}, {"corrected", NormMode::corrected}, {"eden", NormMode::eden}}};
+constexpr std::array<std::pair<std::string_view, bool>, 2> kSwitch = {{{"on", true}, {"off", false}}};
 
 CodecId codec_word(std::string_view word) {
     if (const auto id = find_codec(word)) return *id;
     throw std::invalid_argument("unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
-                                ", or k=WORD,v=WORD[,norm=raw|corrected|eden]");
+                                ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden");
 }
 
-NormMode norm_word(std::string_view word) {
-    for (const auto& [name, mode] : kNormModes)
-        if (name == word) return mode;
-    throw std::invalid_argument("unknown norm mode '" + std::string(word) + "'; known: raw, corrected, eden");
+template <class Table>
+auto choice(std::string_view key, std::string_view word, const Table& table) {
+    std::string known;
+    for (const auto& [name, value] : table) {
+        if (name == word) return value;
+        known += (known.empty() ? "" : ", ") + std::string(name);
+    }
+    throw std::invalid_argument("unknown value '" + std::string(word) + "' of " + std::string(key) + "; known: " + known);
+}
+
+/// Layer number of "k12" or "v12", nullopt if the key is not of that form.
+std::optional<int> layer_of(std::string_view key) {
+    int layer = -1;
+    if (key.size() < 2 || key.size() > 5 || (key[0] != 'k' && key[0] != 'v')) return std::nullopt;
+    const auto [end, error] = std::from_chars(key.data() + 1, key.data() + key.size(), layer);
+    return error == std::errc() && end == key.data() + key.size() && layer >= 0 ? std::optional(layer) : std::nullopt;
 }
 
 }  // namespace
+
+CodecId KvSpec::codec(Side side, int layer) const {
+    const auto& exceptions = side == Side::key ? k_layers : v_layers;
+    const auto found = exceptions.find(layer);
+    return found != exceptions.end() ? found->second : side == Side::key ? k : v;
+}
 
 std::string known_codec_words() {
     std::string out;
@@ -41,11 +63,21 @@ KvSpec parse_kv_spec(std::string_view text) {
         const std::size_t eq = item.find('=');
         const std::string_view key = eq == item.npos ? std::string_view{} : item.substr(0, eq);
         const std::string_view word = eq == item.npos ? item : item.substr(eq + 1);
-        if (eq == item.npos || key == "k") spec.k = codec_word(word), have_k = true;
-        if (eq == item.npos || key == "v") spec.v = codec_word(word), have_v = true;
-        if (key == "norm") spec.norm_mode = norm_word(word);
-        if (eq != item.npos && key != "k" && key != "v" && key != "norm")
-            throw std::invalid_argument("unknown key '" + std::string(key) + "' in KV format '" + std::string(text) + "'; known: k, v, norm");
+        if (eq == item.npos)
+            spec.k = spec.v = codec_word(word), have_k = have_v = true;
+        else if (key == "k")
+            spec.k = codec_word(word), have_k = true;
+        else if (key == "v")
+            spec.v = codec_word(word), have_v = true;
+        else if (const auto layer = layer_of(key))
+            (key[0] == 'k' ? spec.k_layers : spec.v_layers)[*layer] = codec_word(word);
+        else if (key == "offset")
+            spec.offset = choice(key, word, kSwitch);
+        else if (key == "norm")
+            spec.norm_mode = choice(key, word, kNormModes);
+        else
+            throw std::invalid_argument("unknown key '" + std::string(key) + "' in KV format '" + std::string(text) +
+                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm");
     }
     if (!have_k || !have_v)
         throw std::invalid_argument("KV format '" + std::string(text) + "' names only one side; give both: k=WORD,v=WORD");
@@ -53,11 +85,15 @@ KvSpec parse_kv_spec(std::string_view text) {
 }
 
 std::string to_string(const KvSpec& spec) {
-    const std::string k(codec_info(spec.k).name), v(codec_info(spec.v).name);
-    if (spec.norm_mode == NormMode::corrected) return spec.k == spec.v ? k : "k=" + k + ",v=" + v;
-    for (const auto& [name, mode] : kNormModes)
-        if (mode == spec.norm_mode) return "k=" + k + ",v=" + v + ",norm=" + std::string(name);
-    return k;
+    const auto name = [](CodecId id) { return std::string(codec_info(id).name); };
+    const bool layered = !spec.k_layers.empty() || !spec.v_layers.empty();
+    std::string out = spec.k == spec.v && !layered ? name(spec.k) : "k=" + name(spec.k) + ",v=" + name(spec.v);
+    for (const auto& [layer, id] : spec.k_layers) out += ",k" + std::to_string(layer) + "=" + name(id);
+    for (const auto& [layer, id] : spec.v_layers) out += ",v" + std::to_string(layer) + "=" + name(id);
+    if (!spec.offset) out += ",offset=off";
+    for (const auto& [word, mode] : kNormModes)
+        if (mode == spec.norm_mode && mode != NormMode::corrected) out += ",norm=" + std::string(word);
+    return out;
 }
 
 }  // namespace turboquant

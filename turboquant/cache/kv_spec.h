@@ -1,9 +1,14 @@
 // The SPEC word of `--kv`, of device names and of the configuration variable: which format keys and values are stored in.
 //
-//   SPEC  = WORD | "k=" WORD ",v=" WORD [",norm=" MODE]      WORD = a name of kCodecs     MODE = raw | corrected | eden
+//   SPEC = WORD | ITEM,ITEM,...       WORD = a name of kCodecs (both sides)
+//   ITEM = k=WORD | v=WORD            keys, values of all layers (both are needed)
+//        | k<N>=WORD | v<N>=WORD      of layer N alone: k0=turbo8
+//        | offset=on|off              key offset removal (key_offset.h); on unless said otherwise
+//        | norm=raw|corrected|eden    scale stored with each vector
 // llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here.
 #pragma once
 
+#include <map>
 #include <string>
 #include <string_view>
 
@@ -14,7 +19,12 @@ namespace turboquant {
 struct KvSpec {
     CodecId k = kCodecs[0].id;
     CodecId v = kCodecs[0].id;
+    std::map<int, CodecId> k_layers, v_layers;  ///< exceptions, by layer number
+    bool offset = true;
     NormMode norm_mode = NormMode::corrected;
+
+    /// Codec of one side of one layer.
+    CodecId codec(Side side, int layer) const;
 
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "turboquant/cache/saved_row.h"
+
 namespace turboquant {
 namespace {
 
@@ -69,24 +71,78 @@ void KvTensor::decode_head(std::int64_t row, int head, std::span<float> x) const
     if (codec_info(g_.codec).rotated) rotation_for(head_dim_).inverse(x);
 }
 
-void KvTensor::read_row(std::int64_t row, std::span<std::uint16_t> out) const {
-    std::array<float, kMaxHeadDim> x;
-    for (int h = 0; h < n_head(); h++) {
-        decode_head(row, h, std::span(x).first(head_dim_));
-        for (int i = 0; i < head_dim_; i++) out[h * head_dim_ + i] = to_half(x[i]);
-    }
+bool KvTensor::encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::vector<float>& x) {
+    std::vector<std::int64_t> scratch(rows.size());
+    bool finite = true;
+    if (offset_)
+        for (std::size_t i = 0; i < rows.size(); i++) offset_->remove(std::span(x).subspan(i * g_.n_embd, g_.n_embd), pos[i]);
+    for (int h = 0; h < n_head(); h++) finite = encode(k, h, x.data() + h * head_dim_, g_.n_embd, rows, scratch) && finite;
+    return finite;
 }
 
-bool KvTensor::write_row(std::int64_t row, std::span<const std::uint16_t> in) {
-    std::array<float, kMaxHeadDim> x;
-    bool finite = true;
-    for (int i = 0; i < static_cast<int>(g_.n_embd); i++) finite = finite && std::isfinite(from_half(in[i]));
-    for (int h = 0; h < n_head(); h++) {
-        for (int i = 0; i < head_dim_; i++) x[i] = finite ? from_half(in[h * head_dim_ + i]) : 0.0f;
-        // `corrected` always: a decoded vector's norm is then reproduced exactly, whichever mode wrote the row first.
-        tile_encode(shape(), tile(row, h), slot(row), std::span<const float>(x).first(head_dim_), NormMode::corrected);
+bool KvTensor::encode_kept(const Kernels& k) {
+    std::vector<std::int64_t> rows;
+    std::vector<std::int32_t> pos;
+    std::vector<float> x;
+    for (const KeyOffset::Row& r : offset_->kept()) {
+        rows.push_back(r.row), pos.push_back(r.pos);
+        for (const std::uint16_t h : r.keys) x.push_back(from_half(h));
     }
+    const bool finite = encode_centered(k, rows, pos, x);
+    offset_->settle();
     return finite;
+}
+
+bool KvTensor::encode_keys(const Kernels& k, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
+                           std::span<const std::int32_t> pos) {
+    const bool measuring = !offset_->frozen();
+    offset_->observe(keys, stride, rows, pos);
+    std::vector<float> x(rows.size() * g_.n_embd);
+    for (std::size_t i = 0; i < rows.size(); i++) std::copy_n(keys + i * stride, g_.n_embd, x.data() + i * g_.n_embd);
+    const bool finite = encode_centered(k, rows, pos, x);
+    return (!measuring || encode_kept(k)) && finite;
+}
+
+void KvTensor::save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const {
+    if (const KeyOffset::Row* kept = offset_ && !offset_->frozen() ? offset_->find_kept(row) : nullptr; kept && kept->pos == pos) {
+        std::copy(kept->keys.begin(), kept->keys.end(), out.begin());
+        return;
+    }
+    std::vector<float> x(g_.n_embd);
+    for (int h = 0; h < n_head(); h++) decode_head(row, h, std::span(x).subspan(h * head_dim_, head_dim_));
+    if (offset_) offset_->remove(x, pos, -1);
+    for (std::size_t i = 0; i < x.size(); i++) out[i] = to_half(x[i]);
+    const bool frozen = offset_ && offset_->frozen();
+    if (tagged()) tag_row(out, {pos, frozen}, frozen ? offset_->mu_halves() : std::vector<std::uint16_t>());
+}
+
+bool KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos) {
+    const std::size_t n_embd = g_.n_embd;
+    std::vector<float> x(n * n_embd);
+    std::vector<std::int64_t> rows(n);
+    bool finite = true;
+    MuPieces mu(n_embd);
+    for (std::int64_t i = 0; i < n; i++) {
+        const std::span<const std::uint16_t> row(in + i * n_embd, n_embd);
+        const RowTag tag = tagged() ? read_tag(row) : RowTag{};
+        if (tagged()) mu.add(row, tag);
+        pos[i] = tag.pos, rows[i] = first + i;
+        const auto out = std::span(x).subspan(i * n_embd, n_embd);
+        std::transform(row.begin(), row.end(), out.begin(), from_half);
+        if (!std::all_of(out.begin(), out.end(), [](float v) { return std::isfinite(v); })) {
+            std::fill(out.begin(), out.end(), 0.0f);
+            finite = false;
+        }
+    }
+    if (offset_ && !offset_->frozen()) {
+        if (const auto frozen_mu = mu.complete()) {
+            offset_->freeze(*frozen_mu);
+            encode_kept(k);
+        } else {
+            return encode_keys(k, x.data(), n_embd, rows, {pos, static_cast<std::size_t>(n)}) && finite;
+        }
+    }
+    return encode_centered(k, rows, {pos, static_cast<std::size_t>(n)}, x) && finite;
 }
 
 void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table) {

@@ -7,10 +7,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "turboquant/attention/attention.h"
+#include "turboquant/cache/key_offset.h"
 #include "turboquant/cache/rope.h"
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/kernels/kernels.h"
@@ -57,12 +59,23 @@ class KvTensor {
     bool encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
                 std::span<std::int64_t> scratch);
 
-    /// Rows in fp16 in the model's space. write_row(read_row()) restores the same codes, so saved state is lossless (docs/ggml.md).
-    /// write_row returns false if a value is not finite; then the row becomes zero.
-    void read_row(std::int64_t row, std::span<std::uint16_t> out) const;
-    bool write_row(std::int64_t row, std::span<const std::uint16_t> in);
+    /// Encodes a batch of key rows with offset removal: measures mu while it is not frozen, and then encodes again what was written before.
+    /// keys[i*stride ..+n_embd); pos[i] is the position of rows[i], -1: unknown, encoded as it is. False as encode.
+    bool encode_keys(const Kernels& k, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
 
-    /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode.
+    /// Offset removal of a key tensor, or null if it is off. Made by enable_offset (after bind_head_dim).
+    KeyOffset* offset() const { return offset_.get(); }
+    void enable_offset() { offset_ = std::make_unique<KeyOffset>(n_head(), head_dim()); }
+
+    /// Saved form of a row (saved_row.h): fp16 in the model's space; key rows of rotated codecs are tagged with the cell's position (-1: unknown)
+    /// and the offset. restore_rows(save_row()) gives the same codes again: saved state is lossless (docs/ggml.md).
+    void save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const;
+    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]; pos[i] receives the position found in row i, -1 if none. Also rows that llama.cpp's own
+    /// f16 cache saved. Returns false if a value is not finite; such rows become zero.
+    bool restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos);
+
+    /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode. The removed offset moves with the cell's
+    /// position by itself.
     void rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table);
 
     /// Copies all cells of a stream.
@@ -75,10 +88,14 @@ class KvTensor {
     std::uint8_t* tile(std::int64_t row, int head) const;
     int slot(std::int64_t row) const { return static_cast<int>(row % g_.n_cells % kTileKeys); }
     void decode_head(std::int64_t row, int head, std::span<float> x) const;
+    bool tagged() const { return g_.side == Side::key && codec_info(g_.codec).rotated; }
+    bool encode_kept(const Kernels& k);
+    bool encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::vector<float>& x);
 
     Geometry g_;
     std::uint8_t* memory_;
     int head_dim_ = 0;
+    std::unique_ptr<KeyOffset> offset_;
 };
 
 }  // namespace turboquant

@@ -1,4 +1,4 @@
-// Token position of every cell, shared by all layers of one cache, and the way positions travel through saved state.
+// Token position of every cell, shared by all layers of one cache.
 #pragma once
 
 #include <cstdint>
@@ -24,19 +24,14 @@ class CellPositions {
     /// A context shift arrives once per layer, but moves the shared positions once: `generation` counts the shifts a layer has seen, and
     /// only the first layer to see a new one moves the positions. shift[row] is added where a position is known.
     void shift(std::span<const std::int32_t> shift, std::uint64_t& generation);
-    std::uint64_t generation() const { return generation_; }
+
+    /// The layer whose RoPE input sets the positions (the first that has one: the input may be gone when later layers run), or null.
+    const void* setter = nullptr;
 
   private:
     std::int64_t n_cells_;
     std::vector<std::int32_t> pos_;
     std::uint64_t generation_ = 0;
 };
-
-/// A saved row is plain fp16 in the model's space, so it can be read back by any format, by llama.cpp's own f16 cache too. The cell's position
-/// rides in the lowest mantissa bits of its first 64 values (32 bits of position, 32 of check): one unit in the last place of fp16 at most.
-/// Rows shorter than 64 values carry none.
-void embed_position(std::span<std::uint16_t> row, std::int32_t pos);
-/// The position found in a row, or -1 (check bits do not fit: the row was not saved by us).
-std::int32_t extract_position(std::span<const std::uint16_t> row);
 
 }  // namespace turboquant

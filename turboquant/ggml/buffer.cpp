@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
@@ -16,7 +17,7 @@ namespace {
 KvTensor::Geometry geometry_of(const KvSpec& spec, Side side, const ggml_tensor* t) {
     KvTensor::Geometry g;
     g.side = side;
-    g.codec = side == Side::key ? spec.k : spec.v;
+    g.codec = spec.codec(side, std::atoi(std::strrchr(t->name, 'l') + 1));
     g.norm_mode = spec.norm_mode;
     g.n_embd = t->ne[0];
     g.n_cells = t->ne[1];
@@ -45,12 +46,6 @@ void for_each_row(const RowRange& r, F&& f) {
     }
 }
 
-void read_saved_row(const KvExtra& e, std::int64_t row, std::span<std::uint16_t> out) {
-    e.kv.read_row(row, out);
-    if (e.kv.geometry().side == Side::key && e.kv.geometry().codec != CodecId::raw && e.positions)
-        embed_position(out, e.positions->at(row));
-}
-
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t offset, size_t size) {
     const KvExtra* e = kv_extra(t);
     if (!e) {
@@ -63,7 +58,7 @@ void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t 
     }
     std::vector<std::uint16_t> row(e->kv.geometry().n_embd);
     for_each_row(nominal_range(t, offset, size), [&](std::int64_t r, std::size_t in_row, std::size_t n, std::size_t at) {
-        read_saved_row(*e, r, row);
+        e->kv.save_row(r, e->positions->at(r), row);
         std::memcpy(static_cast<char*>(data) + at, reinterpret_cast<const char*>(row.data()) + in_row, n);
     });
 }
@@ -80,14 +75,20 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
         e->refused = true;
         return;
     }
-    std::vector<std::uint16_t> row(e->kv.geometry().n_embd);
-    bool finite = true;
-    for_each_row(nominal_range(t, offset, size), [&](std::int64_t r, std::size_t in_row, std::size_t n, std::size_t at) {
-        if (n < row.size() * sizeof(std::uint16_t)) read_saved_row(*e, r, row);
-        std::memcpy(reinterpret_cast<char*>(row.data()) + in_row, static_cast<const char*>(data) + at, n);
-        finite = e->kv.write_row(r, row) && finite;
-        if (e->kv.geometry().side == Side::key && e->positions) e->positions->set(r, extract_position(row));
-    });
+    // Whole rows in between two partial ones, which keep what they have outside of the range.
+    const RowRange range = nominal_range(t, offset, size);
+    const std::size_t n_embd = e->kv.geometry().n_embd;
+    const auto first = static_cast<std::int64_t>(range.first / range.row_bytes);
+    const auto end = static_cast<std::int64_t>((range.end + range.row_bytes - 1) / range.row_bytes);
+    std::vector<std::uint16_t> rows((end - first) * n_embd);
+    std::vector<std::int32_t> pos(end - first);
+    for (const std::int64_t r : {first, end - 1})
+        if (range.first > r * range.row_bytes || range.end < (r + 1) * range.row_bytes)
+            e->kv.save_row(r, e->positions->at(r), std::span(rows).subspan((r - first) * n_embd, n_embd));
+    std::memcpy(reinterpret_cast<char*>(rows.data()) + (range.first - first * range.row_bytes), data, size);
+    const bool finite = e->kv.restore_rows(kernels(), first, end - first, rows.data(), pos.data());
+    if (e->kv.geometry().side == Side::key)
+        for (std::int64_t r = first; r < end; r++) e->positions->set(r, pos[r - first]);
     if (!finite)
         context_of(buffer).device().refuse(std::string("restored rows of ") + root(t)->name + " hold values that are not finite; they were zeroed");
 }
@@ -113,8 +114,9 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
     if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || src->view_offs % stream_bytes || dst->view_offs % stream_bytes)
         return false;
     const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes), to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
+    if (s->kv.offset()) s->kv.offset()->freeze();
     s->kv.copy_stream(from, to);
-    if (s->kv.geometry().side == Side::key && s->positions) s->positions->copy_stream(from, to);
+    if (s->kv.geometry().side == Side::key) s->positions->copy_stream(from, to);
     return true;
 }
 
@@ -165,23 +167,6 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
     }
 }
 
-void bind_from_op(const Device& d, const ggml_tensor* op) {
-    const auto bind = [&](const ggml_tensor* t, std::int64_t head_dim) {
-        KvExtra* e = t ? kv_extra(t) : nullptr;
-        if (!e || e->refused || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
-        try {
-            e->kv.bind_head_dim(static_cast<int>(head_dim));
-        } catch (const std::invalid_argument& error) {
-            e->refused = true;
-            const_cast<Device&>(d).refuse(std::string(root(t)->name) + ": " + error.what());
-        }
-    };
-    if (op->op != d.ops.flash_attn) return;
-    bind(op->src[1], op->src[1]->ne[0]);
-    // A model without V reads its values out of the keys (MLA): then the head size is that of the keys.
-    if (root(op->src[2]) != root(op->src[1])) bind(op->src[2], op->src[2]->ne[0]);
-}
-
 KvBuffer::KvBuffer(Device& device, size_t size) : device_(device), size_(std::max<size_t>(size, 1)) {
     // Address space only: pages that no cell was written to cost nothing.
     void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -210,9 +195,6 @@ void KvBuffer::init_tensor(ggml_tensor* t) {
         positions_.push_back(std::make_unique<CellPositions>(g.n_cells, g.n_streams));
         e->positions = positions_.back().get();
     }
-    e->sets_positions = g.side == Side::key && std::none_of(tensors_.begin(), tensors_.end(), [&](const auto& other) {
-                            return other->sets_positions && other->positions == e->positions;
-                        });
     t->extra = e.get();
     tensors_.push_back(std::move(e));
 }
@@ -221,6 +203,8 @@ void KvBuffer::clear() {
     // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
     if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
     for (const auto& p : positions_) p->clear();
+    for (const auto& e : tensors_)
+        if (e->kv.offset()) e->kv.offset()->reset();
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {

@@ -16,7 +16,7 @@ namespace turboquant::ggml {
 struct KvExtra {
     KvTensor kv;
     CellPositions* positions = nullptr;
-    bool sets_positions = false;  ///< the first key tensor of its cache: later layers run when the position input may be gone
+    bool rope_known = false;      ///< its RoPE was found, or it was found to have none
     bool refused = false;         ///< its type or head size cannot be served; every op on it fails
 };
 
@@ -25,7 +25,7 @@ std::optional<Side> kv_side(const ggml_tensor* t);
 /// The extra of the tensor under t, or null (not a KV tensor, or not allocated: llama.cpp measures with dummy buffers).
 KvExtra* kv_extra(const ggml_tensor* t);
 
-/// Learns head sizes from an attention or row-writing op. A size that cannot be served marks the tensor refused; the op then fails in compute.
+/// Learns head sizes and RoPE from an attention or row-writing op. A size that cannot be served marks the tensor refused; the op then fails in compute.
 void bind_from_op(const Device& d, const ggml_tensor* op);
 
 /// Context of one ggml buffer.

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "turboquant/ggml/bind.h"
 #include "turboquant/ggml/team.h"
 
 namespace turboquant::ggml {
@@ -14,30 +15,12 @@ constexpr const char* kNeedsFlashAttention =
     "flash attention is off for this model or context (its cache is then laid out in a way that cannot be compressed): run with -fa on, or without a "
     "turboquant device";
 
-float param(const ggml_tensor* t, int i) {
-    float f;
-    std::memcpy(&f, &t->op_params[i], sizeof f);
-    return f;
-}
-
 const float* floats(const ggml_tensor* t) { return static_cast<const float*>(t->data); }
 
-/// Rows are [head_dim, n_head, n_tokens] seen as [n_embd, n_tokens]: the shape before that view tells the head size.
-std::int64_t head_dim_of_rows(const Ops& ops, const ggml_tensor* rows, std::int64_t n_embd) {
-    const ggml_tensor* t = rows;
-    while ((t->op == ops.view || t->op == ops.reshape) && t->src[0] && t->ne[0] == n_embd && t->src[0]->ne[0] != n_embd) t = t->src[0];
-    return t->ne[0];
-}
-
-/// Position input of the ROPE that made these keys, or null (no RoPE, or not found: the positions stay unknown).
-const std::int32_t* positions_of_rows(const Ops& ops, const ggml_tensor* rows, std::int64_t n_tokens) {
-    const ggml_tensor* t = rows;
-    while ((t->op == ops.view || t->op == ops.reshape || t->op == ops.permute) && t->src[0]) t = t->src[0];
-    if (t->op != ops.rope || !t->src[1] || t->src[1]->type != GGML_TYPE_I32 || t->src[1]->ne[0] < n_tokens || !t->src[1]->data) return nullptr;
-    return static_cast<const std::int32_t*>(t->src[1]->data);
-}
-
 std::string name_of(const ggml_tensor* t) { return std::string("'") + root(t)->name + "'"; }
+std::string not_finite(const ggml_tensor* t) {
+    return "keys or values for " + name_of(t) + " are not finite (NaN or infinity in the model's activations)";
+}
 
 }  // namespace
 
@@ -48,7 +31,8 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     const KvTensor::Geometry& g = e->kv.geometry();
     if (op->ne[0] != g.n_embd) return std::string(kNeedsFlashAttention);
     if (x->type != GGML_TYPE_F32 || x->ne[2] * x->ne[3] != 1) return "rows for " + name_of(op) + " are not a plain f32 matrix";
-    if (!e->kv.bound()) e->kv.bind_head_dim(static_cast<int>(head_dim_of_rows(ctx.device->ops, x, g.n_embd)));
+    bind_from_op(*ctx.device, op);
+    if (e->refused) return "cannot write " + name_of(op) + ": " + ctx.device->last_error();
 
     const std::int64_t n = x->ne[1];
     const std::int64_t n_rows = g.n_cells * g.n_streams;
@@ -58,9 +42,13 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         ctx.rows[i] = idx->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at) : *reinterpret_cast<const std::int32_t*>(at);
         if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
     }
-    if (e->sets_positions) {
-        const std::int32_t* pos = positions_of_rows(ctx.device->ops, x, n);
-        for (std::int64_t i = 0; i < n; i++) e->positions->set(ctx.rows[i], pos ? pos[i] : -1);
+    if (g.side == Side::key) {
+        set_positions(*ctx.device, *e, op, ctx.rows);
+        if (e->kv.offset()) {
+            ctx.positions.resize(n);
+            for (std::int64_t i = 0; i < n; i++) ctx.positions[i] = e->positions->at(ctx.rows[i]);
+            return e->kv.encode_keys(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, ctx.positions) ? std::string() : not_finite(op);
+        }
     }
 
     // Split over heads: tiles of different heads are disjoint.
@@ -73,7 +61,7 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         for (int h = ith; h < n_head; h += parts)
             if (!e->kv.encode(*ctx.kernels, h, floats(x) + h * head_dim, x->nb[1] / sizeof(float), ctx.rows, scratch)) finite = false;
     });
-    return finite ? std::string() : "keys or values for " + name_of(op) + " are not finite (NaN or infinity in the model's activations)";
+    return finite ? std::string() : not_finite(op);
 }
 
 std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
@@ -95,9 +83,9 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     a.out_token_stride = op->nb[2] / sizeof(float);
     a.v_is_k = root(k) == root(v);
     a.v_dim_out = static_cast<int>(v->ne[0]);
-    a.scale = param(op, 0);
-    a.max_bias = param(op, 1);
-    a.logit_softcap = param(op, 2);
+    a.scale = float_param(op, 0);
+    a.max_bias = float_param(op, 1);
+    a.logit_softcap = float_param(op, 2);
     // ggml folds the cap into the scale before applying it: cap * tanh(scale/cap * qk), the same as ours.
     if (mask) {
         a.mask_token_stride = mask->nb[1] / 2;
@@ -132,29 +120,18 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
 }
 
 std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
-    constexpr int kNeox = 2, kMrope = 8;
     KvExtra* e = kv_extra(op->src[0]);
-    const ggml_tensor *x = op->src[0], *shift = op->src[1], *factors = op->src[2];
+    const ggml_tensor *x = op->src[0], *shift = op->src[1];
     if (!e || e->refused || !e->kv.bound()) return "cannot shift " + name_of(op) + ": " + ctx.device->last_error();
     if (op->view_src != x->view_src || e->kv.geometry().side != Side::key) return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
-    RopeParams p;
-    const int mode = op->op_params[2];
-    if (mode & kMrope) return "context shift with M-RoPE positions is not supported; run without --context-shift";
-    p.n_dims = op->op_params[1];
-    p.pairs = mode & kNeox ? RopePairs::split : RopePairs::adjacent;
-    p.n_ctx_orig = op->op_params[4];
-    p.freq_base = param(op, 5);
-    p.freq_scale = param(op, 6);
-    p.ext_factor = param(op, 7);
-    p.attn_factor = param(op, 8);
-    p.beta_fast = param(op, 9);
-    p.beta_slow = param(op, 10);
-    p.n_offset = op->op_params[15] + static_cast<int>(x->view_offs / sizeof(std::uint16_t));
-    p.freq_factors = factors ? floats(factors) : nullptr;
+    if (op->op_params[2] & kRopeMultiAxis) return "context shift with M-RoPE positions is not supported; run without --context-shift";
+    RopeParams p = rope_params(op);
+    p.n_offset += static_cast<int>(x->view_offs / sizeof(std::uint16_t));
     const std::int64_t n_rows = e->kv.geometry().n_cells * e->kv.geometry().n_streams;
     if (x->ne[2] != n_rows || shift->ne[0] < n_rows || p.n_offset + p.n_dims > e->kv.head_dim())
         return "context shift of a part of " + name_of(op) + " is not supported; run without --context-shift";
 
+    if (e->kv.offset()) e->kv.offset()->freeze();  // what was kept for measuring has the old positions
     const auto* delta = static_cast<const std::int32_t*>(shift->data);
     const int parts = ctx.n_threads;
     run_team(parts, [&](int ith) {

@@ -15,6 +15,7 @@ struct OpContext {
     int n_threads = 1;
     std::vector<std::uint8_t> workspace;   ///< grown as needed, reused
     std::vector<std::int64_t> rows, cells;
+    std::vector<std::int32_t> positions;
 };
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);

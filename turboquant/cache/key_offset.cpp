@@ -1,0 +1,98 @@
+#include "turboquant/cache/key_offset.h"
+
+#include <algorithm>
+
+#include "turboquant/cache/saved_row.h"
+#include "turboquant/codec/quantizer.h"
+
+namespace turboquant {
+
+void KeyOffset::set_rope(const RopeParams& rope) {
+    rope_ = rope;
+    if (rope.freq_factors) {
+        freq_factors_.assign(rope.freq_factors, rope.freq_factors + rope.n_dims / 2);
+        rope_.freq_factors = freq_factors_.data();
+    }
+    has_rope_ = true;
+}
+
+std::vector<std::uint16_t> KeyOffset::mu_halves() const {
+    std::vector<std::uint16_t> h(mu_.size());
+    std::transform(mu_.begin(), mu_.end(), h.begin(), to_half);
+    return h;
+}
+
+void KeyOffset::freeze(std::span<const std::uint16_t> mu) {
+    std::transform(mu.begin(), mu.end(), mu_.begin(), from_half);
+    frozen_ = true;
+}
+
+void KeyOffset::reset() {
+    std::fill(mu_.begin(), mu_.end(), 0.0f);
+    frozen_ = false;
+    kept_.clear();
+}
+
+const KeyOffset::Row* KeyOffset::find_kept(std::int64_t row) const {
+    const auto at = std::lower_bound(kept_.begin(), kept_.end(), row, [](const Row& r, std::int64_t x) { return r.row < x; });
+    return at != kept_.end() && at->row == row ? &*at : nullptr;
+}
+
+void KeyOffset::observe(const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos) {
+    if (frozen_) return;
+    for (std::size_t i = 0; i < rows.size() && kept_.size() < kMeasureRows; i++) {
+        if (pos[i] < 0) continue;
+        Row kept{rows[i], pos[i], std::vector<std::uint16_t>(mu_.size())};
+        std::transform(keys + i * stride, keys + i * stride + mu_.size(), kept.keys.begin(), to_half);
+        tag_row(kept.keys, {pos[i], false}, {});
+        // Sorted by row: the mean must not depend on the order of arrival, not even in its last bit.
+        const auto at = std::lower_bound(kept_.begin(), kept_.end(), rows[i], [](const Row& r, std::int64_t x) { return r.row < x; });
+        if (at != kept_.end() && at->row == rows[i])
+            *at = std::move(kept);
+        else
+            kept_.insert(at, std::move(kept));
+    }
+    if (kept_.empty()) return;
+    measure();
+    frozen_ = kept_.size() >= kFreezeRows;
+}
+
+void KeyOffset::measure() {
+    std::vector<double> sum(mu_.size());
+    std::vector<float> table(rope_.n_dims), x(head_dim_);
+    for (const Row& r : kept_) {
+        // Un-rotate by the transpose; a magnitude factor (YaRN) divides out through its square.
+        float norm = 1;
+        if (has_rope_) {
+            rope_table(rope_, static_cast<float>(r.pos), table);
+            norm = table[0] * table[0] + table[1] * table[1];
+            for (int i = 1; i < rope_.n_dims; i += 2) table[i] = -table[i];
+        }
+        for (int h = 0; h < n_head_; h++) {
+            std::transform(r.keys.begin() + h * head_dim_, r.keys.begin() + (h + 1) * head_dim_, x.begin(), from_half);
+            if (has_rope_) {
+                rope_apply(rope_, table, x);
+                for (int i = 0; i < rope_.n_dims; i++) x[rope_.n_offset + i] /= norm;
+            }
+            for (int i = 0; i < head_dim_; i++) sum[h * head_dim_ + i] += x[i];
+        }
+    }
+    // Rounded to fp16, in which it travels with saved rows.
+    for (std::size_t i = 0; i < mu_.size(); i++) mu_[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(kept_.size()))));
+}
+
+void KeyOffset::settle() {
+    if (frozen_) std::vector<Row>().swap(kept_);
+}
+
+void KeyOffset::remove(std::span<float> x, std::int32_t pos, float sign) const {
+    if (pos < 0) return;
+    std::vector<float> shift(mu_.begin(), mu_.end()), table(rope_.n_dims);
+    if (has_rope_) {
+        rope_table(rope_, static_cast<float>(pos), table);
+        for (int h = 0; h < n_head_; h++) rope_apply(rope_, table, std::span(shift).subspan(h * head_dim_, head_dim_));
+    }
+    for (std::size_t i = 0; i < shift.size(); i++) x[i] -= sign * shift[i];
+}
+
+}  // namespace turboquant

@@ -1,0 +1,91 @@
+#include "turboquant/ggml/bind.h"
+
+#include <stdexcept>
+
+namespace turboquant::ggml {
+namespace {
+
+bool is_reshaping(const Ops& ops, const ggml_tensor* t) { return t->op == ops.view || t->op == ops.reshape || t->op == ops.permute; }
+
+/// Rows are [head_dim, n_head, n_tokens] seen as [n_embd, n_tokens]: the shape before that view tells the head size.
+std::int64_t head_dim_of_rows(const Ops& ops, const ggml_tensor* rows) {
+    const ggml_tensor* t = rows;
+    while (is_reshaping(ops, t) && t->src[0] && t->ne[0] == rows->ne[0]) t = t->src[0];
+    return t->ne[0];
+}
+
+/// The ROPE op that made these keys, or null: no RoPE, or hidden behind another op.
+const ggml_tensor* rope_of_rows(const Ops& ops, const ggml_tensor* rows) {
+    const ggml_tensor* t = rows;
+    while (is_reshaping(ops, t) && t->src[0]) t = t->src[0];
+    const bool usable = t->op == ops.rope && t->src[1] && t->src[1]->type == GGML_TYPE_I32 && t->src[1]->ne[0] >= rows->ne[1] &&
+                        (t->op_params[2] & kRopeVision) != kRopeVision;
+    return usable ? t : nullptr;
+}
+
+void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
+    KvExtra* e = t ? kv_extra(t) : nullptr;
+    if (!e || e->refused || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
+    try {
+        e->kv.bind_head_dim(static_cast<int>(head_dim));
+        const KvTensor::Geometry& g = e->kv.geometry();
+        if (g.side == Side::key && d.spec.offset && codec_info(g.codec).rotated) e->kv.enable_offset();
+    } catch (const std::invalid_argument& error) {
+        e->refused = true;
+        const_cast<Device&>(d).refuse(std::string(root(t)->name) + ": " + error.what());
+    }
+}
+
+void bind_rope(const Device& d, const ggml_tensor* set_rows) {
+    KvExtra* e = kv_extra(set_rows);
+    if (!e || e->refused || e->rope_known || e->kv.geometry().side != Side::key) return;
+    const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
+    if (rope && rope->src[2] && !rope->src[2]->data) return;  // a measuring run: the factors come later
+    e->rope_known = true;
+    if (!rope) return;
+    if (!e->positions->setter) e->positions->setter = e;
+    if (e->kv.offset()) e->kv.offset()->set_rope(rope_params(rope));
+}
+
+}  // namespace
+
+RopeParams rope_params(const ggml_tensor* rope) {
+    RopeParams p;
+    p.n_dims = rope->op_params[1];
+    p.pairs = rope->op_params[2] & kRopeSplitPairs || rope->op_params[2] & kRopeMultiAxis ? RopePairs::split : RopePairs::adjacent;
+    p.n_ctx_orig = rope->op_params[4];
+    p.freq_base = float_param(rope, 5);
+    p.freq_scale = float_param(rope, 6);
+    p.ext_factor = float_param(rope, 7);
+    p.attn_factor = float_param(rope, 8);
+    p.beta_fast = float_param(rope, 9);
+    p.beta_slow = float_param(rope, 10);
+    p.n_offset = rope->op_params[15];
+    p.freq_factors = rope->src[2] ? static_cast<const float*>(rope->src[2]->data) : nullptr;
+    return p;
+}
+
+void bind_from_op(const Device& d, const ggml_tensor* op) {
+    if (op->op == d.ops.flash_attn) {
+        bind_head(d, op->src[1], op->src[1]->ne[0]);
+        // A model without V reads its values out of the keys (MLA): then the head size is that of the keys.
+        if (root(op->src[2]) != root(op->src[1])) bind_head(d, op->src[2], op->src[2]->ne[0]);
+    } else if (op->op == d.ops.set_rows && is_kv(op) && op->ne[0] == root(op)->ne[0]) {
+        bind_head(d, op, head_dim_of_rows(d.ops, op->src[0]));
+        bind_rope(d, op);
+    }
+}
+
+void set_positions(const Device& d, KvExtra& e, const ggml_tensor* set_rows, std::span<const std::int64_t> rows) {
+    if (e.positions->setter == &e) {
+        // With M-RoPE the first n_tokens entries are the temporal positions: all that text has.
+        const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
+        const auto* pos = rope ? static_cast<const std::int32_t*>(rope->src[1]->data) : nullptr;
+        for (std::size_t i = 0; i < rows.size(); i++) e.positions->set(rows[i], pos ? pos[i] : -1);
+    } else if (!e.positions->setter) {
+        // No layer has RoPE: positions do not matter, any known one says that the cell's offset was removed.
+        for (const std::int64_t row : rows) e.positions->set(row, 0);
+    }
+}
+
+}  // namespace turboquant::ggml
