@@ -12,12 +12,15 @@ namespace {
 
 using nlohmann::json;
 
+// One thread: the teams of several test programs at once would spin against each other.
+const std::string kModel = " -t 1 -m " + kDemo + " ";
+
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 /// Text written by the demo model itself, with a fixed seed: 2 chunks of 256 tokens and some more.
 const std::string& demo_text() {
     static const std::string path = [] {
-        const Outcome r = run_command("run -m " + kDemo + " -p 'It was' -n 700 --kv f16 --temp 1 --seed 7 --ignore-eos");
+        const Outcome r = run_command("run" + kModel + " -p 'It was' -n 700 --kv f16 --temp 1 --seed 7 --ignore-eos");
         EXPECT_EQ(r.exit_code, 0) << r.err;
         return write_file("text.txt", r.out);
     }();
@@ -25,7 +28,7 @@ const std::string& demo_text() {
 }
 
 json eval(const std::string& args) {
-    const Outcome r = run_command("eval -m " + kDemo + " -f " + demo_text() + " -c 256 --chunks 2 --json " + args);
+    const Outcome r = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json " + args);
     EXPECT_EQ(r.exit_code, 0) << r.err;
     return json::parse(r.out, nullptr, false);
 }
@@ -40,7 +43,7 @@ TEST(Command, VersionAndFormats) {
 }
 
 TEST(Command, RunWritesTextToStdoutAndFiguresToStderr) {
-    const std::string args = "run -m " + kDemo + " -p 'The old house' -n 24 --kv q8_0";
+    const std::string args = "run" + kModel + " -p 'The old house' -n 24 --kv q8_0";
     const Outcome a = run_command(args), b = run_command(args);
     EXPECT_EQ(a.exit_code, 0) << a.err;
     EXPECT_GT(a.out.size(), 24u);
@@ -51,14 +54,14 @@ TEST(Command, RunWritesTextToStdoutAndFiguresToStderr) {
 }
 
 TEST(Command, PromptInPiecesGivesTheSameText) {
-    const std::string args = "run -m " + kDemo + " -f " + demo_text() + " -n 16 --kv f16 -b ";
+    const std::string args = "run" + kModel + " -f " + demo_text() + " -n 16 --kv f16 -b ";
     const Outcome whole = run_command(args + "2048"), pieces = run_command(args + "64");
     EXPECT_EQ(whole.exit_code, 0) << whole.err;
     EXPECT_EQ(whole.out, pieces.out);
 }
 
 TEST(Command, SamplingFollowsTheSeed) {
-    const std::string args = "run -m " + kDemo + " -p 'The old house' -n 24 --kv f16 --temp 1 --seed ";
+    const std::string args = "run" + kModel + " -p 'The old house' -n 24 --kv f16 --temp 1 --seed ";
     EXPECT_EQ(run_command(args + "3").out, run_command(args + "3").out);
     EXPECT_NE(run_command(args + "3").out, run_command(args + "4").out);
 }
@@ -113,7 +116,7 @@ TEST(Command, EvalTokenByToken) {
 }
 
 TEST(Command, EvalTable) {
-    const Outcome r = run_command("eval -m " + kDemo + " -f " + demo_text() + " -c 256 --chunks 9 -ub 128 --kv q4_0");
+    const Outcome r = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 9 -ub 128 --kv q4_0");
     EXPECT_EQ(r.exit_code, 0) << r.err;
     EXPECT_TRUE(has(r.out, "mean KLD") && has(r.out, "q4_0") && has(r.out, "4.500")) << r.out;
     EXPECT_TRUE(has(r.err, "9 asked for")) << r.err;
@@ -122,7 +125,7 @@ TEST(Command, EvalTable) {
 }
 
 TEST(Command, BadInputEndsWithOneAndSaysWhatToDo) {
-    const std::string model = " -m " + kDemo + " ";
+    const std::string& model = kModel;
     const std::string empty = write_file("empty.txt", ""), shorty = write_file("short.txt", "It was late.");
     const std::string cut = write_file("cut.gguf", read_all(TQ_DEMO_MODEL).substr(0, 100000));
     const std::string cut_late = write_file("cut_late.gguf", read_all(TQ_DEMO_MODEL).substr(0, 4000000));
@@ -154,7 +157,7 @@ TEST(Command, BadInputEndsWithOneAndSaysWhatToDo) {
 }
 
 TEST(Command, WrongUsageEndsWithTwo) {
-    const std::string model = " -m " + kDemo + " ";
+    const std::string& model = kModel;
     for (const std::string& args :
          {std::string(""), std::string("nonsense"), std::string("run"), "run" + model + "-p x -n -5", "run" + model + "-p x -n many",
           "run" + model + "-p x -c 0", "run" + model + "-p x -t 0", "eval" + model + "-f x --kv f16 --chunks 0",
