@@ -85,6 +85,28 @@ void KeyOffset::settle() {
     if (frozen_) std::vector<Row>().swap(kept_);
 }
 
+void KeyOffset::query_terms(std::span<const float> q, int head, std::span<float> terms) const {
+    const float* mu = mu_.data() + static_cast<std::ptrdiff_t>(head) * head_dim_;
+    const int pairs = has_rope_ ? rope_.n_dims / 2 : 0, n = n_freq();
+    std::fill(terms.begin(), terms.end(), 0.0f);
+    for (int i = 0; i < pairs; i++) {
+        const auto [x, y] = rope_pair(rope_, i);
+        terms[i] = q[x] * mu[x] + q[y] * mu[y];
+        terms[n + i] = q[y] * mu[x] - q[x] * mu[y];
+    }
+    if (n > pairs)
+        for (int i = 0; i < head_dim_; i++)
+            if (!has_rope_ || i < rope_.n_offset || i >= rope_.n_offset + rope_.n_dims) terms[pairs] += q[i] * mu[i];
+}
+
+void KeyOffset::trig_row(std::int32_t pos, std::span<float> row) const {
+    const int pairs = has_rope_ ? rope_.n_dims / 2 : 0, n = n_freq();
+    std::vector<float> table(2 * pairs);
+    if (has_rope_) rope_table(rope_, static_cast<float>(pos), table);
+    for (int i = 0; i < pairs; i++) row[i] = table[2 * i], row[n + i] = table[2 * i + 1];
+    if (n > pairs) row[pairs] = 1, row[n + pairs] = 0;
+}
+
 void KeyOffset::remove(std::span<float> x, std::int32_t pos, float sign) const {
     if (pos < 0) return;
     std::vector<float> shift(mu_.begin(), mu_.end()), table(rope_.n_dims);

@@ -50,6 +50,13 @@ class KeyOffset {
     /// After the encoding that follows observe() or freeze(): drops the kept rows if mu is frozen.
     void settle();
 
+    /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE leaves alone.
+    int n_freq() const { return (has_rope_ ? rope_.n_dims / 2 : 0) + (!has_rope_ || rope_.n_dims < head_dim_); }
+    /// a_0.., b_0.. (2*n_freq floats) of one query vector for KV head `head`.
+    void query_terms(std::span<const float> q, int head, std::span<float> terms) const;
+    /// cos(p w_0).., sin(p w_0).. (2*n_freq floats, YaRN's magnitude included).
+    void trig_row(std::int32_t pos, std::span<float> row) const;
+
     /// x -= R(pos) mu for one row (all heads); nothing if pos < 0. `sign` -1 adds instead.
     void remove(std::span<float> x, std::int32_t pos, float sign = 1) const;
 

@@ -37,10 +37,9 @@ void rope_table(const RopeParams& p, float pos, std::span<float> table) {
 }
 
 void rope_apply(const RopeParams& p, std::span<const float> table, std::span<float> x) {
-    const int half = p.n_dims / 2;
-    for (int i = 0; i < half; i++) {
-        float& a = x[p.n_offset + (p.pairs == RopePairs::adjacent ? 2 * i : i)];
-        float& b = x[p.n_offset + (p.pairs == RopePairs::adjacent ? 2 * i + 1 : i + half)];
+    for (int i = 0; i < p.n_dims / 2; i++) {
+        const auto [ia, ib] = rope_pair(p, i);
+        float &a = x[ia], &b = x[ib];
         const float c = table[2 * i], s = table[2 * i + 1], a0 = a;
         a = a0 * c - b * s;
         b = a0 * s + b * c;

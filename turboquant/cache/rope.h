@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace turboquant {
@@ -18,6 +19,12 @@ struct RopeParams {
     float ext_factor = 0, attn_factor = 1, beta_fast = 32, beta_slow = 1;
     const float* freq_factors = nullptr;  ///< n_dims/2 divisors of the angles, or null
 };
+
+/// Indices of the two values that pair i rotates.
+constexpr std::pair<int, int> rope_pair(const RopeParams& p, int i) {
+    return p.pairs == RopePairs::adjacent ? std::pair(p.n_offset + 2 * i, p.n_offset + 2 * i + 1)
+                                          : std::pair(p.n_offset + i, p.n_offset + i + p.n_dims / 2);
+}
 
 /// cos and sin (times YaRN's magnitude factor) for every pair at position `pos`: table[2*i] = cos, table[2*i+1] = sin, i < n_dims/2.
 void rope_table(const RopeParams& p, float pos, std::span<float> table);

@@ -22,6 +22,25 @@ std::string not_finite(const ggml_tensor* t) {
     return "keys or values for " + name_of(t) + " are not finite (NaN or infinity in the model's activations)";
 }
 
+/// Score terms that give back what offset removal took from the keys: q.R(p)mu.
+void set_score_term(OpContext& ctx, const KvExtra& e, std::int64_t stream, AttentionArgs& a) {
+    const KeyOffset& offset = *e.kv.offset();
+    const std::size_t row = 2 * offset.n_freq();
+    const std::int32_t* pos = e.positions->stream(stream);
+    const std::int32_t last = std::max(0, *std::max_element(pos, pos + a.n_kv));
+    if (ctx.trig_of != &offset) ctx.trig.clear(), ctx.trig_of = &offset;
+    for (std::size_t p = ctx.trig.size() / row; p <= static_cast<std::size_t>(last); p++) {
+        ctx.trig.resize((p + 1) * row);
+        offset.trig_row(static_cast<std::int32_t>(p), std::span(ctx.trig).subspan(p * row, row));
+    }
+    ctx.q_terms.resize(static_cast<std::size_t>(a.n_tokens) * a.n_head * row);
+    for (int t = 0; t < a.n_tokens; t++)
+        for (int h = 0; h < a.n_head; h++)
+            offset.query_terms({a.q + t * a.q_token_stride + h * a.q_head_stride, static_cast<std::size_t>(e.kv.head_dim())},
+                               h / (a.n_head / a.n_head_kv), std::span(ctx.q_terms).subspan((static_cast<std::size_t>(t) * a.n_head + h) * row, row));
+    a.term = {offset.n_freq(), ctx.q_terms.data(), ctx.trig.data(), pos};
+}
+
 }  // namespace
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
@@ -107,6 +126,7 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
         if (mask) a.mask = reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3]);
         a.k = ke->kv.view(first_row / n_cells + s);
         a.v = ve->kv.view(first_row / n_cells + s);
+        if (ke->kv.offset()) set_score_term(ctx, *ke, first_row / n_cells + s, a);
         if (const char* error = check_attention_args(a)) return "attention over " + name_of(k) + ": " + error;
         const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
         const int n_threads = work < 4096 ? 1 : ctx.n_threads;

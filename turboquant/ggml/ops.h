@@ -16,6 +16,9 @@ struct OpContext {
     std::vector<std::uint8_t> workspace;   ///< grown as needed, reused
     std::vector<std::int64_t> rows, cells;
     std::vector<std::int32_t> positions;
+    std::vector<float> q_terms;            ///< score terms of the queries of one attention call
+    std::vector<float> trig;               ///< their trigonometric table, for trig_of
+    const KeyOffset* trig_of = nullptr;
 };
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);
