@@ -1,0 +1,22 @@
+# Install rules, and the package config for find_package(turboquant): target turboquant::turboquant, the core library. The backend and the
+# command are installed beside it.
+include(CMakePackageConfigHelpers)
+set(_tq_config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/turboquant)
+
+install(TARGETS turboquant EXPORT turboquant-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+foreach(layer codec attention planner kernels cache)
+  if(IS_DIRECTORY ${PROJECT_SOURCE_DIR}/turboquant/${layer})
+    install(DIRECTORY turboquant/${layer} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/turboquant FILES_MATCHING PATTERN "*.h")
+  endif()
+endforeach()
+if(TQ_BUILD_GGML)
+  install(FILES turboquant/ggml/plugin.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/turboquant/ggml)
+  install(TARGETS ggml-turboquant LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(TARGETS turboquant_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+install(FILES LICENSE README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+install(EXPORT turboquant-targets NAMESPACE turboquant:: DESTINATION ${_tq_config_dir})
+configure_package_config_file(cmake/turboquant-config.cmake.in turboquant-config.cmake INSTALL_DESTINATION ${_tq_config_dir})
+write_basic_package_version_file(turboquant-config-version.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/turboquant-config.cmake ${PROJECT_BINARY_DIR}/turboquant-config-version.cmake DESTINATION ${_tq_config_dir})

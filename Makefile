@@ -1,0 +1,31 @@
+# Two commands do everything, on a fresh Debian 12 too: `make demo` and `make test`. See README.md.
+# make build LLAMA_PREFIX=/path uses an installed llama.cpp instead of compiling one into .venv.
+LLAMA_PREFIX ?=
+PREFIX ?= /usr/local
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+LLAMA := $(if $(LLAMA_PREFIX),$(LLAMA_PREFIX),$(CURDIR)/.venv/llama)
+CCACHE := $(shell command -v ccache 2>/dev/null)
+
+.PHONY: all setup build demo test install clean
+all: build
+
+setup:
+	@LLAMA_PREFIX='$(LLAMA_PREFIX)' scripts/setup
+
+# -U: another LLAMA_PREFIX than the last time must be seen.
+build: setup
+	@cmake --preset release --log-level=NOTICE -U 'llama_*' -U 'ggml_*' -U 'GGML_*' -DCMAKE_PREFIX_PATH='$(LLAMA)' \
+	  $(if $(CCACHE),-DCMAKE_CXX_COMPILER_LAUNCHER=$(CCACHE))
+	@cmake --build build --parallel $(JOBS)
+
+demo: build
+	@scripts/demo
+
+test: build
+	@python3 scripts/test --build build --jobs $(JOBS)
+
+install: build
+	@cmake --install build --prefix '$(PREFIX)'
+
+clean:
+	rm -rf build
