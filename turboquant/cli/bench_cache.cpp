@@ -1,0 +1,126 @@
+#include "turboquant/cli/bench_cache.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <numeric>
+
+#include "fmt/format.h"
+#include "turboquant/cache/kv_tensor.h"
+#include "turboquant/cli/command.h"
+#include "turboquant/cli/thread_team.h"
+#include "turboquant/codec/random.h"
+#include "turboquant/kernels/kernels.h"
+
+namespace turboquant::cli {
+namespace {
+
+void fill_normal(std::vector<float>& x, std::size_t n, std::uint64_t seed) {
+    SplitMix64 random(seed);
+    x.resize(n);
+    for (float& f : x) f = static_cast<float>(random.normal());
+}
+
+/// Zeroed memory aligned as the kernels want it.
+class AlignedBytes {
+  public:
+    explicit AlignedBytes(std::size_t n) : data_(static_cast<std::uint8_t*>(std::aligned_alloc(64, (n + 63) / 64 * 64 + 64)), std::free) {
+        if (!data_) throw CommandError(fmt::format("out of memory ({} bytes); use fewer --tokens", n));
+        std::fill_n(data_.get(), n, std::uint8_t{0});
+    }
+    std::uint8_t* get() const { return data_.get(); }
+
+  private:
+    std::unique_ptr<std::uint8_t, decltype(&std::free)> data_;
+};
+
+/// One side of the cache with its memory.
+struct OurTensor {
+    explicit OurTensor(const KvTensor::Geometry& g, int head_dim) : memory(KvTensor::reserved_bytes(g)), tensor(g, memory.get()) {
+        tensor.bind_head_dim(head_dim);
+    }
+    AlignedBytes memory;
+    KvTensor tensor;
+};
+
+class TurboquantCache final : public BenchCache {
+  public:
+    TurboquantCache(const KvSpec& spec, const BenchShape& shape, const BenchData& data)
+        : shape_(shape),
+          data_(data),
+          kernels_(kernels()),
+          k_({Side::key, spec.k, spec.norm_mode, static_cast<std::int64_t>(shape.n_embd_kv()), shape.n_kv, 1}, shape.head_dim),
+          v_({Side::value, spec.v, spec.norm_mode, static_cast<std::int64_t>(shape.n_embd_kv()), shape.n_kv, 1}, shape.head_dim),
+          rows_(static_cast<std::size_t>(shape.n_kv)),
+          output_(data.q.size()),
+          team_(shape.n_threads) {
+        std::iota(rows_.begin(), rows_.end(), 0);
+        scratch_.resize(static_cast<std::size_t>(shape.n_threads), rows_);
+        args_.n_head = shape.n_head, args_.n_head_kv = shape.n_head_kv;
+        args_.n_tokens = shape.n_tokens, args_.n_kv = shape.n_kv;
+        args_.q = data.q.data(), args_.out = output_.data();
+        args_.q_token_stride = args_.out_token_stride = shape.n_embd_q();
+        args_.q_head_stride = args_.out_head_stride = static_cast<std::size_t>(shape.head_dim);
+        args_.k = k_.tensor.view(0), args_.v = v_.tensor.view(0);
+        args_.v_dim_out = shape.head_dim;
+        args_.mask = data.mask.data(), args_.mask_token_stride = static_cast<std::size_t>(shape.n_kv);
+        args_.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
+        plan_ = plan_attention(kernels_, args_, shape.n_threads);
+        workspace_ = std::make_unique<AlignedBytes>(plan_.workspace_bytes);
+    }
+
+    void encode() override {
+        const auto d = static_cast<std::size_t>(shape_.head_dim);
+        team_.run([&](int ith) {
+            for (int part = ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
+                const int head = part / 2;
+                KvTensor& t = part % 2 ? v_.tensor : k_.tensor;
+                const float* x = (part % 2 ? data_.v : data_.k).data() + static_cast<std::size_t>(head) * d;
+                t.encode(kernels_, head, x, shape_.n_embd_kv(), rows_, scratch_[static_cast<std::size_t>(ith)]);
+            }
+        });
+    }
+
+    void attend() override {
+        team_.run([&](int ith) { run_attention(kernels_, plan_, args_, workspace_->get(), ith); });
+        if (plan_.n_chunks > 1) team_.run([&](int ith) { merge_attention(kernels_, plan_, args_, workspace_->get(), ith); });
+    }
+
+    std::span<const float> output() const override { return output_; }
+    double bytes() const override { return static_cast<double>(k_.tensor.format_bytes() + v_.tensor.format_bytes()); }
+
+  private:
+    BenchShape shape_;
+    const BenchData& data_;
+    const Kernels& kernels_;
+    OurTensor k_, v_;
+    std::vector<std::int64_t> rows_;
+    std::vector<std::vector<std::int64_t>> scratch_;  // one per thread
+    std::vector<float> output_;
+    AttentionArgs args_;
+    AttentionPlan plan_;
+    std::unique_ptr<AlignedBytes> workspace_;
+    ThreadTeam team_;
+};
+
+}  // namespace
+
+BenchData::BenchData(const BenchShape& shape) {
+    const auto n_kv = static_cast<std::size_t>(shape.n_kv), n_tokens = static_cast<std::size_t>(shape.n_tokens);
+    fill_normal(k, n_kv * shape.n_embd_kv(), 1);
+    fill_normal(v, n_kv * shape.n_embd_kv(), 2);
+    fill_normal(q, n_tokens * shape.n_embd_q(), 3);
+    constexpr std::uint16_t kMinusInfinity = 0xfc00;
+    mask.assign(n_tokens * n_kv, 0);
+    for (std::size_t t = 0; t < n_tokens; t++)
+        for (std::size_t j = n_kv - n_tokens + t + 1; j < n_kv; j++) mask[t * n_kv + j] = kMinusInfinity;
+}
+
+std::unique_ptr<BenchCache> make_turboquant_cache(const KvSpec& spec, const BenchShape& shape, const BenchData& data) {
+    return std::make_unique<TurboquantCache>(spec, shape, data);
+}
+
+std::unique_ptr<BenchCache> make_bench_cache(const CacheSpec& spec, const BenchShape& shape, const BenchData& data) {
+    return spec.ours ? make_turboquant_cache(*spec.ours, shape, data) : make_ggml_cache(spec, shape, data);
+}
+
+}  // namespace turboquant::cli
