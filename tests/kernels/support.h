@@ -1,0 +1,164 @@
+// A compressed cache with everything an attention call needs, drawn from a fixed seed, and measures of error.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "turboquant/attention/attention.h"
+#include "turboquant/codec/quantizer.h"
+#include "turboquant/codec/random.h"
+#include "turboquant/kernels/kernels.h"
+
+namespace turboquant::test {
+
+enum class Mask { none, causal, random, window, some_rows_empty };
+
+struct Case {
+    CodecId k = CodecId::turbo4, v = CodecId::turbo4;
+    int k_dim = 64, v_dim = 64;
+    int n_head = 2, n_head_kv = 1, n_tokens = 1, n_kv = 128;
+    Mask mask = Mask::none;
+    int mask_heads = 1;
+    float max_bias = 0, softcap = 0;
+    bool sinks = false;
+    int n_freq = 0;
+    int mla_out = 0;      // > 0: v is k, so many values
+    float sharpness = 1;  // of the queries: how peaked the softmax is
+
+    friend std::ostream& operator<<(std::ostream& o, const Case& c) {
+        o << codec_info(c.k).name << "x" << c.k_dim << "/" << codec_info(c.v).name << "x" << c.v_dim << " heads " << c.n_head << "/" << c.n_head_kv
+          << " tokens " << c.n_tokens << " kv " << c.n_kv << " mask " << static_cast<int>(c.mask) << "x" << c.mask_heads << " alibi " << c.max_bias
+          << " cap " << c.softcap << " sinks " << c.sinks << " freq " << c.n_freq << " mla " << c.mla_out << " sharp " << c.sharpness;
+        return o;
+    }
+};
+
+/// Owns all memory of one call. Not copyable: args point into it.
+class Problem {
+  public:
+    explicit Problem(const Case& c, std::uint64_t seed = 1) : c_(c), random_(seed) {
+        fill_tiles(k_tiles, {c.k, Side::key, c.k_dim}, keys, 1);
+        if (!c.mla_out) fill_tiles(v_tiles, {c.v, Side::value, c.v_dim}, values, 0.3f);
+        const int v_out = c.mla_out ? c.mla_out : c.v_dim;
+        q = normals(static_cast<std::size_t>(c.n_tokens) * c.n_head * c.k_dim, c.sharpness);
+        out.assign(static_cast<std::size_t>(c.n_tokens) * c.n_head * v_out, std::nanf(""));
+        args.n_head = c.n_head, args.n_head_kv = c.n_head_kv, args.n_tokens = c.n_tokens, args.n_kv = c.n_kv;
+        args.q = q.data(), args.q_token_stride = static_cast<std::size_t>(c.n_head) * c.k_dim, args.q_head_stride = c.k_dim;
+        args.out = out.data(), args.out_token_stride = static_cast<std::size_t>(c.n_head) * v_out, args.out_head_stride = v_out;
+        args.k = view({c.k, Side::key, c.k_dim}, k_tiles);
+        args.v = c.mla_out ? args.k : view({c.v, Side::value, c.v_dim}, v_tiles);
+        args.v_is_k = c.mla_out > 0, args.v_dim_out = v_out;
+        args.scale = 1 / std::sqrt(static_cast<float>(c.k_dim));
+        args.logit_softcap = c.softcap, args.max_bias = c.max_bias;
+        fill_mask();
+        if (c.sinks) sinks = normals(c.n_head, 1), args.sinks = sinks.data();
+        if (c.n_freq) fill_term();
+    }
+    Problem(const Problem&) = delete;
+    Problem& operator=(const Problem&) = delete;
+
+    /// Runs f (which fills args.out) and returns a copy of the output.
+    template <class F>
+    std::vector<float> run(F f) {
+        std::fill(out.begin(), out.end(), std::nanf(""));
+        f(args);
+        return out;
+    }
+    std::vector<float> reference() {
+        return run([](const AttentionArgs& a) { reference_attention(a); });
+    }
+    std::vector<float> kernel(SimdLevel level) {
+        return run([&](const AttentionArgs& a) { attention(kernels(level), a); });
+    }
+
+    AttentionArgs args;
+    std::vector<std::uint8_t> k_tiles, v_tiles;
+    std::vector<float> keys, values;  ///< uncompressed, [head][n_kv][dim]
+    std::vector<float> q, out, sinks, q_term, trig;
+    std::vector<std::uint16_t> mask;
+    std::vector<std::int32_t> cell_pos;
+
+  private:
+    std::vector<float> normals(std::size_t n, float scale) {
+        std::vector<float> x(n);
+        for (float& v : x) v = scale * static_cast<float>(random_.normal());
+        return x;
+    }
+
+    int n_tiles() const { return (c_.n_kv + kTileKeys - 1) / kTileKeys; }
+
+    // Tile memory starts as zeros: cells past n_kv are never written.
+    void fill_tiles(std::vector<std::uint8_t>& tiles, TileShape shape, std::vector<float>& x, float spread) {
+        tiles.assign(n_tiles() * c_.n_head_kv * tile_bytes(shape), 0);
+        x = normals(static_cast<std::size_t>(c_.n_head_kv) * c_.n_kv * shape.head_dim, 1);
+        std::vector<std::int64_t> cells(c_.n_kv);
+        for (int j = 0; j < c_.n_kv; ++j) {
+            cells[j] = j;
+            const float size = std::exp(spread * static_cast<float>(random_.normal()));  // norms differ between vectors
+            for (int h = 0; h < c_.n_head_kv; ++h)
+                for (int i = 0; i < shape.head_dim; ++i) x[(static_cast<std::size_t>(h) * c_.n_kv + j) * shape.head_dim + i] *= size;
+        }
+        for (int h = 0; h < c_.n_head_kv; ++h)
+            for (int j = 0; j < c_.n_kv; ++j)
+                tile_encode(shape, tiles.data() + (static_cast<std::size_t>(j / kTileKeys) * c_.n_head_kv + h) * tile_bytes(shape), j % kTileKeys,
+                            {x.data() + (static_cast<std::size_t>(h) * c_.n_kv + j) * shape.head_dim, static_cast<std::size_t>(shape.head_dim)});
+    }
+
+    TileView view(TileShape shape, const std::vector<std::uint8_t>& tiles) const {
+        return {shape, tiles.data(), tile_bytes(shape), c_.n_head_kv * tile_bytes(shape)};
+    }
+
+    void fill_mask() {
+        if (c_.mask == Mask::none) return;
+        // The mask ends with the last cell: reading past it is an error that the address sanitizer sees.
+        mask.resize(static_cast<std::size_t>(c_.n_tokens) * c_.mask_heads * c_.n_kv);
+        for (int t = 0; t < c_.n_tokens; ++t)
+            for (int h = 0; h < c_.mask_heads; ++h)
+                for (int j = 0; j < c_.n_kv; ++j) {
+                    const int pos = c_.n_kv - c_.n_tokens + t;
+                    const bool hidden = c_.mask == Mask::causal   ? j > pos
+                                        : c_.mask == Mask::random ? random_.uniform() < 0.4
+                                        : c_.mask == Mask::window ? j > pos || j < pos - 70
+                                                                  : t % 2 == 0;
+                    const float bias = c_.max_bias != 0 ? static_cast<float>(j - pos) : c_.mask == Mask::random ? static_cast<float>(random_.normal()) : 0;
+                    mask[(static_cast<std::size_t>(t) * c_.mask_heads + h) * c_.n_kv + j] = hidden ? 0xfc00 : to_half(bias);
+                }
+        args.mask = mask.data(), args.mask_heads = c_.mask_heads;
+        args.mask_head_stride = c_.n_kv, args.mask_token_stride = static_cast<std::size_t>(c_.mask_heads) * c_.n_kv;
+    }
+
+    void fill_term() {
+        const int n = 2 * c_.n_freq, max_pos = c_.n_kv + 10;
+        q_term = normals(static_cast<std::size_t>(c_.n_tokens) * c_.n_head * n, 1);
+        trig.resize(static_cast<std::size_t>(max_pos + 1) * n);
+        for (int p = 0; p <= max_pos; ++p)
+            for (int i = 0; i < c_.n_freq; ++i) {
+                const double angle = p * std::pow(10000.0, -static_cast<double>(i) / c_.n_freq);
+                trig[static_cast<std::size_t>(p) * n + i] = static_cast<float>(std::cos(angle));
+                trig[static_cast<std::size_t>(p) * n + c_.n_freq + i] = static_cast<float>(std::sin(angle));
+            }
+        for (int j = 0; j < c_.n_kv; ++j) cell_pos.push_back(j % 7 == 3 ? -1 : (j * 5) % max_pos);
+        args.term = {c_.n_freq, q_term.data(), trig.data(), cell_pos.data()};
+    }
+
+    Case c_;
+    SplitMix64 random_;
+};
+
+/// |a - b|^2 / |b|^2; infinite if any value is not finite.
+inline double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+    double error = 0, energy = 0;
+    for (std::size_t i = 0; i < b.size(); ++i) {
+        if (!std::isfinite(a[i])) return std::numeric_limits<double>::infinity();
+        error += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+        energy += static_cast<double>(b[i]) * b[i];
+    }
+    return energy > 0 ? error / energy : error;
+}
+
+inline std::string level_name(SimdLevel level) { return std::string(simd_level_name(level)); }
+
+}  // namespace turboquant::test

@@ -1,0 +1,127 @@
+#include "turboquant/attention/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "turboquant/codec/quantizer.h"
+
+namespace turboquant {
+namespace {
+
+// The transform of rotation.h in double, from the public parts of a Rotation: y = S_b T S_a x. Forward: a = in, b = out; inverse: swapped.
+void rotate(const Rotation& r, std::vector<double>& x, bool inverse) {
+    const auto a = inverse ? r.signs_out() : r.signs_in(), b = inverse ? r.signs_in() : r.signs_out();
+    const int p = r.pow2(), m = r.odd(), d = r.head_dim();
+    for (int i = 0; i < d; ++i) x[i] *= a[i];
+    for (int h = 1; h < p; h *= 2)
+        for (int i = 0; i < d; ++i)
+            if (!(i & h)) {
+                const double lo = x[i], hi = x[i + h];
+                x[i] = lo + hi;
+                x[i + h] = lo - hi;
+            }
+    std::vector<double> y(d);
+    for (int l = 0; l < m; ++l)
+        for (int j = 0; j < m; ++j)
+            for (int i = 0; i < p; ++i) y[l * p + i] += static_cast<double>(r.hartley()[l * m + j]) * x[j * p + i];
+    for (int i = 0; i < d; ++i) x[i] = y[i] * b[i] / std::sqrt(static_cast<double>(p));
+}
+
+// All cells of one head, decoded: [n_kv][head_dim], rotated space (model's space for raw).
+std::vector<float> decode_head(const TileView& view, int head, int n_kv) {
+    const std::size_t d = view.shape.head_dim;
+    std::vector<float> rows(n_kv * d);
+    for (int j = 0; j < n_kv; ++j)
+        tile_decode_rotated(view.shape, view.tiles + head * view.head_stride + j / kTileKeys * view.tile_stride, j % kTileKeys,
+                            {rows.data() + j * d, d});
+    return rows;
+}
+
+double dot(const double* a, const float* b, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+// Bits of e_j: see ScoreTerm.
+double score_term(const ScoreTerm& term, std::size_t row, int j) {
+    if (!term.n_freq || term.cell_pos[j] < 0) return 0;
+    const std::size_t n = 2 * static_cast<std::size_t>(term.n_freq);
+    const float *a = term.q_term + row * n, *w = term.trig + term.cell_pos[j] * n;
+    double sum = 0;
+    for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * w[i];
+    return sum;
+}
+
+// One query row over decoded keys and values.
+void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys, const std::vector<float>& values) {
+    const int dk = a.k.shape.head_dim, dv = a.v_is_k ? dk : a.v.shape.head_dim;
+    const float* q = a.q + t * a.q_token_stride + h * a.q_head_stride;
+    std::vector<double> query(q, q + dk), logits(a.n_kv), out(dv);
+    if (codec_info(a.k.shape.codec).rotated) rotate(rotation_for(dk), query, false);
+
+    double top = a.sinks ? a.sinks[h] : -std::numeric_limits<double>::infinity();
+    for (int j = 0; j < a.n_kv; ++j) {
+        double x = a.scale * (dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) + score_term(a.term, static_cast<std::size_t>(t) * a.n_head + h, j));
+        if (a.logit_softcap != 0) x = a.logit_softcap * std::tanh(x / a.logit_softcap);
+        if (a.mask) x += static_cast<double>(alibi_slope(a.max_bias, a.n_head, h)) * from_half(a.mask[t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride + j]);
+        logits[j] = x;
+        top = std::max(top, x);
+    }
+    double sum = a.sinks ? std::exp(a.sinks[h] - top) : 0;
+    for (int j = 0; j < a.n_kv; ++j) {
+        if (!(logits[j] > -std::numeric_limits<double>::infinity())) continue;
+        const double p = std::exp(logits[j] - top);
+        sum += p;
+        for (int i = 0; i < dv; ++i) out[i] += p * values[static_cast<std::size_t>(j) * dv + i];
+    }
+    if (codec_info(a.v.shape.codec).rotated) rotate(rotation_for(dv), out, true);
+    for (int i = 0; i < a.v_dim_out; ++i)
+        a.out[t * a.out_token_stride + h * a.out_head_stride + i] = sum > 0 ? static_cast<float>(out[i] / sum) : 0.0f;
+}
+
+}  // namespace
+
+float alibi_slope(float max_bias, int n_head, int h) {
+    if (max_bias == 0) return 1;
+    int n2 = 1;
+    while (2 * n2 <= n_head) n2 *= 2;
+    const float exponent = h < n2 ? -max_bias * static_cast<float>(h + 1) / static_cast<float>(n2)
+                                  : -max_bias / 2 * static_cast<float>(2 * (h - n2) + 1) / static_cast<float>(n2);
+    return std::exp2(exponent);
+}
+
+const char* check_attention_args(const AttentionArgs& a) {
+    if (a.n_head <= 0 || a.n_head_kv <= 0 || a.n_head % a.n_head_kv) return "the number of query heads is not a multiple of the number of KV heads";
+    if (a.n_tokens < 0 || a.n_kv < 0) return "negative number of tokens or cells";
+    if (!head_dim_supported(a.k.shape.head_dim) || !head_dim_supported(a.v.shape.head_dim)) return "unsupported head size";
+    if (a.k.shape.side != Side::key || a.v.shape.side != (a.v_is_k ? Side::key : Side::value)) return "keys and values are exchanged";
+    if (a.v_is_k && (!(a.v.shape == a.k.shape) || a.v.tiles != a.k.tiles)) return "v_is_k is set, but v is not k";
+    if (a.v_dim_out <= 0 || a.v_dim_out > a.v.shape.head_dim || (!a.v_is_k && a.v_dim_out != a.v.shape.head_dim)) return "wrong size of the output";
+    if (a.n_tokens > 0 && (!a.q || !a.out)) return "no query or no output";
+    if (a.n_kv > 0 && (!a.k.tiles || !a.v.tiles)) return "no tiles";
+    for (const TileView* v : {&a.k, &a.v})
+        if (v->tile_stride < tile_bytes(v->shape) && a.n_kv > kTileKeys) return "tiles overlap";
+    if (a.n_tokens > 1 && (a.q_token_stride == 0 || a.out_token_stride == 0)) return "token stride is zero";
+    if (a.n_head > 1 && (a.q_head_stride == 0 || a.out_head_stride == 0)) return "head stride is zero";
+    if (a.mask && a.mask_heads < 1) return "mask without heads";
+    if (a.term.n_freq < 0) return "negative number of frequencies";
+    if (a.term.n_freq > 0 && (!a.term.q_term || !a.term.trig || !a.term.cell_pos)) return "incomplete score term";
+    return nullptr;
+}
+
+void reference_attention(const AttentionArgs& a) {
+    if (const char* error = check_attention_args(a)) throw std::invalid_argument(std::string("attention: ") + error);
+    const int group = a.n_head / a.n_head_kv;
+    for (int kv = 0; kv < a.n_head_kv; ++kv) {
+        const std::vector<float> keys = decode_head(a.k, kv, a.n_kv);
+        const std::vector<float> values = a.v_is_k ? keys : decode_head(a.v, kv, a.n_kv);
+        for (int t = 0; t < a.n_tokens; ++t)
+            for (int h = kv * group; h < (kv + 1) * group; ++h) attend(a, t, h, keys, values);
+    }
+}
+
+}  // namespace turboquant

@@ -1,0 +1,127 @@
+// Cutting an attention call: blocks of rows x chunks of cells, and where everything lies in the workspace.
+#include <algorithm>
+#include <vector>
+
+#include "turboquant/kernels/kernel_table.h"
+
+namespace turboquant {
+namespace {
+
+constexpr int kMaxRows = 64;       // rows that share one decode of a tile: their scores, weights and accumulators stay in the L2 cache
+constexpr int kMinChunkTiles = 4;  // a chunk costs a merge of its accumulators; below this it does not pay
+
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+struct Layout {
+    AttentionCall call;
+    std::size_t scratch_bytes;  // of one thread
+    int n_units;
+    bool in_scratch;            // the state is a thread's own: no chunks
+};
+
+Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
+    Layout l{};
+    AttentionCall& c = l.call;
+    c.args = &a;
+    c.k = &codec_tables(a.k.shape.codec, a.k.shape.head_dim);
+    c.v = &codec_tables(a.v.shape.codec, a.v.shape.head_dim);
+    c.group = a.n_head / a.n_head_kv;
+    c.n_rows = a.n_tokens * c.group;
+    c.rows_per_block = plan.rows_per_block;
+    c.dim_v = a.v.shape.head_dim;
+    const std::size_t rows = plan.rows_per_block, n_term = 2 * static_cast<std::size_t>(a.term.n_freq);
+    c.state_floats = (rows * (2 + c.dim_v) + 15) / 16 * 16;
+    std::size_t end = 0;
+    const auto take = [&](std::size_t bytes) {
+        const std::size_t at = end;
+        end += (bytes + 127) / 128 * 128;
+        return at;
+    };
+    const std::size_t k_size = c.k->i8 ? 1 : 4, v_size = c.v->i8 ? 1 : 4;
+    c.q8 = take(c.k->i8 ? rows * c.k->head_dim : 0);
+    c.qf = take((c.k->i8 ? 1 : rows) * c.k->head_dim * sizeof(float));
+    c.qterm = take(rows * n_term * sizeof(float));
+    c.rows = take(rows * (64 + 16 * sizeof(float) + 2 * sizeof(float)));  // Row, partial sums, alpha and step
+    c.scores = take(rows * kTileKeys * sizeof(float));
+    c.term = take(n_term ? rows * kTileKeys * sizeof(float) : 0);
+    c.weights = take(rows * kTileKeys * v_size);
+    c.k_panel = take(c.k->head_dim * kTileKeys * k_size);
+    c.v_panel = take(std::max(c.dim_v * v_size, n_term * sizeof(float)) * kTileKeys);
+    l.in_scratch = plan.n_chunks == 1;
+    c.state = take(l.in_scratch ? c.state_floats * sizeof(float) : 0);
+    l.scratch_bytes = end;
+    l.n_units = a.n_head_kv * plan.n_row_blocks * plan.n_chunks;
+    return l;
+}
+
+AttentionUnit make_unit(const AttentionPlan& plan, const AttentionArgs& a, const AttentionCall& c, int index) {
+    const int chunk = index % plan.n_chunks, block = index / plan.n_chunks % plan.n_row_blocks;
+    AttentionUnit u;
+    u.kv_head = index / plan.n_chunks / plan.n_row_blocks;
+    u.row_begin = block * plan.rows_per_block;
+    u.n_rows = std::min(plan.rows_per_block, c.n_rows - u.row_begin);
+    u.tile_begin = chunk * plan.tiles_per_chunk;
+    u.tile_end = std::min(u.tile_begin + plan.tiles_per_chunk, ceil_div(a.n_kv, kTileKeys));
+    return u;
+}
+
+float* chunk_state(const AttentionPlan& plan, const Layout& l, std::uint8_t* workspace, int unit) {
+    return reinterpret_cast<float*>(workspace + plan.n_threads * l.scratch_bytes) + unit * l.call.state_floats;
+}
+
+// Chunks per (head, row block) such that `n_threads` equal workers are busy for at least 9/10 of the time.
+int choose_chunks(int n_blocks, int n_tiles, int n_threads) {
+    const int most = std::max(1, n_tiles / kMinChunkTiles);
+    for (int chunks = 1; chunks < most; ++chunks) {
+        const int per_thread = ceil_div(n_blocks * chunks, n_threads);
+        if (n_blocks * chunks * 10 >= per_thread * n_threads * 9) return chunks;
+    }
+    return most;
+}
+
+}  // namespace
+
+AttentionPlan plan_attention(const Kernels& k, const AttentionArgs& a, int n_threads) {
+    AttentionPlan p;
+    const int n_rows = a.n_tokens * (a.n_head / a.n_head_kv), n_tiles = ceil_div(a.n_kv, kTileKeys);
+    p.n_threads = std::max(1, n_threads);
+    p.n_row_blocks = ceil_div(n_rows, kMaxRows);
+    p.rows_per_block = p.n_row_blocks ? ceil_div(n_rows, p.n_row_blocks) : 0;
+    p.n_chunks = choose_chunks(std::max(1, a.n_head_kv * p.n_row_blocks), n_tiles, p.n_threads);
+    p.tiles_per_chunk = ceil_div(n_tiles, p.n_chunks);
+    p.n_chunks = p.tiles_per_chunk ? ceil_div(n_tiles, p.tiles_per_chunk) : 1;
+    const Layout l = make_layout(p, a);
+    p.workspace_bytes = p.n_threads * l.scratch_bytes + (l.in_scratch ? 0 : l.n_units * l.call.state_floats * sizeof(float));
+    return p;
+}
+
+void run_attention(const Kernels& k, const AttentionPlan& plan, const AttentionArgs& a, std::uint8_t* workspace, int ith) {
+    const Layout l = make_layout(plan, a);
+    std::uint8_t* scratch = workspace + ith * l.scratch_bytes;
+    for (int i = ith; i < l.n_units; i += plan.n_threads) {
+        const AttentionUnit u = make_unit(plan, a, l.call, i);
+        float* state = l.in_scratch ? reinterpret_cast<float*>(scratch + l.call.state) : chunk_state(plan, l, workspace, i);
+        k.attend(l.call, u, scratch, state);
+        if (l.in_scratch) k.finish(l.call, u, state, 1, 0, u.n_rows);
+    }
+}
+
+void merge_attention(const Kernels& k, const AttentionPlan& plan, const AttentionArgs& a, std::uint8_t* workspace, int ith) {
+    if (plan.n_chunks == 1) return;
+    const Layout l = make_layout(plan, a);
+    for (int i = 0; i < l.n_units; i += plan.n_chunks) {
+        const AttentionUnit u = make_unit(plan, a, l.call, i);
+        const int first = u.n_rows * ith / plan.n_threads, last = u.n_rows * (ith + 1) / plan.n_threads;
+        if (first < last) k.finish(l.call, u, chunk_state(plan, l, workspace, i), plan.n_chunks, first, last);
+    }
+}
+
+void attention(const Kernels& k, const AttentionArgs& args) {
+    const AttentionPlan plan = plan_attention(k, args, 1);
+    std::vector<std::uint8_t> memory(plan.workspace_bytes + 64);
+    auto* workspace = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
+    run_attention(k, plan, args, workspace, 0);
+    merge_attention(k, plan, args, workspace, 0);
+}
+
+}  // namespace turboquant

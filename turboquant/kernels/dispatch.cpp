@@ -1,0 +1,86 @@
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "turboquant/kernels/kernel_table.h"
+
+namespace turboquant {
+namespace {
+
+struct Level {
+    SimdLevel level;
+    std::string_view name;
+    const Kernels* kernels;  // null: not compiled for this architecture
+    bool (*usable)();
+};
+
+#if defined(__x86_64__) || defined(_M_X64)
+constexpr const Kernels *kAvx2 = &kKernelsAvx2, *kAvx512 = &kKernelsAvx512, *kNeon = nullptr;
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
+bool has_neon() { return false; }
+#elif defined(__aarch64__)
+constexpr const Kernels *kAvx2 = nullptr, *kAvx512 = nullptr, *kNeon = &kKernelsNeon;
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool has_neon() { return true; }
+#else
+constexpr const Kernels *kAvx2 = nullptr, *kAvx512 = nullptr, *kNeon = nullptr;
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool has_neon() { return false; }
+#endif
+
+const Level kLevels[] = {
+    {SimdLevel::scalar, "scalar", &kKernelsScalar, [] { return true; }},
+    {SimdLevel::neon, "neon", kNeon, has_neon},
+    {SimdLevel::avx2, "avx2", kAvx2, has_avx2},
+    {SimdLevel::avx512, "avx512", kAvx512, has_avx512},
+};
+
+std::vector<SimdLevel> levels(bool usable_only) {
+    std::vector<SimdLevel> r;
+    for (const Level& l : kLevels)
+        if (l.kernels && (!usable_only || l.usable())) r.push_back(l.level);
+    return r;
+}
+
+}  // namespace
+
+std::string_view simd_level_name(SimdLevel level) { return kLevels[static_cast<int>(level)].name; }
+
+std::span<const SimdLevel> available_simd_levels() {
+    static const std::vector<SimdLevel> list = levels(true);
+    return list;
+}
+
+std::span<const SimdLevel> compiled_simd_levels() {
+    static const std::vector<SimdLevel> list = levels(false);
+    return list;
+}
+
+std::optional<SimdLevel> find_simd_level(std::string_view name) {
+    for (const Level& l : kLevels)
+        if (l.name == name) return l.level;
+    return std::nullopt;
+}
+
+const Kernels& kernels() { return kernels(available_simd_levels().back()); }
+
+const Kernels& kernels(SimdLevel level) {
+    std::string names;
+    for (const SimdLevel l : available_simd_levels()) {
+        if (l == level) return *kLevels[static_cast<int>(l)].kernels;
+        names.append(names.empty() ? "" : ", ").append(simd_level_name(l));
+    }
+    throw std::invalid_argument("SIMD level '" + std::string(simd_level_name(level)) + "' is not available on this machine; available: " + names);
+}
+
+SimdLevel kernels_level(const Kernels& k) { return k.level(); }
+
+bool encode(const Kernels& k, const EncodeArgs& args) { return k.encode(args, codec_tables(args.shape.codec, args.shape.head_dim)); }
+
+}  // namespace turboquant

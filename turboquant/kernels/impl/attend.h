@@ -1,0 +1,214 @@
+// Flash attention of a block of rows over a range of tiles.
+#pragma once
+
+namespace turboquant {
+namespace {
+
+struct Scratch {
+    int8_t* q8;
+    float* qf;
+    float* qterm;
+    Row* rows;
+    float* l;      // [rows][kFloats]
+    float *alpha, *step;
+    void* scores;  // [rows][64] int32 or float
+    float* term;   // [rows][64]
+    uint8_t* weights;  // [rows][64] bytes or floats
+    uint8_t *k_panel, *v_panel;
+
+    Scratch(const AttentionCall& c, uint8_t* p)
+        : q8(reinterpret_cast<int8_t*>(p + c.q8)),
+          qf(reinterpret_cast<float*>(p + c.qf)),
+          qterm(reinterpret_cast<float*>(p + c.qterm)),
+          rows(reinterpret_cast<Row*>(p + c.rows)),
+          l(reinterpret_cast<float*>(rows + c.rows_per_block)),
+          alpha(l + c.rows_per_block * Simd::kFloats),
+          step(alpha + c.rows_per_block),
+          scores(p + c.scores),
+          term(reinterpret_cast<float*>(p + c.term)),
+          weights(p + c.weights),
+          k_panel(p + c.k_panel),
+          v_panel(p + c.v_panel) {}
+};
+
+struct RowPlace {
+    int token, head;
+};
+inline RowPlace place(const AttentionCall& c, int kv_head, int row) { return {row / c.group, kv_head * c.group + row % c.group}; }
+
+// int8 with one scale: the largest magnitude becomes 127. Returns the scale; the sum of the integers goes to `sum`.
+inline float quantize_query(const float* q, int n, int8_t* q8, int* sum) {
+    Simd::F top = Simd::splat(0);
+    for (int i = 0; i < n; i += Simd::kFloats) top = Simd::max(top, Simd::abs(Simd::load(q + i)));
+    const float max = Simd::reduce_max(top), inverse = max > 1e-30f ? 127 / max : 0;
+    for (int i = 0; i < n; i += Simd::kFloats)
+        Simd::store_as_bytes(reinterpret_cast<uint8_t*>(q8) + i, Simd::mul(Simd::load(q + i), Simd::splat(inverse)));
+    *sum = 0;
+    for (int i = 0; i < n; ++i) *sum += q8[i];
+    return max / 127;
+}
+
+inline void load_row(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int r) {
+    const AttentionArgs& a = *c.args;
+    const auto [t, h] = place(c, u.kv_head, u.row_begin + r);
+    const int d = c.k->head_dim;
+    const float* q = a.q + t * a.q_token_stride + h * a.q_head_stride;
+    float* qf = s.qf + static_cast<size_t>(c.k->i8 ? 0 : r) * d;
+    if (c.k->rotated)
+        rotate(*c.k, q, qf, 1, false);
+    else
+        memcpy(qf, q, d * sizeof(float));
+    Row& row = s.rows[r];
+    int sum = 0;
+    const float unit = a.logit_softcap != 0 ? 1 : kLog2e;
+    row.logit_scale = row.term_scale = a.scale * unit;
+    if (c.k->i8) row.logit_scale *= quantize_query(qf, d, s.q8 + static_cast<size_t>(r) * d, &sum);
+    row.bias = static_cast<float>(Simd::kPanelBias * sum);
+    row.slope = alibi_slope(a.max_bias, a.n_head, h);
+    row.m = kMinusInfinity;
+    row.mask = a.mask ? a.mask + t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride : nullptr;
+    const size_t n_term = 2 * static_cast<size_t>(a.term.n_freq);
+    if (n_term) memcpy(s.qterm + r * n_term, a.term.q_term + (static_cast<size_t>(t) * a.n_head + h) * n_term, n_term * sizeof(float));
+}
+
+constexpr uint16_t kHalfMinusInfinity = 0xfc00;
+
+inline bool all_masked(const uint16_t* mask, int n) {
+    for (int i = 0; i < n; ++i)
+        if (mask[i] != kHalfMinusInfinity) return false;
+    return true;
+}
+
+inline bool tile_masked(const Scratch& s, int n_rows, int cell, int n_cells) {
+    for (int r = 0; r < n_rows; ++r) {
+        if (!s.rows[r].mask) return false;
+        if (r > 0 && s.rows[r].mask == s.rows[r - 1].mask) continue;
+        if (!all_masked(s.rows[r].mask + cell, n_cells)) return false;
+    }
+    return true;
+}
+
+// e_j of all rows and the tile's cells: the needed rows of the trigonometric table, turned into a float panel.
+inline void score_term(const AttentionCall& c, const Scratch& s, int n_rows, int cell, int n_cells) {
+    const ScoreTerm& t = c.args->term;
+    const int n = 2 * t.n_freq;
+    float* panel = reinterpret_cast<float*>(s.v_panel);  // not yet in use for this tile
+    for (int j = 0; j < kTileKeys; ++j) {
+        const int pos = j < n_cells ? t.cell_pos[cell + j] : -1;
+        const float* w = t.trig + static_cast<size_t>(pos < 0 ? 0 : pos) * n;
+        for (int i = 0; i < n; ++i) panel[i * kTileKeys + j] = pos < 0 ? 0 : w[i];
+    }
+    multiply(ProductF32{s.qterm, n, panel, kTileKeys, nullptr, s.term}, n_rows, kTileKeys);
+}
+
+inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows) {
+    if (c.k->i8) {
+        unpack_i8(*c.k, tile, lut, s.k_panel);
+        multiply(KeyProductI8{s.q8, c.k->head_dim, s.k_panel, static_cast<int32_t*>(s.scores)}, n_rows, kTileKeys);
+    } else {
+        float* panel = reinterpret_cast<float*>(s.k_panel);
+        unpack_f32(*c.k, tile, panel);
+        multiply(ProductF32{s.qf, c.k->head_dim, panel, kTileKeys, nullptr, static_cast<float*>(s.scores)}, n_rows, kTileKeys);
+    }
+}
+
+inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& scales, int n_rows, int cell, int n_cells) {
+    for (int r = 0; r < n_rows; ++r) {
+        RowTile io;
+        io.scores = static_cast<const uint8_t*>(s.scores) + static_cast<size_t>(r) * kTileKeys * 4;
+        io.term = c.args->term.n_freq ? s.term + r * kTileKeys : nullptr;
+        io.weights_i8 = c.v->i8 ? s.weights + r * kTileKeys : nullptr;
+        io.weights_f32 = c.v->i8 ? nullptr : reinterpret_cast<float*>(s.weights) + r * kTileKeys;
+        io.l = s.l + r * Simd::kFloats;
+        io.alpha = s.alpha + r;
+        io.step = s.step + r;
+        io.mask = s.rows[r].mask ? s.rows[r].mask + cell : nullptr;
+        uint16_t tail[kTileKeys];
+        if (n_cells < kTileKeys) {  // cells that do not exist are masked; the caller's mask may end with the last one
+            for (int j = 0; j < kTileKeys; ++j) tail[j] = j >= n_cells ? kHalfMinusInfinity : io.mask ? io.mask[j] : 0;
+            io.mask = tail;
+        }
+        softmax_row(s.rows[r], io, scales, c.k->i8, c.args->logit_softcap);
+    }
+}
+
+inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows, float* acc) {
+    if (c.v->i8) {
+        if (c.args->v_is_k)
+            transpose_i8(s.k_panel, c.dim_v, s.v_panel);
+        else
+            unpack_i8(*c.v, tile, lut, s.v_panel);
+        multiply(ValueProductI8{s.weights, s.v_panel, c.dim_v, s.alpha, s.step, acc}, n_rows, c.dim_v);
+    } else {
+        float* panel = reinterpret_cast<float*>(s.v_panel);
+        if (c.args->v_is_k)
+            transpose_f32(reinterpret_cast<const float*>(s.k_panel), c.dim_v, panel);
+        else
+            unpack_f32(*c.v, tile, panel);
+        multiply(ProductF32{reinterpret_cast<const float*>(s.weights), kTileKeys, panel, c.dim_v, s.alpha, acc}, n_rows, c.dim_v);
+    }
+}
+
+inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scratch, float* state) {
+    const AttentionArgs& a = *c.args;
+    const Scratch s(c, scratch);
+    float* acc = state + 2 * static_cast<size_t>(c.rows_per_block);
+    memset(acc, 0, static_cast<size_t>(u.n_rows) * c.dim_v * sizeof(float));
+    memset(s.l, 0, static_cast<size_t>(u.n_rows) * Simd::kFloats * sizeof(float));
+    for (int r = 0; r < u.n_rows; ++r) load_row(c, u, s, r);
+
+    const Lut k_lut = c.k->i8 ? load_lut(*c.k, Simd::kPanelBias) : Lut{}, v_lut = c.v->i8 ? load_lut(*c.v, 0) : Lut{};
+    TileScales scales;
+    for (int i = u.tile_begin; i < u.tile_end; ++i) {
+        const int cell = i * kTileKeys, n_cells = a.n_kv - cell < kTileKeys ? a.n_kv - cell : kTileKeys;
+        if (tile_masked(s, u.n_rows, cell, n_cells)) continue;
+        const uint8_t* k_tile = a.k.tiles + u.kv_head * a.k.head_stride + i * a.k.tile_stride;
+        const uint8_t* v_tile = a.v.tiles + u.kv_head * a.v.head_stride + i * a.v.tile_stride;
+        unpack_scales(*c.k, k_tile, scales.k);
+        unpack_scales(*c.v, v_tile, scales.v);
+        scores(c, s, k_lut, k_tile, u.n_rows);
+        if (a.term.n_freq) score_term(c, s, u.n_rows, cell, n_cells);
+        softmax(c, s, scales, u.n_rows, cell, n_cells);
+        accumulate(c, s, v_lut, v_tile, u.n_rows, acc);
+    }
+    for (int r = 0; r < u.n_rows; ++r) {
+        state[r] = s.rows[r].m;
+        state[c.rows_per_block + r] = Simd::reduce_add(Simd::load(s.l + r * Simd::kFloats));
+    }
+}
+
+// Rows first..last-1 of a unit: merges the chunks' states (the usual log-sum-exp weights), takes in the sink, un-rotates.
+inline void finish(const AttentionCall& c, const AttentionUnit& u, const float* states, int n_chunks, int first, int last) {
+    const AttentionArgs& a = *c.args;
+    alignas(64) float y[576];
+    for (int r = first; r < last; ++r) {
+        const auto [t, h] = place(c, u.kv_head, u.row_begin + r);
+        const float sink = a.sinks ? a.sinks[h] * kLog2e : kMinusInfinity;
+        float m = sink, l = 0;
+        for (int i = 0; i < n_chunks; ++i) {
+            const float x = states[i * c.state_floats + r];
+            m = x > m ? x : m;
+        }
+        memset(y, 0, c.dim_v * sizeof(float));
+        for (int i = 0; i < n_chunks && m > kMinusInfinity; ++i) {
+            const float* state = states + i * c.state_floats;
+            if (!(state[r] > kMinusInfinity)) continue;
+            const float weight = exp2(state[r] - m);
+            const float* acc = state + 2 * static_cast<size_t>(c.rows_per_block) + static_cast<size_t>(r) * c.dim_v;
+            l += weight * state[c.rows_per_block + r];
+            for (int j = 0; j < c.dim_v; j += Simd::kFloats)
+                Simd::store(y + j, Simd::fma(Simd::splat(weight), Simd::load(acc + j), Simd::load(y + j)));
+        }
+        if (sink > kMinusInfinity) l += exp2(sink - m);
+        const float norm = l > 0 ? 1 / l : 0;
+        float* out = a.out + t * a.out_token_stride + h * a.out_head_stride;
+        if (c.v->rotated)
+            rotate(*c.v, y, y, norm, true);
+        else
+            for (int j = 0; j < c.dim_v; ++j) y[j] *= norm;
+        memcpy(out, y, a.v_dim_out * sizeof(float));
+    }
+}
+
+}  // namespace
+}  // namespace turboquant

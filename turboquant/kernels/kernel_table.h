@@ -1,0 +1,40 @@
+// Between the dispatcher and the translation units of the levels: the table of entry points and the work they are handed. Plain data only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "turboquant/kernels/kernels.h"
+#include "turboquant/kernels/tables.h"
+
+namespace turboquant {
+
+/// One attention call, cut. A *row* is (token, query head of the group): row = token*group + head in the group.
+/// A *state* holds what flash attention keeps of `rows_per_block` rows: [m][l][acc rows x dim_v], m in units of log2.
+struct AttentionCall {
+    const AttentionArgs* args;
+    const CodecTables *k, *v;
+    int group, n_rows, rows_per_block;
+    int dim_v;                 // of the accumulator: head size of the values, or of the keys if v_is_k
+    std::size_t state_floats;  // between the states of successive chunks
+    // Offsets into a thread's scratch, in bytes.
+    std::size_t q8, qf, qterm, rows, scores, term, weights, k_panel, v_panel, state;
+};
+
+/// One block of rows of one KV head against a range of tiles.
+struct AttentionUnit {
+    int kv_head, row_begin, n_rows, tile_begin, tile_end;
+};
+
+struct Kernels {
+    SimdLevel (*level)();
+    bool (*encode)(const EncodeArgs& args, const CodecTables& tables);
+    /// Fills `state`.
+    void (*attend)(const AttentionCall& call, const AttentionUnit& unit, std::uint8_t* scratch, float* state);
+    /// Combines the states of n_chunks chunks and writes output rows row_begin.. (absolute; the states' first row is unit.row_begin).
+    void (*finish)(const AttentionCall& call, const AttentionUnit& unit, const float* states, int n_chunks, int first, int last);
+};
+
+extern const Kernels kKernelsScalar, kKernelsAvx2, kKernelsAvx512, kKernelsNeon;
+
+}  // namespace turboquant

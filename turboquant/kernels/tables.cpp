@@ -1,0 +1,71 @@
+#include "turboquant/kernels/tables.h"
+
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <mutex>
+
+#include "turboquant/codec/codebook.h"
+#include "turboquant/codec/rotation.h"
+
+namespace turboquant {
+namespace {
+
+void fill_codebook(CodecTables& t) {
+    const Codebook& book = codebook_for(t.bits, t.head_dim);
+    const int n = 1 << t.bits;
+    t.half = n / 2;
+    t.lut_step = book.i8_step;
+    for (int i = 0; i < 16 && t.i8; ++i) t.lut[i] = book.i8[i % n];
+    for (int i = 0; i < n; ++i) t.centroids[i] = book.centroids[i];
+    for (int i = 0; i < t.half; ++i) t.levels[i] = book.centroids[t.half + i];
+    for (float& b : t.bounds) b = std::numeric_limits<float>::infinity();
+    for (int i = 0; i + 1 < t.half; ++i) t.bounds[i] = book.boundaries[t.half + i];
+    // Values beyond the last boundary all fall into the last cell, which begins above it.
+    t.cells_per_unit = (kEncodeCells - 2) / (t.half > 1 ? t.bounds[t.half - 2] : 1);
+    for (int c = 0, k = 0; c < kEncodeCells; ++c) {
+        while (k + 1 < t.half && t.bounds[k] * t.cells_per_unit < static_cast<float>(c)) ++k;
+        t.cells[c] = static_cast<std::uint8_t>(k);
+    }
+}
+
+std::unique_ptr<CodecTables> build(CodecId codec, int head_dim) {
+    auto t = std::make_unique<CodecTables>();
+    const CodecInfo& info = codec_info(codec);
+    t->codec = codec;
+    t->bits = info.bits;
+    t->head_dim = head_dim;
+    t->i8 = info.panel == PanelKind::i8;
+    t->rotated = info.rotated;
+    const Rotation& r = rotation_for(head_dim);
+    t->pow2 = r.pow2();
+    t->odd = r.odd();
+    t->rotation_norm = 1 / std::sqrt(static_cast<float>(r.pow2()));
+    t->signs_in = r.signs_in().data();
+    t->signs_out = r.signs_out().data();
+    t->hartley = r.hartley().data();
+    if (info.rotated) fill_codebook(*t);
+    return t;
+}
+
+}  // namespace
+
+const CodecTables& codec_tables(CodecId codec, int head_dim) {
+    constexpr std::size_t n_codecs = std::size(kCodecs), n_dims = std::size(kHeadDims);
+    static std::array<std::unique_ptr<CodecTables>, n_codecs * n_dims> owner;
+    static std::array<std::atomic<const CodecTables*>, n_codecs * n_dims> ready;
+    static std::mutex mutex;
+    std::size_t c = 0, d = 0;
+    while (c + 1 < n_codecs && kCodecs[c].id != codec) ++c;
+    while (d + 1 < n_dims && kHeadDims[d] != head_dim) ++d;
+    const std::size_t i = c * n_dims + d;
+    if (const CodecTables* t = ready[i].load(std::memory_order_acquire)) return *t;
+    const std::lock_guard lock(mutex);
+    if (!owner[i]) owner[i] = build(codec, kHeadDims[d]);
+    ready[i].store(owner[i].get(), std::memory_order_release);
+    return *owner[i];
+}
+
+}  // namespace turboquant

@@ -1,0 +1,41 @@
+// Constants of one (codec, head size) in the plain form that the kernels read: nothing here calls a function, so it may be included in
+// translation units that are compiled for a stronger machine (see impl/README in docs/kernels.md, "One definition rule").
+#pragma once
+
+#include <cstdint>
+
+#include "turboquant/codec/codec.h"
+
+namespace turboquant {
+
+inline constexpr int kEncodeCells = 4096;  // uniform cells over the codebook's range, so narrow that each holds at most one boundary
+
+struct CodecTables {
+    CodecId codec;
+    int bits;
+    int head_dim;
+    bool i8;       // decodes to int8 centroids, else to floats
+    bool rotated;
+
+    // Decode.
+    alignas(64) std::int8_t lut[16];  // int8 centroids, repeated to fill 16 entries
+    float lut_step;                   // centroid = lut * lut_step
+    alignas(64) float centroids[256];
+
+    // Encode, by symmetry on |t|: level k = number of boundaries <= |t|, code = half + k or half-1-k.
+    int half;              // 2^(bits-1) levels on either side
+    float bounds[129];     // half-1 positive boundaries, then +inf
+    float levels[128];     // half positive levels
+    float cells_per_unit;  // cell of |t| = |t| * cells_per_unit
+    std::uint8_t cells[kEncodeCells];  // level at the cell's lower edge
+
+    // Rotation: y = signs_out * T * signs_in * x.
+    int pow2, odd;
+    float rotation_norm;  // 1/sqrt(pow2)
+    const float *signs_in, *signs_out, *hartley;
+};
+
+/// Shared instance, built on first use, thread-safe. head_dim must be supported.
+const CodecTables& codec_tables(CodecId codec, int head_dim);
+
+}  // namespace turboquant
