@@ -115,6 +115,62 @@ TEST(Command, EvalTokenByToken) {
     EXPECT_LT(decode[1]["mean_kld"], 2e-3);
 }
 
+TEST(Command, OurFormatsCostWhatTheyShould) {
+    const json rows = eval("--kv raw turbo8 turbo4 turbo3 turbo2 k=turbo4,v=turbo2 q4_0");
+    ASSERT_EQ(rows.size(), 7u);
+    const auto kld = [&](int i) { return rows[i]["mean_kld"].get<double>(); };
+    // raw differs from llama.cpp's f16 by rounding in llama.cpp's own attention only.
+    EXPECT_GT(kld(0), 0.0);
+    EXPECT_LT(kld(0), 1e-3);
+    EXPECT_LT(kld(1), 2e-3);
+    EXPECT_GT(kld(2), 2e-3);
+    EXPECT_LT(kld(2), 0.03);
+    EXPECT_LT(kld(2), kld(3));
+    EXPECT_LT(kld(3), kld(4));
+    EXPECT_LT(kld(4), 0.6);
+    EXPECT_GT(kld(5), kld(2));
+    EXPECT_LT(kld(5), kld(4));
+    // Heads of 64: b + 16/64 bits, and the cells' positions (4 bytes for 1536 values).
+    const double bits[] = {16, 8.25, 4.25, 3.25, 2.25, 3.25};
+    for (int i = 0; i < 6; i++) {
+        EXPECT_GE(rows[i]["bits_per_value"], bits[i]) << rows[i];
+        EXPECT_LE(rows[i]["bits_per_value"], bits[i] + 0.05) << rows[i];
+        EXPECT_NEAR(rows[i]["kv_bytes"].get<double>(), rows[i]["bits_per_value"].get<double>() / 8 * 256 * 1536, 1);
+    }
+}
+
+TEST(Command, RunWithOurCache) {
+    const std::string args = "run" + kModel + "-p 'The old house' -n 24 --kv ";
+    const Outcome a = run_command(args + "turbo4"), b = run_command(args + "turbo4");
+    EXPECT_EQ(a.exit_code, 0) << a.err;
+    EXPECT_GT(a.out.size(), 24u);
+    EXPECT_EQ(a.out, b.out);
+    for (const char* part : {"turbo4 8", "3072.0 bytes/token", "of f16, 4.2", "turbo4"}) EXPECT_TRUE(has(a.err, part)) << a.err;
+}
+
+TEST(Command, BenchJsonHasExactlyTheseKeys) {
+    const std::set<std::string> expected{
+        "op",          "kv",           "tokens",      "threads", "ms", "ns_per_vector", "gb_per_s", "bandwidth_share",
+        "vs_ggml_f16", "vs_ggml_q8_0", "vs_ggml_q4_0"};
+    for (const std::string& what :
+         {std::string("attention --heads 4"), std::string("attention --heads 4 --mode prefill -q 32"), std::string("encode")}) {
+        const Outcome r = run_command("bench " + what + " --kv turbo4 raw --kv-heads 2 --head-dim 64 --tokens 128,200 --seconds 0 --json");
+        ASSERT_EQ(r.exit_code, 0) << r.err;
+        const json rows = json::parse(r.out, nullptr, false);
+        ASSERT_TRUE(rows.is_array());
+        EXPECT_EQ(rows.size(), 2u * 5) << "f16, q8_0, q4_0, turbo4 and raw, at two sizes";
+        for (const json& row : rows) {
+            std::set<std::string> keys;
+            for (const auto& [key, value] : row.items()) keys.insert(key);
+            EXPECT_EQ(keys, expected);
+            EXPECT_GT(row["ms"], 0.0);
+            if (row["kv"] == "q8_0") EXPECT_EQ(row["vs_ggml_q8_0"], 1.0);
+        }
+        EXPECT_EQ(rows[3]["kv"], "turbo4");
+        EXPECT_EQ(rows[9]["tokens"], 200);
+    }
+}
+
 TEST(Command, EvalTable) {
     const Outcome r = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 9 -ub 128 --kv q4_0");
     EXPECT_EQ(r.exit_code, 0) << r.err;
@@ -146,6 +202,10 @@ TEST(Command, BadInputEndsWithOneAndSaysWhatToDo) {
         {"eval" + model + "-f " + shorty + " --kv f16", "less than one chunk", "smaller -c"},
         {"eval" + model + "-f " + empty + " --kv f16", "empty", "give one"},
         {"eval" + model + "-f " + shorty + " --kv q5_9", "q5_9", "turbo4"},
+        {"bench attention --kv turbo9", "turbo9", "iq4_nl"},
+        {"bench attention --head-dim 100", "100", "128"},
+        {"bench attention --heads 6 --kv-heads 4", "no multiple", "divide"},
+        {"bench attention --tokens 16 -q 32 --mode prefill", "do not fit", "--tokens"},
         {"run" + model + "-p x --backend missing.so --kv turbo4", "missing.so", "--backend"},
     };
     for (const auto& c : cases) {
@@ -161,7 +221,8 @@ TEST(Command, WrongUsageEndsWithTwo) {
     for (const std::string& args :
          {std::string(""), std::string("nonsense"), std::string("run"), "run" + model + "-p x -n -5", "run" + model + "-p x -n many",
           "run" + model + "-p x -c 0", "run" + model + "-p x -t 0", "eval" + model + "-f x --kv f16 --chunks 0",
-          "eval" + model + "-f x --kv f16 --mode sideways", "eval" + model + "-f x"}) {
+          "eval" + model + "-f x --kv f16 --mode sideways", "eval" + model + "-f x", std::string("bench"),
+          std::string("bench attention --tokens 0"), std::string("bench attention --mode sideways")}) {
         const Outcome r = run_command(args);
         EXPECT_EQ(r.exit_code, 2) << args << "\n" << r.err;
         EXPECT_FALSE(r.err.empty()) << args;

@@ -64,23 +64,27 @@ class TurboquantCache final : public BenchCache {
         args_.v_dim_out = shape.head_dim;
         args_.mask = data.mask.data(), args_.mask_token_stride = static_cast<std::size_t>(shape.n_kv);
         args_.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
+        if (spec.offset && codec_info(spec.k).rotated) enable_offset();
         plan_ = plan_attention(kernels_, args_, shape.n_threads);
         workspace_ = std::make_unique<AlignedBytes>(plan_.workspace_bytes);
     }
 
     void encode() override {
         const auto d = static_cast<std::size_t>(shape_.head_dim);
+        if (k_.tensor.offset()) k_.tensor.encode_keys(kernels_, data_.k.data(), shape_.n_embd_kv(), rows_, positions_);
+        const int first = k_.tensor.offset() ? shape_.n_head_kv : 0;
         team_.run([&](int ith) {
-            for (int part = ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
-                const int head = part / 2;
-                KvTensor& t = part % 2 ? v_.tensor : k_.tensor;
-                const float* x = (part % 2 ? data_.v : data_.k).data() + static_cast<std::size_t>(head) * d;
-                t.encode(kernels_, head, x, shape_.n_embd_kv(), rows_, scratch_[static_cast<std::size_t>(ith)]);
+            for (int part = first + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
+                const bool value = part >= shape_.n_head_kv;
+                const int head = part % shape_.n_head_kv;
+                const float* x = (value ? data_.v : data_.k).data() + static_cast<std::size_t>(head) * d;
+                (value ? v_ : k_).tensor.encode(kernels_, head, x, shape_.n_embd_kv(), rows_, scratch_[static_cast<std::size_t>(ith)]);
             }
         });
     }
 
     void attend() override {
+        if (k_.tensor.offset()) set_query_terms();
         team_.run([&](int ith) { run_attention(kernels_, plan_, args_, workspace_->get(), ith); });
         if (plan_.n_chunks > 1) team_.run([&](int ith) { merge_attention(kernels_, plan_, args_, workspace_->get(), ith); });
     }
@@ -89,12 +93,39 @@ class TurboquantCache final : public BenchCache {
     double bytes() const override { return static_cast<double>(k_.tensor.format_bytes() + v_.tensor.format_bytes()); }
 
   private:
+    /// Key offset removal as the backend does it for a model with RoPE: the removed part comes back as a score term per key.
+    void enable_offset() {
+        k_.tensor.enable_offset();
+        KeyOffset& offset = *k_.tensor.offset();
+        RopeParams rope;
+        rope.n_dims = shape_.head_dim;
+        rope.pairs = RopePairs::split;
+        offset.set_rope(rope);
+        positions_.resize(rows_.size());
+        std::iota(positions_.begin(), positions_.end(), 0);
+        const auto width = 2 * static_cast<std::size_t>(offset.n_freq());
+        trig_.resize(rows_.size() * width);
+        for (const std::int32_t p : positions_) offset.trig_row(p, std::span(trig_).subspan(static_cast<std::size_t>(p) * width, width));
+        q_terms_.resize(static_cast<std::size_t>(shape_.n_tokens) * shape_.n_head * width);
+        args_.term = {offset.n_freq(), q_terms_.data(), trig_.data(), positions_.data()};
+    }
+
+    void set_query_terms() {
+        const auto d = static_cast<std::size_t>(shape_.head_dim), width = 2 * static_cast<std::size_t>(args_.term.n_freq);
+        const int group = shape_.n_head / shape_.n_head_kv;
+        for (std::size_t row = 0; row < data_.q.size() / d; row++)
+            k_.tensor.offset()->query_terms(std::span(data_.q).subspan(row * d, d), static_cast<int>(row) % shape_.n_head / group,
+                                            std::span(q_terms_).subspan(row * width, width));
+    }
+
     BenchShape shape_;
     const BenchData& data_;
     const Kernels& kernels_;
     OurTensor k_, v_;
     std::vector<std::int64_t> rows_;
     std::vector<std::vector<std::int64_t>> scratch_;  // one per thread
+    std::vector<std::int32_t> positions_;
+    std::vector<float> trig_, q_terms_;
     std::vector<float> output_;
     AttentionArgs args_;
     AttentionPlan plan_;

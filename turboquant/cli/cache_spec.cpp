@@ -32,8 +32,7 @@ Sides split_sides(std::string_view text) {
 
 std::string known() {
     return fmt::format(
-        "known formats of turboquant: {} (also k=WORD,v=WORD[,norm=raw|corrected|eden]); llama.cpp's own cache types: {} "
-        "(also k=TYPE,v=TYPE)",
+        "known formats of turboquant: {} (or k=WORD,v=WORD and more: docs/cli.md); llama.cpp's own cache types: {} (or k=TYPE,v=TYPE)",
         known_codec_words(), known_llama_words());
 }
 

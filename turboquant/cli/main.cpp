@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
     app.parse_complete_callback([&global] { install_log(global.verbose); });
     add_run(app, global);
     add_eval(app, global);
+    add_bench(app, global);
     add_formats(app);
 
     std::vector<std::string> args(argv + 1, argv + argc);
