@@ -11,3 +11,18 @@ endif()
 add_test(NAME project.package COMMAND ${CMAKE_COMMAND} -DBUILD=${PROJECT_BINARY_DIR} -DSOURCE=${PROJECT_SOURCE_DIR}/tests/package
   -DGENERATOR=${CMAKE_GENERATOR} -DCXX=${CMAKE_CXX_COMPILER} -DFLAGS=${_flags} -DWORK=${PROJECT_BINARY_DIR}/package-test
   -DCOMMAND_LINE=${TQ_BUILD_GGML} -P ${PROJECT_SOURCE_DIR}/tests/package/run.cmake)
+
+# Unmodified processes beside our command: a program that links libllama only, and Python's llama_cpp.
+if(TQ_BUILD_GGML)
+  set(TQ_LLAMA_PYTHON ${PROJECT_SOURCE_DIR}/.venv/bin/python CACHE FILEPATH "A Python with llama_cpp, for the tests")
+  add_executable(stock_logits stock/stock_logits.cpp)
+  target_link_libraries(stock_logits PRIVATE llama ggml::ggml tq_options)
+  add_dependencies(stock_logits ggml-turboquant)
+  add_executable(test_stock stock/stock_test.cpp)
+  target_link_libraries(test_stock PRIVATE turboquant_cli_lib tq_options GTest::gtest_main)
+  target_compile_definitions(test_stock PRIVATE
+    TQ_DEMO_MODEL="${PROJECT_SOURCE_DIR}/models/demo.gguf" TQ_BACKEND="$<TARGET_FILE:ggml-turboquant>" TQ_SANITIZERS="${TQ_SANITIZE}"
+    TQ_STOCK_LOGITS="$<TARGET_FILE:stock_logits>" TQ_STOCK_PYTHON_SCRIPT="${PROJECT_SOURCE_DIR}/tests/stock/stock_logits.py"
+    TQ_LLAMA_PYTHON="${TQ_LLAMA_PYTHON}")
+  gtest_discover_tests(test_stock TEST_PREFIX stock. DISCOVERY_TIMEOUT 60)
+endif()
