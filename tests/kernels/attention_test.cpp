@@ -1,0 +1,199 @@
+// One conformance grid for every level: what the kernels compute against the double-precision reference on the same tiles.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <thread>
+
+#include "tests/kernels/support.h"
+
+namespace turboquant::test {
+namespace {
+
+using enum CodecId;
+
+std::vector<Case> grid() {
+    std::vector<Case> g;
+    // Every codec on both sides, every head size, an odd number of cells.
+    for (const CodecInfo& codec : kCodecs) g.push_back({.k = codec.id, .v = codec.id, .k_dim = 128, .v_dim = 128, .n_head = 4, .n_kv = 150});
+    for (const int d : kHeadDims)
+        for (const CodecId id : {turbo4, turbo3, turbo6}) g.push_back({.k = id, .v = id, .k_dim = d, .v_dim = d, .n_kv = 90});
+    // Mixed codecs and head sizes: all pairs of panel kinds.
+    for (const auto& [k, v] : {std::pair{turbo4, turbo2}, {turbo8, turbo3}, {turbo2, raw}, {raw, turbo4}, {turbo5, turbo8}, {turbo3, turbo5}})
+        g.push_back({.k = k, .v = v, .k_dim = 192, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 3, .n_kv = 200, .mask = Mask::causal});
+    // GQA groups and row counts around the register and row blocks.
+    for (const int group : {1, 3, 5, 7, 8, 16, 71})
+        for (const int tokens : {1, 2, 13})
+            g.push_back({.k = turbo4, .v = turbo3, .n_head = group, .n_tokens = tokens, .n_kv = 70, .mask = Mask::causal});
+    // Numbers of cells around a tile's size.
+    for (const int n_kv : {1, 2, 63, 64, 65, 127, 128, 129, 700})
+        for (const CodecId id : {turbo4, turbo8}) g.push_back({.k = id, .v = id, .n_head = 4, .n_head_kv = 2, .n_tokens = n_kv > 2 ? 2 : 1, .n_kv = n_kv, .mask = Mask::causal});
+    // Everything that changes a logit, alone and together, on both panel kinds.
+    for (const CodecId id : {turbo4, turbo8}) {
+        const Case base{.k = id, .v = id, .n_head = 8, .n_head_kv = 2, .n_tokens = 9, .n_kv = 333};
+        for (const Mask m : {Mask::causal, Mask::random, Mask::window, Mask::some_rows_empty})
+            for (const int heads : {1, 8}) {
+                Case c = base;
+                c.mask = m, c.mask_heads = heads;
+                g.push_back(c);
+                c.sinks = true;
+                g.push_back(c);
+            }
+        for (const float bias : {0.f, 8.f})
+            for (const float cap : {0.f, 5.f})
+                for (const int freq : {0, 12}) {
+                    Case c = base;
+                    c.mask = Mask::causal, c.max_bias = bias, c.softcap = cap, c.n_freq = freq, c.sinks = freq != 0;
+                    g.push_back(c);
+                }
+        Case c = base;
+        c.n_freq = 64;  // no mask at all
+        g.push_back(c);
+        c.sharpness = 4;
+        g.push_back(c);
+    }
+    // MLA: values are the first dims of the keys.
+    for (const CodecId id : {turbo4, turbo3, turbo8, raw}) {
+        g.push_back({.k = id, .v = id, .k_dim = 576, .v_dim = 576, .n_head = 16, .n_tokens = 2, .n_kv = 130, .mask = Mask::causal, .mla_out = 512});
+        g.push_back({.k = id, .v = id, .k_dim = 64, .v_dim = 64, .n_head = 2, .n_kv = 64, .mla_out = 64});
+    }
+    return g;
+}
+
+bool int8_panels(const Case& c) { return codec_info(c.k).panel == PanelKind::i8 || codec_info(c.v).panel == PanelKind::i8; }
+
+class Conformance : public testing::TestWithParam<SimdLevel> {};
+
+// Float panels: rounding of float arithmetic. Int8 panels: a small share of what quantization itself costs on the same data.
+TEST_P(Conformance, Grid) {
+    double worst_share = 0, worst_float = 0;
+    for (const Case& c : grid()) {
+        SCOPED_TRACE(testing::PrintToString(c));
+        Problem p(c);
+        const std::vector<float> reference = p.reference(), out = p.kernel(GetParam());
+        const double error = relative_error(out, reference);
+        if (!int8_panels(c)) {
+            worst_float = std::max(worst_float, error);
+            EXPECT_LT(error, 1e-10);
+            continue;
+        }
+        Case exact = c;
+        exact.k = exact.v = raw;
+        const double quantization = relative_error(reference, Problem(exact).reference());
+        const bool one_value = c.n_kv == 1 || (c.mask == Mask::causal && c.n_kv == 2);  // then no weight is quantized
+        EXPECT_GT(quantization, 1e-4);
+        EXPECT_LT(quantization, 0.9);
+        EXPECT_LT(error, 0.04 * quantization) << "quantization " << quantization;
+        if (!one_value) EXPECT_GT(error, 1e-8) << "the int8 path did not run?";
+        worst_share = std::max(worst_share, error / quantization);
+    }
+    RecordProperty("worst_share_of_quantization_error", std::to_string(worst_share));
+    RecordProperty("worst_float_error", std::to_string(worst_float));
+    std::cout << "largest error: " << worst_share << " of the quantization's (int8), " << worst_float << " (float)\n";
+}
+
+// Bounds of the other kind: over long rows the int8 arithmetic costs less than 2 % of the quantization error.
+TEST_P(Conformance, Int8CostsLittle) {
+    for (const CodecId id : {turbo4, turbo3, turbo2}) {
+        Case c{.k = id, .v = id, .k_dim = 128, .v_dim = 128, .n_head = 8, .n_head_kv = 2, .n_tokens = 4, .n_kv = 1500};
+        Case exact = c;
+        exact.k = exact.v = raw;
+        Problem p(c);
+        const std::vector<float> reference = p.reference();
+        const double share = relative_error(p.kernel(GetParam()), reference) / relative_error(reference, Problem(exact).reference());
+        EXPECT_LT(share, 0.02) << codec_info(id).name;
+        EXPECT_GT(share, 1e-5) << codec_info(id).name;
+    }
+}
+
+TEST_P(Conformance, MaskedRowsAreZero) {
+    Problem p({.n_head = 4, .n_tokens = 6, .n_kv = 100, .mask = Mask::some_rows_empty, .sinks = true});
+    const std::vector<float> out = p.kernel(GetParam());
+    for (int t = 0; t < 6; ++t) {
+        double energy = 0;
+        for (int i = 0; i < 4 * 64; ++i) energy += std::abs(out[t * 256 + i]);
+        EXPECT_EQ(energy == 0, t % 2 == 0) << t;
+    }
+}
+
+// What a masked cell holds must not matter, however large.
+TEST_P(Conformance, MaskedCellsDoNotLeak) {
+    Problem p({.n_head = 4, .n_tokens = 2, .n_kv = 200, .mask = Mask::causal});
+    const std::vector<float> before = p.kernel(GetParam());
+    const std::vector<float> huge(64, 3e4f);
+    tile_encode(p.args.k.shape, p.k_tiles.data() + 3 * p.args.k.tile_stride, 50, huge);  // cell 242, past n_kv
+    tile_encode(p.args.v.shape, p.v_tiles.data() + 3 * p.args.v.tile_stride, 50, huge);
+    EXPECT_EQ(p.kernel(GetParam()), before);
+    tile_encode(p.args.k.shape, p.k_tiles.data() + 3 * p.args.k.tile_stride, 7, huge);  // cell 199: visible to the last token only
+    const std::vector<float> after = p.kernel(GetParam());
+    EXPECT_TRUE(std::equal(after.begin(), after.begin() + 256, before.begin()));
+    EXPECT_GT(relative_error(after, before), 1e-3);
+}
+
+// The same tokens one at a time and in one call.
+TEST_P(Conformance, DecodeEqualsPrefill) {
+    for (const CodecId id : {turbo4, turbo3, turbo8}) {
+        const Case c{.k = id, .v = id, .k_dim = 128, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 50, .n_kv = 400, .mask = Mask::causal};
+        Problem p(c);
+        const std::vector<float> batch = p.kernel(GetParam());
+        std::fill(p.out.begin(), p.out.end(), 0);
+        for (int t = 0; t < c.n_tokens; ++t) {
+            AttentionArgs one = p.args;
+            one.n_tokens = 1;
+            one.q += t * one.q_token_stride, one.out += t * one.out_token_stride, one.mask += t * one.mask_token_stride;
+            attention(kernels(GetParam()), one);
+        }
+        EXPECT_LT(relative_error(p.out, batch), 1e-11);
+    }
+}
+
+struct AlignedBytes {
+    explicit AlignedBytes(std::size_t n) : memory(n + 128, 0xff) {}  // floats of this pattern are NaN: nothing may rely on zeros
+    std::uint8_t* data() { return reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64); }
+    std::vector<std::uint8_t> memory;
+};
+
+// Any number of threads, in any order, gives the same result up to float rounding; the same number gives the same bits.
+TEST_P(Conformance, Threads) {
+    const Kernels& k = kernels(GetParam());
+    for (const int tokens : {1, 40}) {
+        Problem p({.k = turbo4, .v = turbo3, .n_head = 12, .n_head_kv = 3, .n_tokens = tokens, .n_kv = 1900, .mask = Mask::causal, .sinks = true});
+        const std::vector<float> single = p.kernel(GetParam());
+        for (const int n_threads : {2, 3, 5, 8, 16}) {
+            const AttentionPlan plan = plan_attention(k, p.args, n_threads);
+            EXPECT_EQ(plan.n_threads, n_threads);
+            EXPECT_GE(3 * plan.n_row_blocks * plan.n_chunks * 10, n_threads * 9);
+            AlignedBytes workspace(plan.workspace_bytes);
+            const auto run_parallel = [&](const AttentionArgs& a) {
+                for (const auto part : {run_attention, merge_attention}) {
+                    std::vector<std::jthread> team;
+                    for (int i = 0; i < n_threads; ++i) team.emplace_back([&, i] { part(k, plan, a, workspace.data(), i); });
+                }
+            };
+            const auto run_backwards = [&](const AttentionArgs& a) {
+                for (const auto part : {run_attention, merge_attention})
+                    for (int i = n_threads; i-- > 0;) part(k, plan, a, workspace.data(), i);
+            };
+            const std::vector<float> parallel = p.run(run_parallel);
+            EXPECT_LT(relative_error(parallel, single), 1e-11);
+            EXPECT_EQ(parallel, p.run(run_backwards));
+            for (std::size_t i = plan.workspace_bytes; i < plan.workspace_bytes + 64; ++i) EXPECT_EQ(workspace.data()[i], 0xff) << "beyond the workspace";
+        }
+    }
+}
+
+TEST_P(Conformance, PlanOfNothing) {
+    Problem p({.n_kv = 1});
+    p.args.n_tokens = 0;
+    attention(kernels(GetParam()), p.args);
+    p.args.n_tokens = 1, p.args.n_kv = 0;
+    const std::vector<float> out = p.kernel(GetParam());
+    EXPECT_EQ(std::count(out.begin(), out.end(), 0.0f), static_cast<std::ptrdiff_t>(out.size()));
+}
+
+std::vector<SimdLevel> levels() { return {available_simd_levels().begin(), available_simd_levels().end()}; }
+INSTANTIATE_TEST_SUITE_P(Levels, Conformance, testing::ValuesIn(levels()), [](const auto& i) { return level_name(i.param); });
+
+}  // namespace
+}  // namespace turboquant::test

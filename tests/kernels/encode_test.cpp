@@ -1,0 +1,174 @@
+// The encoders of every level against the scalar specification, tile_encode.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+#include "tests/kernels/support.h"
+
+namespace turboquant::test {
+namespace {
+
+std::vector<SimdLevel> levels() { return {available_simd_levels().begin(), available_simd_levels().end()}; }
+std::string codec_name(CodecId id) { return std::string(codec_info(id).name); }
+
+struct Batch {
+    TileShape shape;
+    std::vector<float> x;
+    std::vector<std::int64_t> cells;
+    std::vector<std::uint8_t> tiles;
+    std::size_t x_stride, tile_stride;
+
+    // n vectors for scattered cells of `n_tiles` tiles, which hold old bytes.
+    Batch(TileShape s, int n, int n_tiles, std::uint64_t seed = 3) : shape(s), x_stride(s.head_dim + 5), tile_stride(tile_bytes(s) + 64) {
+        SplitMix64 random(seed);
+        x.resize(n * x_stride);
+        for (float& v : x) v = 3 * static_cast<float>(random.normal());
+        for (int i = 0; i < n; ++i) cells.push_back((static_cast<std::int64_t>(i) * 37 + 11) % (64 * n_tiles));
+        tiles.resize(n_tiles * tile_stride);
+        for (std::uint8_t& b : tiles) b = static_cast<std::uint8_t>(random.bits());
+    }
+    std::span<const float> vector(int i) const { return {x.data() + i * x_stride, static_cast<std::size_t>(shape.head_dim)}; }
+    std::uint8_t* tile(int i) { return tiles.data() + cells[i] / 64 * tile_stride; }
+    int slot(int i) const { return static_cast<int>(cells[i] % 64); }
+
+    bool encode(SimdLevel level, NormMode mode = NormMode::corrected) {
+        EncodeArgs a;
+        a.shape = shape, a.tiles = tiles.data(), a.tile_stride = tile_stride, a.x = x.data(), a.x_stride = x_stride;
+        a.cells = cells.data(), a.n = static_cast<int>(cells.size()), a.norm_mode = mode;
+        return turboquant::encode(kernels(level), a);
+    }
+    void encode_by_specification(NormMode mode = NormMode::corrected) {
+        for (int i = 0; i < static_cast<int>(cells.size()); ++i) tile_encode(shape, tile(i), slot(i), vector(i), mode);
+    }
+    std::vector<std::uint8_t> row(int i) {
+        std::vector<std::uint8_t> r(row_bytes(shape.codec, shape.head_dim));
+        tile_get_row(shape, tile(i), slot(i), r.data());
+        return r;
+    }
+    // Squared error of decoding vector i, in the model's space.
+    double error(int i) {
+        std::vector<float> y(shape.head_dim);
+        tile_decode_rotated(shape, tile(i), slot(i), y);
+        if (codec_info(shape.codec).rotated) rotation_for(shape.head_dim).inverse(y);
+        double e = 0;
+        for (int d = 0; d < shape.head_dim; ++d) e += std::pow(static_cast<double>(y[d]) - vector(i)[d], 2);
+        return e;
+    }
+};
+
+class Encode : public testing::TestWithParam<std::tuple<SimdLevel, CodecId>> {
+  protected:
+    SimdLevel level() const { return std::get<0>(GetParam()); }
+    CodecId codec() const { return std::get<1>(GetParam()); }
+    int bits() const { return codec_info(codec()).bits; }
+};
+
+TEST_P(Encode, EqualsSpecificationButForNearTies) {
+    for (const Side side : {Side::key, Side::value})
+        for (const int d : kHeadDims) {
+            SCOPED_TRACE(std::to_string(d) + (side == Side::key ? " key" : " value"));
+            Batch batch({codec(), side, d}, 100, 2), spec = batch;
+            EXPECT_TRUE(batch.encode(level()));
+            spec.encode_by_specification();
+            int same = 0;
+            double error = 0, spec_error = 0;
+            for (int i = 0; i < 100; ++i) {
+                const std::vector<std::uint8_t> a = batch.row(i), b = spec.row(i);
+                for (int k = 0; k < d; ++k) {
+                    const auto bits_at = [&](const std::vector<std::uint8_t>& r) {
+                        int c = 0;
+                        for (int j = 0; j < bits(); ++j) c |= (r[(k * bits() + j) / 8] >> (k * bits() + j) % 8 & 1) << j;
+                        return c;
+                    };
+                    const int ca = bits_at(a), cb = bits_at(b);
+                    same += ca == cb;
+                    ASSERT_LE(std::abs(ca - cb), 1);
+                }
+                error += batch.error(i), spec_error += spec.error(i);
+                if (codec_info(codec()).rotated) {
+                    const float sa = from_half(static_cast<std::uint16_t>(a[a.size() - 2] | a[a.size() - 1] << 8));
+                    const float sb = from_half(static_cast<std::uint16_t>(b[b.size() - 2] | b[b.size() - 1] << 8));
+                    EXPECT_NEAR(sa / sb, 1, 0.002);
+                }
+            }
+            EXPECT_GE(same, 0.999 * 100 * d);
+            EXPECT_NEAR(error, spec_error, 1e-3 * spec_error);
+        }
+}
+
+// Only the slots of the batch change: the bytes between and around them stay.
+TEST_P(Encode, OtherSlotsKeepTheirBytes) {
+    for (const Side side : {Side::key, Side::value}) {
+        Batch batch({codec(), side, 112}, 20, 2), old = batch;
+        batch.encode(level());
+        Batch probe = batch;
+        probe.cells.clear();
+        for (std::int64_t c = 0; c < 128; ++c)
+            if (std::ranges::find(batch.cells, c) == batch.cells.end()) probe.cells.push_back(c);
+        old.cells = probe.cells;
+        for (std::size_t i = 0; i < probe.cells.size(); ++i) EXPECT_EQ(probe.row(static_cast<int>(i)), old.row(static_cast<int>(i))) << probe.cells[i];
+        for (int t = 0; t < 2; ++t)
+            EXPECT_EQ(std::memcmp(probe.tiles.data() + t * probe.tile_stride + tile_bytes(batch.shape), old.tiles.data() + t * probe.tile_stride + tile_bytes(batch.shape), 64), 0);
+    }
+}
+
+TEST_P(Encode, NormModes) {
+    if (!codec_info(codec()).rotated) GTEST_SKIP() << "raw has no norm";
+    for (const NormMode mode : {NormMode::raw, NormMode::corrected, NormMode::eden}) {
+        Batch batch({codec(), Side::value, 128}, 64, 1), spec = batch;
+        batch.encode(level(), mode);
+        spec.encode_by_specification(mode);
+        double error = 0, spec_error = 0;
+        for (int i = 0; i < 64; ++i) error += batch.error(i), spec_error += spec.error(i);
+        EXPECT_NEAR(error, spec_error, 1e-3 * spec_error);
+        for (int i = 0; i < 64; ++i) {
+            const auto a = batch.row(i), b = spec.row(i);
+            const double sa = from_half(static_cast<std::uint16_t>(a[a.size() - 2] | a[a.size() - 1] << 8));
+            EXPECT_NEAR(sa / from_half(static_cast<std::uint16_t>(b[b.size() - 2] | b[b.size() - 1] << 8)), 1, 0.002);
+        }
+    }
+}
+
+TEST_P(Encode, NonFiniteBecomesZero) {
+    for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), std::nanf("")})
+        for (const Side side : {Side::key, Side::value}) {
+            Batch batch({codec(), side, 80}, 3, 1), spec = batch;
+            batch.x[batch.x_stride + 79] = bad;
+            EXPECT_FALSE(batch.encode(level()));
+            std::vector<float> y(80);
+            tile_decode_rotated(batch.shape, batch.tile(1), batch.slot(1), y);
+            for (const float v : y) EXPECT_EQ(v, 0.0f);
+            for (const int i : {0, 2}) {
+                tile_encode(spec.shape, spec.tile(i), spec.slot(i), spec.vector(i));
+                EXPECT_NEAR(batch.error(i), spec.error(i), 1e-2 * spec.error(i) + 1e-12);
+            }
+        }
+}
+
+TEST_P(Encode, ExtremeSizes) {
+    const bool rotated = codec_info(codec()).rotated;
+    for (const float size : {0.0f, 1e-30f, 1e-7f, 1e3f, 1e18f, 1e30f, 3e38f}) {
+        Batch batch({codec(), Side::key, 96}, 1, 1), spec = batch;
+        for (int d = 0; d < 96; ++d) batch.x[d] = spec.x[d] = d % 3 == 0 ? size : -size / 2;
+        EXPECT_TRUE(batch.encode(level())) << size;
+        spec.encode_by_specification();
+        std::vector<float> a(96), b(96);
+        tile_decode_rotated(batch.shape, batch.tile(0), batch.slot(0), a);
+        tile_decode_rotated(spec.shape, spec.tile(0), spec.slot(0), b);
+        double energy = 1e-30, difference = 0;
+        for (int d = 0; d < 96; ++d) energy += static_cast<double>(b[d]) * b[d], difference += std::pow(static_cast<double>(a[d]) - b[d], 2);
+        EXPECT_LT(difference / energy, rotated ? 1e-3 : 1e-12) << size;
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, Encode, testing::Combine(testing::ValuesIn(levels()), testing::ValuesIn([] {
+                                                               std::vector<CodecId> ids;
+                                                               for (const CodecInfo& c : kCodecs) ids.push_back(c.id);
+                                                               return ids;
+                                                           }())),
+                         [](const auto& i) { return level_name(std::get<0>(i.param)) + "_" + codec_name(std::get<1>(i.param)); });
+
+}  // namespace
+}  // namespace turboquant::test
