@@ -52,6 +52,11 @@ std::vector<Case> grid() {
         g.push_back(c);
         c.sharpness = 4;
         g.push_back(c);
+        c.successive = true;
+        for (const int freq : {5, 32, 64}) {
+            c.n_freq = freq, c.magnitude = freq == 32 ? 1.3f : 1;
+            g.push_back(c);
+        }
     }
     // MLA: values are the first dims of the keys.
     for (const CodecId id : {turbo4, turbo3, turbo8, raw}) {
@@ -85,7 +90,9 @@ TEST_P(Conformance, Grid) {
         EXPECT_GT(quantization, 1e-4);
         EXPECT_LT(quantization, 0.9);
         EXPECT_LT(error, 0.04 * quantization) << "quantization " << quantization;
-        if (!one_value) EXPECT_GT(error, 1e-8) << "the int8 path did not run?";
+        if (!one_value) {
+            EXPECT_GT(error, 1e-8) << "the int8 path did not run?";
+        }
         worst_share = std::max(worst_share, error / quantization);
     }
     RecordProperty("worst_share_of_quantization_error", std::to_string(worst_share));

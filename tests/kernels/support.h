@@ -25,13 +25,15 @@ struct Case {
     float max_bias = 0, softcap = 0;
     bool sinks = false;
     int n_freq = 0;
+    bool successive = false;  // positions of the score term: p, p+1, ... in most tiles
+    float magnitude = 1;      // of the trigonometric table (YaRN)
     int mla_out = 0;      // > 0: v is k, so many values
     float sharpness = 1;  // of the queries: how peaked the softmax is
 
     friend std::ostream& operator<<(std::ostream& o, const Case& c) {
         o << codec_info(c.k).name << "x" << c.k_dim << "/" << codec_info(c.v).name << "x" << c.v_dim << " heads " << c.n_head << "/" << c.n_head_kv
           << " tokens " << c.n_tokens << " kv " << c.n_kv << " mask " << static_cast<int>(c.mask) << "x" << c.mask_heads << " alibi " << c.max_bias
-          << " cap " << c.softcap << " sinks " << c.sinks << " freq " << c.n_freq << " mla " << c.mla_out << " sharp " << c.sharpness;
+          << " cap " << c.softcap << " sinks " << c.sinks << " freq " << c.n_freq << (c.successive ? "s" : "") << " mla " << c.mla_out << " sharp " << c.sharpness;
         return o;
     }
 };
@@ -137,10 +139,10 @@ class Problem {
         for (int p = 0; p <= max_pos; ++p)
             for (int i = 0; i < c_.n_freq; ++i) {
                 const double angle = p * std::pow(10000.0, -static_cast<double>(i) / c_.n_freq);
-                trig[static_cast<std::size_t>(p) * n + i] = static_cast<float>(std::cos(angle));
-                trig[static_cast<std::size_t>(p) * n + c_.n_freq + i] = static_cast<float>(std::sin(angle));
+                trig[static_cast<std::size_t>(p) * n + i] = c_.magnitude * static_cast<float>(std::cos(angle));
+                trig[static_cast<std::size_t>(p) * n + c_.n_freq + i] = c_.magnitude * static_cast<float>(std::sin(angle));
             }
-        for (int j = 0; j < c_.n_kv; ++j) cell_pos.push_back(j % 7 == 3 ? -1 : (j * 5) % max_pos);
+        for (int j = 0; j < c_.n_kv; ++j) cell_pos.push_back(c_.successive ? j + 7 + (j >= 200) : j % 7 == 3 ? -1 : (j * 5) % max_pos);
         args.term = {c_.n_freq, q_term.data(), trig.data(), cell_pos.data()};
     }
 

@@ -12,6 +12,12 @@ constexpr int kMinChunkTiles = 4;  // a chunk costs a merge of its accumulators;
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// Of impl/score_term.h's TermScratch.
+std::size_t term_floats(std::size_t rows, int n_freq) {
+    const std::size_t n = (n_freq + 15) / 16 * 16;
+    return n ? rows * (4 * n + 2 * kTileKeys) + n * (kTileKeys + 3) + 16 : 0;
+}
+
 struct Layout {
     AttentionCall call;
     std::size_t scratch_bytes;  // of one thread
@@ -29,7 +35,7 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     c.n_rows = a.n_tokens * c.group;
     c.rows_per_block = plan.rows_per_block;
     c.dim_v = a.v.shape.head_dim;
-    const std::size_t rows = plan.rows_per_block, n_term = 2 * static_cast<std::size_t>(a.term.n_freq);
+    const std::size_t rows = plan.rows_per_block;
     c.state_floats = (rows * (2 + c.dim_v) + 15) / 16 * 16;
     std::size_t end = 0;
     const auto take = [&](std::size_t bytes) {
@@ -40,13 +46,12 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     const std::size_t k_size = c.k->i8 ? 1 : 4, v_size = c.v->i8 ? 1 : 4;
     c.q8 = take(c.k->i8 ? rows * c.k->head_dim : 0);
     c.qf = take((c.k->i8 ? 1 : rows) * c.k->head_dim * sizeof(float));
-    c.qterm = take(rows * n_term * sizeof(float));
     c.rows = take(rows * (64 + 16 * sizeof(float) + 2 * sizeof(float)));  // Row, partial sums, alpha and step
     c.scores = take(rows * kTileKeys * sizeof(float));
-    c.term = take(n_term ? rows * kTileKeys * sizeof(float) : 0);
+    c.term = take(term_floats(rows, a.term.n_freq) * sizeof(float));
     c.weights = take(rows * kTileKeys * v_size);
     c.k_panel = take(c.k->head_dim * kTileKeys * k_size);
-    c.v_panel = take(std::max(c.dim_v * v_size, n_term * sizeof(float)) * kTileKeys);
+    c.v_panel = take(c.dim_v * kTileKeys * v_size);
     l.in_scratch = plan.n_chunks == 1;
     c.state = take(l.in_scratch ? c.state_floats * sizeof(float) : 0);
     l.scratch_bytes = end;
@@ -56,7 +61,7 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
 
 AttentionUnit make_unit(const AttentionPlan& plan, const AttentionArgs& a, const AttentionCall& c, int index) {
     const int chunk = index % plan.n_chunks, block = index / plan.n_chunks % plan.n_row_blocks;
-    AttentionUnit u;
+    AttentionUnit u{};
     u.kv_head = index / plan.n_chunks / plan.n_row_blocks;
     u.row_begin = block * plan.rows_per_block;
     u.n_rows = std::min(plan.rows_per_block, c.n_rows - u.row_begin);
@@ -98,8 +103,10 @@ AttentionPlan plan_attention(const Kernels& k, const AttentionArgs& a, int n_thr
 void run_attention(const Kernels& k, const AttentionPlan& plan, const AttentionArgs& a, std::uint8_t* workspace, int ith) {
     const Layout l = make_layout(plan, a);
     std::uint8_t* scratch = workspace + ith * l.scratch_bytes;
+    bool term_panels_built = false;
     for (int i = ith; i < l.n_units; i += plan.n_threads) {
-        const AttentionUnit u = make_unit(plan, a, l.call, i);
+        AttentionUnit u = make_unit(plan, a, l.call, i);
+        u.term_panels_built = &term_panels_built;
         float* state = l.in_scratch ? reinterpret_cast<float*>(scratch + l.call.state) : chunk_state(plan, l, workspace, i);
         k.attend(l.call, u, scratch, state);
         if (l.in_scratch) k.finish(l.call, u, state, 1, 0, u.n_rows);

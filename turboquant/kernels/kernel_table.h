@@ -18,12 +18,13 @@ struct AttentionCall {
     int dim_v;                 // of the accumulator: head size of the values, or of the keys if v_is_k
     std::size_t state_floats;  // between the states of successive chunks
     // Offsets into a thread's scratch, in bytes.
-    std::size_t q8, qf, qterm, rows, scores, term, weights, k_panel, v_panel, state;
+    std::size_t q8, qf, rows, scores, term, weights, k_panel, v_panel, state;
 };
 
 /// One block of rows of one KV head against a range of tiles.
 struct AttentionUnit {
     int kv_head, row_begin, n_rows, tile_begin, tile_end;
+    bool* term_panels_built;  // of the thread's scratch, in this call
 };
 
 struct Kernels {

@@ -7,28 +7,26 @@ namespace {
 struct Scratch {
     int8_t* q8;
     float* qf;
-    float* qterm;
     Row* rows;
     float* l;      // [rows][kFloats]
     float *alpha, *step;
     void* scores;  // [rows][64] int32 or float
-    float* term;   // [rows][64]
     uint8_t* weights;  // [rows][64] bytes or floats
     uint8_t *k_panel, *v_panel;
+    TermScratch term;
 
     Scratch(const AttentionCall& c, uint8_t* p)
         : q8(reinterpret_cast<int8_t*>(p + c.q8)),
           qf(reinterpret_cast<float*>(p + c.qf)),
-          qterm(reinterpret_cast<float*>(p + c.qterm)),
           rows(reinterpret_cast<Row*>(p + c.rows)),
           l(reinterpret_cast<float*>(rows + c.rows_per_block)),
           alpha(l + c.rows_per_block * Simd::kFloats),
           step(alpha + c.rows_per_block),
           scores(p + c.scores),
-          term(reinterpret_cast<float*>(p + c.term)),
           weights(p + c.weights),
           k_panel(p + c.k_panel),
-          v_panel(p + c.v_panel) {}
+          v_panel(p + c.v_panel),
+          term(c, p) {}
 };
 
 struct RowPlace {
@@ -67,8 +65,8 @@ inline void load_row(const AttentionCall& c, const AttentionUnit& u, const Scrat
     row.slope = alibi_slope(a.max_bias, a.n_head, h);
     row.m = kMinusInfinity;
     row.mask = a.mask ? a.mask + t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride : nullptr;
-    const size_t n_term = 2 * static_cast<size_t>(a.term.n_freq);
-    if (n_term) memcpy(s.qterm + r * n_term, a.term.q_term + (static_cast<size_t>(t) * a.n_head + h) * n_term, n_term * sizeof(float));
+    if (a.term.n_freq)
+        pad_term(s.term, a.term.q_term + (static_cast<size_t>(t) * a.n_head + h) * 2 * a.term.n_freq, s.term.query + static_cast<size_t>(r) * 2 * s.term.n_pad);
 }
 
 constexpr uint16_t kHalfMinusInfinity = 0xfc00;
@@ -88,19 +86,6 @@ inline bool tile_masked(const Scratch& s, int n_rows, int cell, int n_cells) {
     return true;
 }
 
-// e_j of all rows and the tile's cells: the needed rows of the trigonometric table, turned into a float panel.
-inline void score_term(const AttentionCall& c, const Scratch& s, int n_rows, int cell, int n_cells) {
-    const ScoreTerm& t = c.args->term;
-    const int n = 2 * t.n_freq;
-    float* panel = reinterpret_cast<float*>(s.v_panel);  // not yet in use for this tile
-    for (int j = 0; j < kTileKeys; ++j) {
-        const int pos = j < n_cells ? t.cell_pos[cell + j] : -1;
-        const float* w = t.trig + static_cast<size_t>(pos < 0 ? 0 : pos) * n;
-        for (int i = 0; i < n; ++i) panel[i * kTileKeys + j] = pos < 0 ? 0 : w[i];
-    }
-    multiply(ProductF32{s.qterm, n, panel, kTileKeys, nullptr, s.term}, n_rows, kTileKeys);
-}
-
 inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows) {
     if (c.k->i8) {
         unpack_i8(*c.k, tile, lut, s.k_panel);
@@ -116,7 +101,7 @@ inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& 
     for (int r = 0; r < n_rows; ++r) {
         RowTile io;
         io.scores = static_cast<const uint8_t*>(s.scores) + static_cast<size_t>(r) * kTileKeys * 4;
-        io.term = c.args->term.n_freq ? s.term + r * kTileKeys : nullptr;
+        io.term = c.args->term.n_freq ? s.term.out + r * kTileKeys : nullptr;
         io.weights_i8 = c.v->i8 ? s.weights + r * kTileKeys : nullptr;
         io.weights_f32 = c.v->i8 ? nullptr : reinterpret_cast<float*>(s.weights) + r * kTileKeys;
         io.l = s.l + r * Simd::kFloats;
@@ -167,7 +152,7 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
         unpack_scales(*c.k, k_tile, scales.k);
         unpack_scales(*c.v, v_tile, scales.v);
         scores(c, s, k_lut, k_tile, u.n_rows);
-        if (a.term.n_freq) score_term(c, s, u.n_rows, cell, n_cells);
+        if (a.term.n_freq) score_terms(s.term, a.term, a.term.cell_pos + cell, n_cells, u.n_rows, u.term_panels_built);
         softmax(c, s, scales, u.n_rows, cell, n_cells);
         accumulate(c, s, v_lut, v_tile, u.n_rows, acc);
     }

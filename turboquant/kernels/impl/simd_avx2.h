@@ -98,6 +98,8 @@ struct Simd {
         return _mm256_blend_ps(_mm256_add_ps(v, w), _mm256_sub_ps(w, v), odd);
     }
 
+    static F reverse(F v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0)); }
+
     // conversions of kFloats values
     static F load_halves(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
     static void store_halves(uint16_t* p, F v) {

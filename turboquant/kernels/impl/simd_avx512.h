@@ -83,6 +83,8 @@ struct Simd {
         return _mm512_mask_sub_ps(_mm512_add_ps(v, w), odd, w, v);
     }
 
+    static F reverse(F v) { return _mm512_permutexvar_ps(_mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), v); }
+
     // conversions of kFloats values
     static F load_halves(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
     static void store_halves(uint16_t* p, F v) {

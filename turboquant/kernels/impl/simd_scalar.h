@@ -167,6 +167,10 @@ struct Simd {
         return each([&](int i) { return i & h ? v.v[i ^ h] - v.v[i] : v.v[i] + v.v[i ^ h]; });
     }
 
+    static F reverse(const F& v) {
+        return each([&](int i) { return v.v[kFloats - 1 - i]; });
+    }
+
     // conversions of kFloats values
     static F load_halves(const uint16_t* p) {
         return each([&](int i) { return from_half(p[i]); });

@@ -1,0 +1,125 @@
+// The positional score term (attention.h, ScoreTerm) of a block of rows over one tile:
+//   e_j = sum_i a_i cos(p_j w_i) + b_i sin(p_j w_i).
+//
+// Cells of a tile mostly hold successive positions p, p+1, ... Then a and b are turned once to the tile's middle c = p + 32,
+//   a' = a cos(c w) + b sin(c w),  b' = b cos(c w) - a sin(c w),   e(c + m) = sum a' cos(m w) + b' sin(m w) = C_m + S_m,  e(c - m) = C_m - S_m,
+// so that one small constant panel (m = 0..31) serves all tiles, and each product serves two keys. Exact, but for float rounding.
+// The table's rows may carry a magnitude (YaRN): it is that of row 0, and divided out of the turn.
+#pragma once
+
+namespace turboquant {
+namespace {
+
+constexpr int kHalfTile = kTileKeys / 2;
+
+struct TermScratch {
+    int n_freq, n_pad;  // n_pad: rounded up to whole vectors; what is added is zero
+    float* query;       // [rows][2*n_pad]: a, b
+    float* turned_a;    // [rows][n_pad]
+    float* turned_b;
+    float* panel_cos;   // [n_pad][32]
+    float* panel_sin;
+    float* even;        // [rows][32]: C_m
+    float* odd;         // [rows][32] + 1: S_m
+    float* inverse_magnitude;  // [n_pad]
+    float* centre;      // [2*n_pad]
+    float* out;         // [rows][64]: e_j
+
+    TermScratch(const AttentionCall& c, uint8_t* scratch) : n_freq(c.args->term.n_freq), n_pad((n_freq + 15) / 16 * 16) {
+        const size_t rows = c.rows_per_block;
+        query = reinterpret_cast<float*>(scratch + c.term);
+        turned_a = query + rows * 2 * n_pad;
+        turned_b = turned_a + rows * n_pad;
+        panel_cos = turned_b + rows * n_pad;
+        panel_sin = panel_cos + n_pad * kHalfTile;
+        inverse_magnitude = panel_sin + n_pad * kHalfTile;
+        centre = inverse_magnitude + n_pad;
+        out = centre + 2 * n_pad;
+        even = out + rows * kTileKeys;
+        odd = even + rows * kHalfTile;  // a lane beyond the last row is read (and not used): see term_floats in attention_plan.cpp
+    }
+};
+
+// A row of n cosines and n sines, each padded with zeros.
+inline void pad_term(const TermScratch& s, const float* from, float* to) {
+    for (int half = 0; half < 2; ++half) {
+        memcpy(to + half * s.n_pad, from + half * s.n_freq, s.n_freq * sizeof(float));
+        memset(to + half * s.n_pad + s.n_freq, 0, (s.n_pad - s.n_freq) * sizeof(float));
+    }
+}
+
+inline float term_dot(const TermScratch& s, const float* a, const float* b) {
+    Simd::F sum = Simd::splat(0);
+    for (int i = 0; i < 2 * s.n_pad; i += Simd::kFloats) sum = Simd::fma(Simd::load(a + i), Simd::load(b + i), sum);
+    return Simd::reduce_add(sum);
+}
+
+// Once per thread and call, when a tile needs it (its 64 positions say that the table has the rows).
+inline void build_term_panels(const TermScratch& s, const float* trig) {
+    for (int i = 0; i < s.n_pad; ++i) {
+        s.inverse_magnitude[i] = i < s.n_freq && trig[i] != 0 ? 1 / trig[i] : 0;
+        for (int m = 0; m < kHalfTile; ++m) {
+            const float* row = trig + static_cast<size_t>(m) * 2 * s.n_freq;
+            s.panel_cos[i * kHalfTile + m] = i < s.n_freq ? row[i] : 0;
+            s.panel_sin[i * kHalfTile + m] = i < s.n_freq ? row[s.n_freq + i] : 0;
+        }
+    }
+}
+
+inline void turn_terms(const TermScratch& s, const float* centre_row, int n_rows) {
+    pad_term(s, centre_row, s.centre);
+    for (int i = 0; i < s.n_pad; i += Simd::kFloats) {
+        const Simd::F inverse = Simd::load(s.inverse_magnitude + i);
+        const Simd::F c = Simd::mul(Simd::load(s.centre + i), inverse), w = Simd::mul(Simd::load(s.centre + s.n_pad + i), inverse);
+        for (int r = 0; r < n_rows; ++r) {
+            const float* q = s.query + static_cast<size_t>(r) * 2 * s.n_pad + i;
+            const Simd::F a = Simd::load(q), b = Simd::load(q + s.n_pad);
+            Simd::store(s.turned_a + static_cast<size_t>(r) * s.n_pad + i, Simd::fma(a, c, Simd::mul(b, w)));
+            Simd::store(s.turned_b + static_cast<size_t>(r) * s.n_pad + i, Simd::sub(Simd::mul(b, c), Simd::mul(a, w)));
+        }
+    }
+}
+
+inline void successive_terms(const TermScratch& s, const float* first_row, int n_rows) {
+    turn_terms(s, first_row + static_cast<size_t>(kHalfTile) * 2 * s.n_freq, n_rows);
+    multiply(ProductF32{s.turned_a, s.n_pad, s.panel_cos, kHalfTile, nullptr, s.even}, n_rows, kHalfTile);
+    multiply(ProductF32{s.turned_b, s.n_pad, s.panel_sin, kHalfTile, nullptr, s.odd}, n_rows, kHalfTile);
+    pad_term(s, first_row, s.centre);
+    for (int r = 0; r < n_rows; ++r) {
+        const float *even = s.even + r * kHalfTile, *odd = s.odd + r * kHalfTile;
+        float* e = s.out + r * kTileKeys;
+        for (int k = 0; k < kHalfTile; k += Simd::kFloats) {
+            Simd::store(e + kHalfTile + k, Simd::add(Simd::load(even + k), Simd::load(odd + k)));
+            const int m = kHalfTile - k - Simd::kFloats + 1;  // keys k.. are m = 32-k downwards
+            Simd::store(e + k, Simd::reverse(Simd::sub(Simd::load(even + m), Simd::load(odd + m))));
+        }
+        e[0] = term_dot(s, s.query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre);  // m = 32 is outside of the panel
+    }
+}
+
+// Any positions.
+inline void scattered_terms(const TermScratch& s, const ScoreTerm& t, const int32_t* pos, int n_cells, int n_rows) {
+    for (int j = 0; j < kTileKeys; ++j) {
+        const bool has_term = j < n_cells && pos[j] >= 0;
+        if (has_term) pad_term(s, t.trig + static_cast<size_t>(pos[j]) * 2 * s.n_freq, s.centre);
+        for (int r = 0; r < n_rows; ++r)
+            s.out[r * kTileKeys + j] = has_term ? term_dot(s, s.query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre) : 0;
+    }
+}
+
+inline bool successive(const int32_t* pos, int n) {
+    bool all = n == kTileKeys && pos[0] >= 0;
+    for (int j = 0; j < n; ++j) all &= pos[j] == pos[0] + j;
+    return all;
+}
+
+// e_j of n_rows rows to s.out. `panels_built` is the thread's.
+inline void score_terms(const TermScratch& s, const ScoreTerm& t, const int32_t* pos, int n_cells, int n_rows, bool* panels_built) {
+    if (!successive(pos, n_cells)) return scattered_terms(s, t, pos, n_cells, n_rows);
+    if (!*panels_built) build_term_panels(s, t.trig);
+    *panels_built = true;
+    successive_terms(s, t.trig + static_cast<size_t>(pos[0]) * 2 * s.n_freq, n_rows);
+}
+
+}  // namespace
+}  // namespace turboquant
