@@ -4,6 +4,11 @@
 
 #include "turboquant/kernels/kernel_table.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace turboquant {
 namespace {
 
@@ -26,7 +31,11 @@ bool has_neon() { return false; }
 constexpr const Kernels *kAvx2 = nullptr, *kAvx512 = nullptr, *kNeon = &kKernelsNeon;
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
-bool has_neon() { return true; }
+#if defined(__linux__)
+bool has_neon() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }  // NEON itself is always there, the dot products are not
+#else
+bool has_neon() { return true; }  // Apple: all have it
+#endif
 #else
 constexpr const Kernels *kAvx2 = nullptr, *kAvx512 = nullptr, *kNeon = nullptr;
 bool has_avx2() { return false; }
