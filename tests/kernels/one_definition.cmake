@@ -1,0 +1,22 @@
+# cmake -DNM=nm -DLIBRARY=libturboquant.a -P one_definition.cmake
+# The objects compiled for stronger machines must export nothing that another object may export too (inline functions, templates): the linker
+# keeps one of several equal names, perhaps the one that weaker machines cannot run.
+execute_process(COMMAND ${NM} ${LIBRARY} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+string(REPLACE ";" "," symbols "${symbols}")
+string(REPLACE "\n" ";" symbols "${symbols}")
+set(object "")
+set(checked 0)
+foreach(line IN LISTS symbols)
+  if(line MATCHES "^(.*)\\.o(bj)?:$")
+    set(object "${CMAKE_MATCH_1}")
+    if(object MATCHES "kernels_(avx|neon)")
+      math(EXPR checked "${checked} + 1")
+    endif()
+  elseif(object MATCHES "kernels_(avx|neon)" AND line MATCHES " [WVu] " AND NOT line MATCHES "DW.ref.")
+    message(SEND_ERROR "${object} shares a symbol with other objects: ${line}")
+  endif()
+endforeach()
+if(checked EQUAL 0)
+  message(FATAL_ERROR "no object of a SIMD level in ${LIBRARY}")
+endif()
+message(STATUS "${checked} objects checked")
