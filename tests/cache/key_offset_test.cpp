@@ -67,11 +67,11 @@ struct Cache {
 
 /// Relative squared error of what the cache holds against the keys written.
 double stored_error(const KvTensor& kv, const std::vector<float>& x, const std::vector<std::int64_t>& rows, const std::vector<std::int32_t>& pos) {
-    std::vector<std::uint16_t> out(kEmbd);
+    std::vector<float> out(kEmbd);
     double error = 0;
     for (std::size_t i = 0; i < rows.size(); i++) {
-        kv.save_row(rows[i], pos[i], out);
-        for (int j = 0; j < kEmbd; j++) error += std::pow(from_half(out[j]) - x[i * kEmbd + j], 2);
+        kv.read_row(rows[i], pos[i], out);
+        for (int j = 0; j < kEmbd; j++) error += std::pow(out[j] - x[i * kEmbd + j], 2);
     }
     return error / static_cast<double>(rows.size() * kEmbd);
 }
@@ -146,7 +146,7 @@ TEST(KeyOffset, SavedStateIsLossless) {
             std::vector<std::uint16_t> saved(n * kEmbd), again(kEmbd);
             for (int i = 0; i < n; i++) a.kv->save_row(i, pos[i], std::span(saved).subspan(i * kEmbd, kEmbd));
             std::vector<std::int32_t> found(n);
-            ASSERT_TRUE(b.kv->restore_rows(kernels(), 64, n, saved.data(), found.data()));  // other cells
+            ASSERT_EQ(b.kv->restore_rows(kernels(), 64, n, saved.data(), found.data()), RestoreResult::ok);  // other cells
             EXPECT_EQ(found, pos);
             EXPECT_EQ(a.kv->offset()->frozen(), b.kv->offset()->frozen());
             EXPECT_TRUE(std::equal(a.kv->offset()->mu().begin(), a.kv->offset()->mu().end(), b.kv->offset()->mu().begin())) << codec.name << n;
@@ -165,7 +165,7 @@ TEST(KeyOffset, RowsOfAnF16CacheCanBeRestored) {
     std::transform(x.begin(), x.end(), rows.begin(), to_half);
     Cache c(CodecId::turbo8);
     std::vector<std::int32_t> found(100);
-    ASSERT_TRUE(c.kv->restore_rows(kernels(), 0, 100, rows.data(), found.data()));
+    ASSERT_EQ(c.kv->restore_rows(kernels(), 0, 100, rows.data(), found.data()), RestoreResult::ok);
     EXPECT_EQ(found[5], -1) << "no position is known: kept as it is, without an offset";
     EXPECT_LT(stored_error(*c.kv, x, iota64(100), found), 60 * 1e-4);
 }
@@ -178,4 +178,20 @@ TEST(KeyOffset, ResetForgets) {
     c.kv->offset()->reset();
     EXPECT_FALSE(c.kv->offset()->frozen());
     for (const float m : c.kv->offset()->mu()) EXPECT_EQ(m, 0);
+}
+
+TEST(KeyOffset, StateMovesBetweenFormatsAndOffsets) {
+    const auto pos = iota32(100);
+    const auto x = biased_keys(pos, some_bias(), 8), y = biased_keys(pos, some_bias(), 9);
+    Cache a(CodecId::turbo8), b(CodecId::turbo6);
+    ASSERT_TRUE(a.kv->encode_keys(kernels(), x.data(), kEmbd, iota64(100), pos));
+    ASSERT_TRUE(b.kv->encode_keys(kernels(), y.data(), kEmbd, iota64(100), pos));  // has another mu, frozen
+    std::vector<std::uint16_t> saved(100 * kEmbd);
+    for (int i = 0; i < 100; i++) a.kv->save_row(i, pos[i], std::span(saved).subspan(i * kEmbd, kEmbd));
+    std::vector<std::int32_t> found(100);
+    ASSERT_EQ(b.kv->restore_rows(kernels(), 200, 100, saved.data(), found.data()), RestoreResult::ok);
+    EXPECT_LT(stored_error(*b.kv, x, iota64(100, 200), pos), 0.002);
+    EXPECT_LT(stored_error(*b.kv, y, iota64(100), pos), 0.002);
+    // One row alone does not tell its offset.
+    EXPECT_EQ(b.kv->restore_rows(kernels(), 300, 1, saved.data(), found.data()), RestoreResult::offset_missing);
 }

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 
 #include "turboquant/codec/quantizer.h"
@@ -19,47 +21,71 @@ std::vector<std::uint16_t> random_halves(std::size_t n, unsigned seed) {
 }
 }  // namespace
 
-TEST(SavedRow, TagRidesInTheLastBit) {
-    for (const std::int32_t pos : {0, 1, 4095, 131071, 0x7fffffff})
-        for (const bool frozen : {false, true}) {
-            auto row = random_halves(128, 1);
-            const auto before = row, mu = random_halves(128, 2);
-            tag_row(row, {pos, frozen}, mu);
-            EXPECT_EQ(read_tag(row).pos, pos);
-            EXPECT_EQ(read_tag(row).frozen, frozen);
-            for (std::size_t i = 0; i < row.size(); i++) EXPECT_LE(std::abs(row[i] - before[i]), 1) << "more than one unit in the last place";
-            const auto tagged = row;
-            tag_row(row, {pos, frozen}, mu);
-            EXPECT_EQ(row, tagged) << "tagging twice changes nothing";
+TEST(SavedRow, PackedLayoutIsPinned) {
+    std::vector<std::uint16_t> row(128);
+    const std::vector<std::uint16_t> mu(128, 0x3c00);
+    const auto codes = pack_row(row, {CodecId::turbo4, 64, 258, hash_mu(mu)}, mu);
+    EXPECT_EQ(codes.size(), 68u);
+    const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    const std::uint8_t head[] = {0x54, 0x7e, 0x51, 0x7e, 1, 1, 64, 0, 2, 1, 0, 0};
+    EXPECT_EQ(std::memcmp(p, head, sizeof head), 0);
+    EXPECT_TRUE(std::isnan(from_half(row[0]))) << "a foreign f16 cache must fail visibly";
+    const auto h = packed_header(row);
+    ASSERT_TRUE(h);
+    EXPECT_EQ(h->pos, 258);
+    EXPECT_EQ(h->head_dim, 64);
+    EXPECT_EQ(h->codec, CodecId::turbo4);
+}
+
+TEST(SavedRow, EveryFormatLeavesRoomForTheHeader) {
+    for (const CodecInfo& c : kCodecs)
+        for (const int d : kHeadDims) {
+            if (!c.rotated) continue;
+            std::vector<std::uint16_t> row(d);
+            pack_row(row, {c.id, d, 0, 0}, {});
+            EXPECT_TRUE(packed_header(row)) << c.name << d;
         }
 }
 
-TEST(SavedRow, ForeignRowsHaveNone) {
+TEST(SavedRow, ForeignRowsAreNotPacked) {
     std::mt19937 rng(2);
     std::vector<std::uint16_t> row(128);
     for (int trial = 0; trial < 2000; trial++) {
         for (auto& h : row) h = static_cast<std::uint16_t>(rng());
-        EXPECT_EQ(read_tag(row).pos, -1);
+        EXPECT_FALSE(packed_header(row));
+        EXPECT_EQ(read_tag(row), -1);
     }
-    EXPECT_EQ(read_tag(std::vector<std::uint16_t>(64, 0)).pos, -1) << "an unwritten row must not look like position 0";
-    EXPECT_EQ(read_tag(std::vector<std::uint16_t>(32, 0)).pos, -1);
+    pack_row(row, {CodecId::turbo4, 64, 0, 0}, {});
+    row[3] = 48;  // a head size that does not fit
+    EXPECT_FALSE(packed_header(row));
+    EXPECT_EQ(read_tag(std::vector<std::uint16_t>(64, 0)), -1) << "an unwritten row must not look like position 0";
+    EXPECT_EQ(read_tag(std::vector<std::uint16_t>(32, 0)), -1);
 }
 
 TEST(SavedRow, OffsetTravelsInPieces) {
-    for (const std::size_t n_embd : {80u, 128u, 256u, 1024u}) {
-        const int pieces = mu_pieces(n_embd);
-        ASSERT_GT(pieces, 0);
-        const auto mu = random_halves(n_embd, 3);
-        MuPieces collected(n_embd);
-        for (int i = 0; i < pieces; i++) {
-            EXPECT_FALSE(collected.complete()) << n_embd;
-            auto row = random_halves(n_embd, 10 + i);
-            tag_row(row, {1000 + i, true}, mu);
-            collected.add(row, read_tag(row));
+    for (const CodecId codec : {CodecId::turbo2, CodecId::turbo4, CodecId::turbo8})
+        for (const std::size_t n_embd : {64u, 128u, 1024u}) {
+            const auto mu = random_halves(n_embd, 3);
+            MuPieces collected(n_embd);
+            int rows = 0;
+            for (; rows < 10 && !collected.complete(); rows++) {
+                std::vector<std::uint16_t> row(n_embd);
+                const PackedHeader h{codec, 64, 1000 + rows, hash_mu(mu)};
+                pack_row(row, h, mu);
+                collected.add(row, *packed_header(row));
+            }
+            ASSERT_TRUE(collected.complete());
+            EXPECT_EQ(*collected.complete(), mu);
+            EXPECT_LE(rows, 3);
         }
-        ASSERT_TRUE(collected.complete()) << n_embd;
-        EXPECT_EQ(*collected.complete(), mu);
+}
+
+TEST(SavedRow, TagRidesInTheLastBit) {
+    for (const std::int32_t pos : {0, 1, 4095, 131071, 0x7fffffff}) {
+        auto row = random_halves(128, 1);
+        const auto before = row;
+        tag_keys(row, pos);
+        EXPECT_EQ(read_tag(row), pos);
+        for (std::size_t i = 0; i < row.size(); i++) EXPECT_LE(std::abs(row[i] - before[i]), 1) << "more than one unit in the last place";
     }
-    EXPECT_EQ(mu_pieces(64), 0);
-    EXPECT_FALSE(MuPieces(64).complete());
 }

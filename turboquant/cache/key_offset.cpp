@@ -44,7 +44,7 @@ void KeyOffset::observe(const float* keys, std::size_t stride, std::span<const s
         if (pos[i] < 0) continue;
         Row kept{rows[i], pos[i], std::vector<std::uint16_t>(mu_.size())};
         std::transform(keys + i * stride, keys + i * stride + mu_.size(), kept.keys.begin(), to_half);
-        tag_row(kept.keys, {pos[i], false}, {});
+        tag_keys(kept.keys, pos[i]);
         // Sorted by row: the mean must not depend on the order of arrival, not even in its last bit.
         const auto at = std::lower_bound(kept_.begin(), kept_.end(), rows[i], [](const Row& r, std::int64_t x) { return r.row < x; });
         if (at != kept_.end() && at->row == rows[i])

@@ -103,48 +103,6 @@ bool KvTensor::encode_keys(const Kernels& k, const float* keys, std::size_t stri
     return (!measuring || encode_kept(k)) && finite;
 }
 
-void KvTensor::save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const {
-    if (const KeyOffset::Row* kept = offset_ && !offset_->frozen() ? offset_->find_kept(row) : nullptr; kept && kept->pos == pos) {
-        std::copy(kept->keys.begin(), kept->keys.end(), out.begin());
-        return;
-    }
-    std::vector<float> x(g_.n_embd);
-    for (int h = 0; h < n_head(); h++) decode_head(row, h, std::span(x).subspan(h * head_dim_, head_dim_));
-    if (offset_) offset_->remove(x, pos, -1);
-    for (std::size_t i = 0; i < x.size(); i++) out[i] = to_half(x[i]);
-    const bool frozen = offset_ && offset_->frozen();
-    if (tagged()) tag_row(out, {pos, frozen}, frozen ? offset_->mu_halves() : std::vector<std::uint16_t>());
-}
-
-bool KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos) {
-    const std::size_t n_embd = g_.n_embd;
-    std::vector<float> x(n * n_embd);
-    std::vector<std::int64_t> rows(n);
-    bool finite = true;
-    MuPieces mu(n_embd);
-    for (std::int64_t i = 0; i < n; i++) {
-        const std::span<const std::uint16_t> row(in + i * n_embd, n_embd);
-        const RowTag tag = tagged() ? read_tag(row) : RowTag{};
-        if (tagged()) mu.add(row, tag);
-        pos[i] = tag.pos, rows[i] = first + i;
-        const auto out = std::span(x).subspan(i * n_embd, n_embd);
-        std::transform(row.begin(), row.end(), out.begin(), from_half);
-        if (!std::all_of(out.begin(), out.end(), [](float v) { return std::isfinite(v); })) {
-            std::fill(out.begin(), out.end(), 0.0f);
-            finite = false;
-        }
-    }
-    if (offset_ && !offset_->frozen()) {
-        if (const auto frozen_mu = mu.complete()) {
-            offset_->freeze(*frozen_mu);
-            encode_kept(k);
-        } else {
-            return encode_keys(k, x.data(), n_embd, rows, {pos, static_cast<std::size_t>(n)}) && finite;
-        }
-    }
-    return encode_centered(k, rows, {pos, static_cast<std::size_t>(n)}, x) && finite;
-}
-
 void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table) {
     std::array<float, kMaxHeadDim> x;
     for (int h = 0; h < n_head(); h++) {

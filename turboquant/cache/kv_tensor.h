@@ -19,6 +19,9 @@
 
 namespace turboquant {
 
+/// `offset_missing`: keys saved with an offset removed that the rows at hand do not tell (too few of them), or into a cache with offset removal off.
+enum class RestoreResult { ok, not_finite, offset_missing };
+
 class KvTensor {
   public:
     struct Geometry {
@@ -67,12 +70,14 @@ class KvTensor {
     KeyOffset* offset() const { return offset_.get(); }
     void enable_offset() { offset_ = std::make_unique<KeyOffset>(n_head(), head_dim()); }
 
-    /// Saved form of a row (saved_row.h): fp16 in the model's space; key rows of rotated codecs are tagged with the cell's position (-1: unknown)
-    /// and the offset. restore_rows(save_row()) gives the same codes again: saved state is lossless (docs/ggml.md).
+    /// Decoded row in the model's space, offset included (n_embd values).
+    void read_row(std::int64_t row, std::int32_t pos, std::span<float> x) const;
+
+    /// Saved form of a row (saved_row.h); `pos` is the cell's position (-1: unknown). Restoring it gives the same bytes: saved state is lossless.
     void save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const;
-    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]; pos[i] receives the position found in row i, -1 if none. Also rows that llama.cpp's own
-    /// f16 cache saved. Returns false if a value is not finite; such rows become zero.
-    bool restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos);
+    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]; pos[i] receives the position found in row i, -1 if none. Also rows of other formats of
+    /// ours and of llama.cpp's own f16 cache. Rows that cannot be restored become zero, and the result says why.
+    RestoreResult restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos);
 
     /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode. The removed offset moves with the cell's
     /// position by itself.
@@ -88,7 +93,6 @@ class KvTensor {
     std::uint8_t* tile(std::int64_t row, int head) const;
     int slot(std::int64_t row) const { return static_cast<int>(row % g_.n_cells % kTileKeys); }
     void decode_head(std::int64_t row, int head, std::span<float> x) const;
-    bool tagged() const { return g_.side == Side::key && codec_info(g_.codec).rotated; }
     bool encode_kept(const Kernels& k);
     bool encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::vector<float>& x);
 

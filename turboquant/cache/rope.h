@@ -18,6 +18,8 @@ struct RopeParams {
     int n_ctx_orig = 0;      ///< YaRN: original context length
     float ext_factor = 0, attn_factor = 1, beta_fast = 32, beta_slow = 1;
     const float* freq_factors = nullptr;  ///< n_dims/2 divisors of the angles, or null
+
+    friend bool operator==(const RopeParams&, const RopeParams&) = default;
 };
 
 /// Indices of the two values that pair i rotates.

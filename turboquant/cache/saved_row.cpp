@@ -1,59 +1,102 @@
 #include "turboquant/cache/saved_row.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace turboquant {
 namespace {
 
+constexpr std::uint16_t kMark0 = 0x7e54, kMark1 = 0x7e51;
+constexpr std::uint8_t kVersion = 1;
+constexpr std::size_t kHeaderBytes = 16;
 constexpr std::size_t kTagBits = 64;
-constexpr std::uint32_t kCheck[2] = {0x54517631u, 0x4d756672u};  // measuring, frozen
 
-constexpr std::uint32_t check_word(std::uint32_t pos, bool frozen) { return (pos * 0x9E3779B1u) ^ kCheck[frozen]; }
+constexpr std::uint32_t check_word(std::uint32_t pos) { return (pos * 0x9E3779B1u) ^ 0x54517631u; }
 
-/// Calls f(bit of mu, value of the row) for the bits of piece `piece`.
-template <class F>
-void for_piece(std::size_t n_embd, std::size_t piece, F&& f) {
-    const std::size_t per_row = n_embd - kTagBits, first = piece * per_row, end = std::min(first + per_row, 16 * n_embd);
-    for (std::size_t bit = first; bit < end; bit++) f(bit, kTagBits + bit - first);
+/// How a row of n_embd values is divided.
+struct Division {
+    std::size_t codes, piece, n_pieces;  // bytes of codes, bytes of one piece of mu, pieces
+};
+Division divide(std::size_t n_embd, CodecId codec, int head_dim) {
+    const std::size_t codes = n_embd / head_dim * row_bytes(codec, head_dim), piece = 2 * n_embd - kHeaderBytes - codes;
+    return {codes, piece, (2 * n_embd + piece - 1) / piece};
+}
+
+bool fits(std::size_t n_embd, CodecId codec, int head_dim) {
+    return head_dim > 0 && n_embd % head_dim == 0 && kHeaderBytes + n_embd / head_dim * row_bytes(codec, head_dim) < 2 * n_embd;
 }
 
 }  // namespace
 
-int mu_pieces(std::size_t n_embd) {
-    return n_embd > kTagBits ? static_cast<int>((16 * n_embd + n_embd - kTagBits - 1) / (n_embd - kTagBits)) : 0;
+std::uint32_t hash_mu(std::span<const std::uint16_t> mu) {
+    std::uint32_t h = 2166136261u;
+    for (const std::uint16_t v : mu) h = ((h ^ (v & 0xffu)) * 16777619u ^ (v >> 8)) * 16777619u;
+    return h ? h : 1;
 }
 
-void tag_row(std::span<std::uint16_t> row, RowTag tag, std::span<const std::uint16_t> mu) {
-    if (row.size() < kTagBits || tag.pos < 0) return;
-    const auto put = [&](std::size_t i, unsigned bit) { row[i] = static_cast<std::uint16_t>((row[i] & ~1u) | bit); };
-    const auto pos = static_cast<std::uint32_t>(tag.pos);
-    const std::uint64_t bits = pos | static_cast<std::uint64_t>(check_word(pos, tag.frozen)) << 32;
-    for (std::size_t i = 0; i < kTagBits; i++) put(i, bits >> i & 1);
-    if (const int pieces = mu_pieces(row.size()); tag.frozen && pieces)
-        for_piece(row.size(), pos % pieces, [&](std::size_t bit, std::size_t i) { put(i, mu[bit / 16] >> bit % 16 & 1); });
+std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu) {
+    auto* p = reinterpret_cast<std::uint8_t*>(row.data());
+    std::memset(p, 0, 2 * row.size());
+    row[0] = kMark0, row[1] = kMark1;
+    p[4] = kVersion, p[5] = static_cast<std::uint8_t>(header.codec);
+    row[3] = static_cast<std::uint16_t>(header.head_dim);
+    std::memcpy(p + 8, &header.pos, 4);
+    std::memcpy(p + 12, &header.mu_hash, 4);
+    const Division d = divide(row.size(), header.codec, header.head_dim);
+    if (!mu.empty() && header.pos >= 0) {
+        const std::size_t first = static_cast<std::size_t>(header.pos) % d.n_pieces * d.piece;
+        std::memcpy(p + kHeaderBytes + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first, std::min(d.piece, 2 * mu.size() - first));
+    }
+    return {p + kHeaderBytes, d.codes};
 }
 
-RowTag read_tag(std::span<const std::uint16_t> row) {
-    if (row.size() < kTagBits) return {};
-    std::uint64_t bits = 0;
-    for (std::size_t i = 0; i < kTagBits; i++) bits |= static_cast<std::uint64_t>(row[i] & 1) << i;
-    const auto pos = static_cast<std::uint32_t>(bits);
-    for (const bool frozen : {false, true})
-        if (static_cast<std::uint32_t>(bits >> 32) == check_word(pos, frozen) && pos <= 0x7fffffffu) return {static_cast<std::int32_t>(pos), frozen};
-    return {};
+std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
+    if (row.size() < kHeaderBytes / 2 || row[0] != kMark0 || row[1] != kMark1) return std::nullopt;
+    const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    PackedHeader h;
+    h.head_dim = row[3];
+    std::memcpy(&h.pos, p + 8, 4);
+    std::memcpy(&h.mu_hash, p + 12, 4);
+    for (const CodecInfo& c : kCodecs)
+        if (p[4] == kVersion && static_cast<std::uint8_t>(c.id) == p[5] && c.rotated && head_dim_supported(h.head_dim) && fits(row.size(), c.id, h.head_dim)) {
+            h.codec = c.id;
+            return h;
+        }
+    return std::nullopt;
 }
 
-void MuPieces::add(std::span<const std::uint16_t> row, RowTag tag) {
-    if (tag.pos < 0 || !tag.frozen || seen_.empty()) return;
-    const std::size_t piece = static_cast<std::size_t>(tag.pos) % seen_.size();
-    if (seen_[piece]) return;
+std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header) {
+    return {reinterpret_cast<const std::uint8_t*>(row.data()) + kHeaderBytes, divide(row.size(), header.codec, header.head_dim).codes};
+}
+
+void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
+    if (header.mu_hash == 0 || header.pos < 0) return;
+    const Division d = divide(row.size(), header.codec, header.head_dim);
+    if (hash_ != header.mu_hash || seen_.size() != d.n_pieces) hash_ = header.mu_hash, seen_.assign(d.n_pieces, false);
+    const std::size_t piece = static_cast<std::size_t>(header.pos) % d.n_pieces, first = piece * d.piece;
+    std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first, reinterpret_cast<const std::uint8_t*>(row.data()) + kHeaderBytes + d.codes,
+                std::min(d.piece, 2 * mu_.size() - first));
     seen_[piece] = true;
-    for_piece(mu_.size(), piece, [&](std::size_t bit, std::size_t i) { mu_[bit / 16] |= static_cast<std::uint16_t>((row[i] & 1) << bit % 16); });
 }
 
 std::optional<std::vector<std::uint16_t>> MuPieces::complete() const {
-    if (seen_.empty() || std::find(seen_.begin(), seen_.end(), false) != seen_.end()) return std::nullopt;
+    if (seen_.empty() || std::find(seen_.begin(), seen_.end(), false) != seen_.end() || hash_mu(mu_) != hash_) return std::nullopt;
     return mu_;
+}
+
+void tag_keys(std::span<std::uint16_t> row, std::int32_t pos) {
+    if (row.size() < kTagBits || pos < 0) return;
+    const auto p = static_cast<std::uint32_t>(pos);
+    const std::uint64_t bits = p | static_cast<std::uint64_t>(check_word(p)) << 32;
+    for (std::size_t i = 0; i < kTagBits; i++) row[i] = static_cast<std::uint16_t>((row[i] & ~1u) | (bits >> i & 1));
+}
+
+std::int32_t read_tag(std::span<const std::uint16_t> row) {
+    if (row.size() < kTagBits) return -1;
+    std::uint64_t bits = 0;
+    for (std::size_t i = 0; i < kTagBits; i++) bits |= static_cast<std::uint64_t>(row[i] & 1) << i;
+    const auto pos = static_cast<std::uint32_t>(bits);
+    return static_cast<std::uint32_t>(bits >> 32) == check_word(pos) && pos <= 0x7fffffffu ? static_cast<std::int32_t>(pos) : -1;
 }
 
 }  // namespace turboquant

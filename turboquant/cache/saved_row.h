@@ -1,9 +1,13 @@
-// What rides in a saved key row. Rows are saved as plain fp16 in the model's space, so that any format, llama.cpp's own f16 cache too, can read
-// them back. What fp16 values cannot say goes into the lowest mantissa bits (one unit in the last place at most):
-//   values 0..63   32 bits of position, 32 bits of check word (two words: offset still being measured / frozen)
-//   values 64..    if frozen: a piece of the frozen offset mu (fp16), piece number = position % mu_pieces(n_embd)
-// so a row says where it stood and a run of rows says which offset was removed: restoring is lossless in another process, too.
-// Rows shorter than 64 values carry nothing.
+// The form in which rows of a KV tensor leave the cache (saved state, slots, llama-server's prompt cache) and come back.
+//
+// llama.cpp reserves 2*n_embd bytes a row, as for fp16. Three kinds of row fill them:
+//   packed     what is stored, bit for bit. It begins with two fp16 NaNs that no fp16 cache holds (a row with a NaN is refused when written): if a foreign f16
+//              cache loads it, attention over it is NaN, so it fails visibly instead of computing garbage.
+//   measuring  fp16 keys in the model's space while a layer's offset is not frozen yet; the position rides in the last mantissa bits (tag_keys)
+//   plain      anything else: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
+//
+// Packed row, little-endian: u16 0x7e54, u16 0x7e51; u8 version (1); u8 codec; u16 head_dim; i32 position (-1: unknown); u32 hash of the removed offset
+// mu (0: none); then row_bytes(codec, head_dim) bytes per head (codec/tile.h); then piece number position % n_pieces of mu's fp16 values, in what is left.
 #pragma once
 
 #include <cstdint>
@@ -11,32 +15,46 @@
 #include <span>
 #include <vector>
 
+#include "turboquant/codec/tile.h"
+
 namespace turboquant {
 
-struct RowTag {
+struct PackedHeader {
+    CodecId codec = CodecId::turbo4;
+    int head_dim = 0;
     std::int32_t pos = -1;
-    bool frozen = false;
+    std::uint32_t mu_hash = 0;
 };
 
-/// Rows that together hold mu: 16*n_embd bits in pieces of n_embd - 64; 0 if a row has no room for a piece.
-int mu_pieces(std::size_t n_embd);
+/// FNV-1a of the fp16 values, never 0.
+std::uint32_t hash_mu(std::span<const std::uint16_t> mu);
 
-/// Writes the tag, and for frozen tags the piece of mu (n_embd fp16 values), into the row. Nothing if pos < 0 or the row is too short.
-void tag_row(std::span<std::uint16_t> row, RowTag tag, std::span<const std::uint16_t> mu);
-/// The tag of a row; pos = -1 if it has none.
-RowTag read_tag(std::span<const std::uint16_t> row);
+/// Writes a packed row but for the codes; returns where the heads' codes go (n_head * row_bytes). `mu` is empty if no offset was removed.
+/// The row has n_embd values; every rotated codec leaves room for the header.
+std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu);
+/// The header of a packed row, or nullopt if it is not one (or is one that cannot have been written for this row size).
+std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row);
+/// The heads' codes of a packed row.
+std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header);
 
-/// Collects the pieces of mu from tagged rows.
+/// Collects the pieces of one mu from packed rows.
 class MuPieces {
   public:
-    explicit MuPieces(std::size_t n_embd) : mu_(n_embd), seen_(mu_pieces(n_embd)) {}
-    void add(std::span<const std::uint16_t> row, RowTag tag);
-    /// mu in fp16 once every piece was seen.
+    explicit MuPieces(std::size_t n_embd) : mu_(n_embd) {}
+    void add(std::span<const std::uint16_t> row, const PackedHeader& header);
+    /// mu in fp16 once every piece was seen and the hash fits.
     std::optional<std::vector<std::uint16_t>> complete() const;
 
   private:
     std::vector<std::uint16_t> mu_;
     std::vector<bool> seen_;
+    std::uint32_t hash_ = 0;
 };
+
+/// Puts a position into the last mantissa bits of the first 64 values of an fp16 row (32 bits, and 32 of check): one unit in the last place at
+/// most. Nothing if the row is shorter or pos < 0.
+void tag_keys(std::span<std::uint16_t> row, std::int32_t pos);
+/// The position found in an fp16 row, or -1.
+std::int32_t read_tag(std::span<const std::uint16_t> row);
 
 }  // namespace turboquant

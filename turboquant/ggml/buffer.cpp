@@ -86,11 +86,15 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
         if (range.first > r * range.row_bytes || range.end < (r + 1) * range.row_bytes)
             e->kv.save_row(r, e->positions->at(r), std::span(rows).subspan((r - first) * n_embd, n_embd));
     std::memcpy(reinterpret_cast<char*>(rows.data()) + (range.first - first * range.row_bytes), data, size);
-    const bool finite = e->kv.restore_rows(kernels(), first, end - first, rows.data(), pos.data());
+    const RestoreResult result = e->kv.restore_rows(kernels(), first, end - first, rows.data(), pos.data());
     if (e->kv.geometry().side == Side::key)
         for (std::int64_t r = first; r < end; r++) e->positions->set(r, pos[r - first]);
-    if (!finite)
-        context_of(buffer).device().refuse(std::string("restored rows of ") + root(t)->name + " hold values that are not finite; they were zeroed");
+    if (result == RestoreResult::ok) return;
+    e->refused = result == RestoreResult::offset_missing;
+    context_of(buffer).device().refuse(
+        std::string("cannot restore all of ") + root(t)->name +
+        (result == RestoreResult::not_finite ? ": saved values that are not finite were set to zero"
+                                             : ": the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset"));
 }
 
 void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, uint8_t value, size_t offset, size_t size) {

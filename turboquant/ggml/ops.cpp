@@ -22,23 +22,33 @@ std::string not_finite(const ggml_tensor* t) {
     return "keys or values for " + name_of(t) + " are not finite (NaN or infinity in the model's activations)";
 }
 
+/// The table of a RoPE, reaching to position `last`. Shared by all layers of the same RoPE.
+const float* trig_rows(OpContext& ctx, const KeyOffset& offset, std::int32_t last) {
+    RopeParams rope = offset.rope();
+    const std::vector<float> factors(rope.freq_factors, rope.freq_factors + (rope.freq_factors ? rope.n_dims / 2 : 0));
+    rope.freq_factors = nullptr;
+    auto table = std::find_if(ctx.trig.begin(), ctx.trig.end(),
+                              [&](const TrigTable& t) { return t.n_freq == offset.n_freq() && t.rope == rope && t.factors == factors; });
+    if (table == ctx.trig.end()) table = ctx.trig.insert(table, {rope, factors, offset.n_freq(), {}});
+    const std::size_t row = 2 * offset.n_freq();
+    for (std::size_t p = table->rows.size() / row; p <= static_cast<std::size_t>(last); p++) {
+        table->rows.resize((p + 1) * row);
+        offset.trig_row(static_cast<std::int32_t>(p), std::span(table->rows).subspan(p * row, row));
+    }
+    return table->rows.data();
+}
+
 /// Score terms that give back what offset removal took from the keys: q.R(p)mu.
 void set_score_term(OpContext& ctx, const KvExtra& e, std::int64_t stream, AttentionArgs& a) {
     const KeyOffset& offset = *e.kv.offset();
-    const std::size_t row = 2 * offset.n_freq();
+    const std::size_t row = 2 * offset.n_freq(), d = e.kv.head_dim();
     const std::int32_t* pos = e.positions->stream(stream);
-    const std::int32_t last = std::max(0, *std::max_element(pos, pos + a.n_kv));
-    if (ctx.trig_of != &offset) ctx.trig.clear(), ctx.trig_of = &offset;
-    for (std::size_t p = ctx.trig.size() / row; p <= static_cast<std::size_t>(last); p++) {
-        ctx.trig.resize((p + 1) * row);
-        offset.trig_row(static_cast<std::int32_t>(p), std::span(ctx.trig).subspan(p * row, row));
-    }
     ctx.q_terms.resize(static_cast<std::size_t>(a.n_tokens) * a.n_head * row);
     for (int t = 0; t < a.n_tokens; t++)
         for (int h = 0; h < a.n_head; h++)
-            offset.query_terms({a.q + t * a.q_token_stride + h * a.q_head_stride, static_cast<std::size_t>(e.kv.head_dim())},
-                               h / (a.n_head / a.n_head_kv), std::span(ctx.q_terms).subspan((static_cast<std::size_t>(t) * a.n_head + h) * row, row));
-    a.term = {offset.n_freq(), ctx.q_terms.data(), ctx.trig.data(), pos};
+            offset.query_terms({a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv),
+                               std::span(ctx.q_terms).subspan((static_cast<std::size_t>(t) * a.n_head + h) * row, row));
+    a.term = {offset.n_freq(), ctx.q_terms.data(), trig_rows(ctx, offset, std::max(0, *std::max_element(pos, pos + a.n_kv))), pos};
 }
 
 }  // namespace

@@ -8,6 +8,14 @@
 
 namespace turboquant::ggml {
 
+/// cos and sin of position times frequency for the score term: rows of 2*n_freq floats, one per position seen.
+struct TrigTable {
+    RopeParams rope;
+    std::vector<float> factors;
+    int n_freq;
+    std::vector<float> rows;
+};
+
 /// What the ops need of the backend that runs them.
 struct OpContext {
     const Device* device;
@@ -17,8 +25,7 @@ struct OpContext {
     std::vector<std::int64_t> rows, cells;
     std::vector<std::int32_t> positions;
     std::vector<float> q_terms;            ///< score terms of the queries of one attention call
-    std::vector<float> trig;               ///< their trigonometric table, for trig_of
-    const KeyOffset* trig_of = nullptr;
+    std::vector<TrigTable> trig;           ///< one per RoPE of the model (layers may differ in it)
 };
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);
