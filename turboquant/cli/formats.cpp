@@ -4,6 +4,7 @@
 #include "turboquant/cli/cache_spec.h"
 #include "turboquant/cli/command.h"
 #include "turboquant/cli/table.h"
+#include "turboquant/codec/tile.h"
 
 namespace turboquant::cli {
 namespace {

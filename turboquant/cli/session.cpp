@@ -58,6 +58,7 @@ Session::Session(const ModelFile& file, ModelFile::Loaded loaded, const CacheSpe
     params.type_k = spec.type_k;
     params.type_v = spec.type_v;
     params.offload_kqv = true;
+    params.swa_full = false;  // sliding-window layers hold their window only, as in llama.cpp's tools
     params.no_perf = true;
     params.cb_eval = see_node;
     params.cb_eval_user_data = this;
