@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "turboquant/codec/composite.h"
 #include "turboquant/kernels/kernel_table.h"
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -90,6 +91,29 @@ const Kernels& kernels(SimdLevel level) {
 
 SimdLevel kernels_level(const Kernels& k) { return k.level(); }
 
-bool encode(const Kernels& k, const EncodeArgs& args) { return k.encode(args, codec_tables(args.shape.codec, args.shape.head_dim)); }
+namespace {
+
+bool encode_composites(const EncodeArgs& args) {
+    const std::vector<float> zero(args.shape.head_dim);
+    bool finite = true;
+    for (int i = 0; i < args.n; ++i) {
+        std::uint8_t* tile = args.tiles + args.cells[i] / kTileKeys * args.tile_stride;
+        const int slot = static_cast<int>(args.cells[i] % kTileKeys);
+        try {
+            composite_encode(args.shape, tile, slot, {args.x + i * args.x_stride, zero.size()}, args.norm_mode);
+        } catch (const std::domain_error&) {
+            composite_encode(args.shape, tile, slot, zero, args.norm_mode);
+            finite = false;
+        }
+    }
+    return finite;
+}
+
+}  // namespace
+
+bool encode(const Kernels& k, const EncodeArgs& args) {
+    if (is_composite(args.shape.codec)) return encode_composites(args);
+    return k.encode(args, codec_tables(args.shape.codec, args.shape.head_dim));
+}
 
 }  // namespace turboquant

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "turboquant/codec/codebook.h"
+#include "turboquant/codec/composite.h"
 #include "turboquant/codec/rotation.h"
 
 namespace turboquant {
@@ -39,6 +40,7 @@ std::unique_ptr<CodecTables> build(CodecId codec, int head_dim) {
     t->head_dim = head_dim;
     t->i8 = info.panel == PanelKind::i8;
     t->rotated = info.rotated;
+    t->decode = is_composite(codec) ? &composite_decode : nullptr;
     const Rotation& r = rotation_for(head_dim);
     t->pow2 = r.pow2();
     t->odd = r.odd();

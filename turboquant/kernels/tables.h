@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "turboquant/codec/codec.h"
+#include "turboquant/codec/tile.h"
 
 namespace turboquant {
 
@@ -16,6 +16,9 @@ struct CodecTables {
     int head_dim;
     bool i8;       // decodes to int8 centroids, else to floats
     bool rotated;
+
+    // Composites: decodes a whole tile into a float panel in the model's space; nothing below but the rotation is then filled. Else null.
+    void (*decode)(const TileShape& shape, const std::uint8_t* tile, float* panel);
 
     // Decode.
     alignas(64) std::int8_t lut[16];  // int8 centroids, repeated to fill 16 entries

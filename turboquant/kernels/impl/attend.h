@@ -86,13 +86,20 @@ inline bool tile_masked(const Scratch& s, int n_rows, int cell, int n_cells) {
     return true;
 }
 
+inline void unpack_f32(const CodecTables& t, const TileView& view, const uint8_t* tile, float* panel) {
+    if (t.decode)
+        t.decode(view.shape, tile, panel);
+    else
+        unpack_f32(t, tile, panel);
+}
+
 inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows) {
     if (c.k->i8) {
         unpack_i8(*c.k, tile, lut, s.k_panel);
         multiply(KeyProductI8{s.q8, c.k->head_dim, s.k_panel, static_cast<int32_t*>(s.scores)}, n_rows, kTileKeys);
     } else {
         float* panel = reinterpret_cast<float*>(s.k_panel);
-        unpack_f32(*c.k, tile, panel);
+        unpack_f32(*c.k, c.args->k, tile, panel);
         multiply(ProductF32{s.qf, c.k->head_dim, panel, kTileKeys, nullptr, static_cast<float*>(s.scores)}, n_rows, kTileKeys);
     }
 }
@@ -129,7 +136,7 @@ inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut,
         if (c.args->v_is_k)
             transpose_f32(reinterpret_cast<const float*>(s.k_panel), c.dim_v, panel);
         else
-            unpack_f32(*c.v, tile, panel);
+            unpack_f32(*c.v, c.args->v, tile, panel);
         multiply(ProductF32{reinterpret_cast<const float*>(s.weights), kTileKeys, panel, c.dim_v, s.alpha, acc}, n_rows, c.dim_v);
     }
 }

@@ -1,5 +1,6 @@
 // The two matrix products of attention, for int8 and for float panels, register-blocked: rows x vectors of columns stay in registers while
 // the depth runs. A is row-major; the panel is [depth/4][columns][4] bytes or [depth][columns] floats.
+// All loops over the block must be unrolled, the short ones at its ends too: else GCC keeps the accumulators in memory (prefill 111 -> 82 ms).
 #pragma once
 
 namespace turboquant {
@@ -15,19 +16,26 @@ struct KeyProductI8 {
     template <int R, int V>
     void block(int row, int column) const {
         Simd::I acc[R][V];
-        for (auto& a : acc)
-            for (auto& x : a) x = Simd::zero_ints();
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) acc[r][v] = Simd::zero_ints();
         const uint8_t* q = reinterpret_cast<const uint8_t*>(query) + static_cast<size_t>(row) * depth;
         const uint8_t* p = panel + 4 * column;
         for (int k = 0; k < depth; k += 4, p += 4 * kTileKeys) {
             Simd::B b[V];
+#pragma GCC unroll 8
             for (int v = 0; v < V; ++v) b[v] = Simd::load_bytes(p + v * Simd::kBytes);
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const Simd::B a = Simd::splat_dword(q + static_cast<size_t>(r) * depth + k);
+#pragma GCC unroll 8
                 for (int v = 0; v < V; ++v) acc[r][v] = Simd::dot_key(acc[r][v], b[v], a);
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int v = 0; v < V; ++v) Simd::store_ints(scores + (row + r) * kTileKeys + column + v * Simd::kFloats, acc[r][v]);
     }
 };
@@ -43,20 +51,27 @@ struct ValueProductI8 {
     template <int R, int V>
     void block(int row, int column) const {
         Simd::I acc[R][V];
-        for (auto& a : acc)
-            for (auto& x : a) x = Simd::zero_ints();
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) acc[r][v] = Simd::zero_ints();
         const uint8_t *w = weights + row * kTileKeys, *p = panel + 4 * column;
         for (int k = 0; k < kTileKeys; k += 4, p += 4 * static_cast<size_t>(columns)) {
             Simd::B b[V];
+#pragma GCC unroll 8
             for (int v = 0; v < V; ++v) b[v] = Simd::load_bytes(p + v * Simd::kBytes);
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const Simd::B a = Simd::splat_dword(w + r * kTileKeys + k);
+#pragma GCC unroll 8
                 for (int v = 0; v < V; ++v) acc[r][v] = Simd::dot_value(acc[r][v], a, b[v]);
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const Simd::F al = Simd::splat(alpha[row + r]), st = Simd::splat(step[row + r]);
             float* o = out + static_cast<size_t>(row + r) * columns + column;
+#pragma GCC unroll 8
             for (int v = 0; v < V; ++v, o += Simd::kFloats) Simd::store(o, Simd::fma(Simd::to_floats(acc[r][v]), st, Simd::mul(al, Simd::load(o))));
         }
     }
@@ -75,20 +90,27 @@ struct ProductF32 {
     void block(int row, int column) const {
         Simd::F acc[R][V];
         float* o = out + static_cast<size_t>(row) * columns + column;
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int v = 0; v < V; ++v)
                 acc[r][v] = alpha ? Simd::mul(Simd::splat(alpha[row + r]), Simd::load(o + static_cast<size_t>(r) * columns + v * Simd::kFloats))
                                   : Simd::splat(0);
         const float *q = a + static_cast<size_t>(row) * depth, *p = panel + column;
         for (int k = 0; k < depth; ++k, p += columns) {
             Simd::F b[V];
+#pragma GCC unroll 8
             for (int v = 0; v < V; ++v) b[v] = Simd::load(p + v * Simd::kFloats);
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const Simd::F x = Simd::splat(q[static_cast<size_t>(r) * depth + k]);
+#pragma GCC unroll 8
                 for (int v = 0; v < V; ++v) acc[r][v] = Simd::fma(x, b[v], acc[r][v]);
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int v = 0; v < V; ++v) Simd::store(o + static_cast<size_t>(r) * columns + v * Simd::kFloats, acc[r][v]);
     }
 };

@@ -27,7 +27,6 @@ struct Simd {
     static void store_bytes(void* p, B v) { vst1q_u8(static_cast<uint8_t*>(p), v); }
     template <int n>
     static B shift_right(B v) {
-        if constexpr (n == 0) return v;
         return vshrq_n_u8(v, n);
     }
     static B load_lut(const int8_t* lut) { return vreinterpretq_u8_s8(vld1q_s8(lut)); }

@@ -49,7 +49,8 @@ inline void unpack_unit_i8(const uint8_t* codes, const Lut& lut, uint8_t* panel)
 }
 
 // Int8 panel of a tile; bias is added to every byte.
-inline void unpack_i8(const CodecTables& t, const uint8_t* codes, const Lut& lut, uint8_t* panel) {
+inline void unpack_i8(const CodecTables& t, const uint8_t* codes, const Lut& table, uint8_t* panel) {
+    const Lut lut = table;  // in registers: the panel's bytes may alias anything
     const int n_units = t.head_dim / 4;
     switch (t.bits) {
         case 2: for (int u = 0; u < n_units; ++u) unpack_unit_i8<2>(codes + 64 * u, lut, panel + 256 * u); break;
