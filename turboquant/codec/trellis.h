@@ -21,7 +21,7 @@
 //   distance of y to subset k:  a_k = min |y - level|;   cost_k = min(255, round(cost_scale * (a_k^2 - min a^2)))
 //   metrics:  8 bits, saturating; after every 8th value of a pass the least metric is subtracted from all
 //   ties:     of two equal ways into a state the one whose oldest bit is 0 wins; of equal final states the lowest
-//   pass 1:   from all states alike, over the 64 values before the ring's joint and the 64 after: its best path names the state at the joint
+//   pass 1:   from all states alike, over the 64 values before and after the joint: its best path names the state at the joint
 //   pass 2:   from that state back to it, once around: the trellis bits.
 #pragma once
 
