@@ -79,10 +79,37 @@ TEST(Rotation, SignsArePinned) {
     EXPECT_NE(test::hash(packed_signs(Rotation(128, 43))), pinned[4]);
 }
 
+TEST(Rotation, PartsOfAnySizeAreRotated) {
+    SplitMix64 random(4);
+    for (int n : {1, 2, 31, 45, 103, 122, 127}) {
+        const Rotation& r = part_rotation_for(n);
+        ASSERT_EQ(r.pow2() * r.odd(), n);
+        const std::vector<float> x = test::gaussian(random, n);
+        std::vector<float> y = x, columns;
+        r.forward(y);
+        EXPECT_NEAR(test::dot(y, y), test::dot(x, x), 2e-6 * test::dot(x, x)) << n;
+        if (n > 30) {
+            // An impulse spreads over all coordinates.
+            std::vector<float> impulse(n);
+            impulse[n / 3] = 1;
+            r.forward(impulse);
+            for (float v : impulse) EXPECT_LE(v * v, 2.0 / n + 1e-6) << n;
+        }
+        // Column l is y times l - 10.
+        for (int i = 0; i < n; ++i)
+            for (int l = 0; l < Rotation::kLanes; ++l) columns.push_back(y[i] * static_cast<float>(l - 10));
+        r.inverse_columns(columns);
+        for (int i = 0; i < n; ++i)
+            for (int l = 0; l < Rotation::kLanes; ++l) ASSERT_NEAR(columns[i * Rotation::kLanes + l], x[i] * (l - 10), 1e-4) << n;
+    }
+    EXPECT_EQ(&part_rotation_for(45), &part_rotation_for(45));
+}
+
 TEST(Rotation, RejectsOtherSizes) {
-    for (int d : {0, -64, 1, 63, 100, 1024}) {
+    for (int d : {0, -64, 1, 63, 100, 1024}) EXPECT_THROW(rotation_for(d), std::invalid_argument);
+    for (int d : {0, -64}) {
         EXPECT_THROW(Rotation r(d), std::invalid_argument);
-        EXPECT_THROW(rotation_for(d), std::invalid_argument);
+        EXPECT_THROW(part_rotation_for(d), std::invalid_argument);
     }
     std::vector<float> wrong(127);
     EXPECT_THROW(rotation_for(128).forward(wrong), std::invalid_argument);

@@ -20,7 +20,7 @@ std::vector<Case> grid() {
     for (const int d : kHeadDims)
         for (const CodecId id : {turbo4, turbo3, turbo6}) g.push_back({.k = id, .v = id, .k_dim = d, .v_dim = d, .n_kv = 90});
     // Mixed codecs and head sizes: all pairs of panel kinds.
-    for (const auto& [k, v] : {std::pair{turbo4, turbo2}, {turbo8, turbo3}, {turbo2, raw}, {raw, turbo4}, {turbo5, turbo8}, {turbo3, turbo5}})
+    for (const auto& [k, v] : {std::pair{turbo4, turbo2}, {turbo8, turbo3}, {turbo2, raw}, {raw, turbo4}, {turbo5, turbo8}, {turbo3, turbo5}, {outlier3, turbo4}, {turbo3, prod3}})
         g.push_back({.k = k, .v = v, .k_dim = 192, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 3, .n_kv = 200, .mask = Mask::causal});
     // GQA groups and row counts around the register and row blocks.
     for (const int group : {1, 3, 5, 7, 8, 16, 71})

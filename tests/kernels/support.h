@@ -42,16 +42,16 @@ struct Case {
 class Problem {
   public:
     explicit Problem(const Case& c, std::uint64_t seed = 1) : c_(c), random_(seed) {
-        fill_tiles(k_tiles, {c.k, Side::key, c.k_dim}, keys, 1);
-        if (!c.mla_out) fill_tiles(v_tiles, {c.v, Side::value, c.v_dim}, values, 0.3f);
+        fill_tiles(k_tiles, shape(c.k, Side::key, c.k_dim), keys, 1);
+        if (!c.mla_out) fill_tiles(v_tiles, shape(c.v, Side::value, c.v_dim), values, 0.3f);
         const int v_out = c.mla_out ? c.mla_out : c.v_dim;
         q = normals(static_cast<std::size_t>(c.n_tokens) * c.n_head * c.k_dim, c.sharpness);
         out.assign(static_cast<std::size_t>(c.n_tokens) * c.n_head * v_out, std::nanf(""));
         args.n_head = c.n_head, args.n_head_kv = c.n_head_kv, args.n_tokens = c.n_tokens, args.n_kv = c.n_kv;
         args.q = q.data(), args.q_token_stride = static_cast<std::size_t>(c.n_head) * c.k_dim, args.q_head_stride = c.k_dim;
         args.out = out.data(), args.out_token_stride = static_cast<std::size_t>(c.n_head) * v_out, args.out_head_stride = v_out;
-        args.k = view({c.k, Side::key, c.k_dim}, k_tiles);
-        args.v = c.mla_out ? args.k : view({c.v, Side::value, c.v_dim}, v_tiles);
+        args.k = view(shape(c.k, Side::key, c.k_dim), k_tiles);
+        args.v = c.mla_out ? args.k : view(shape(c.v, Side::value, c.v_dim), v_tiles);
         args.v_is_k = c.mla_out > 0, args.v_dim_out = v_out;
         args.scale = 1 / std::sqrt(static_cast<float>(c.k_dim));
         args.logit_softcap = c.softcap, args.max_bias = c.max_bias;
@@ -84,6 +84,8 @@ class Problem {
     std::vector<std::int32_t> cell_pos;
 
   private:
+    static TileShape shape(CodecId codec, Side side, int dim) { return {codec, side, dim, codec_info(codec).family == Family::outliers ? dim / 8 : 0}; }
+
     std::vector<float> normals(std::size_t n, float scale) {
         std::vector<float> x(n);
         for (float& v : x) v = scale * static_cast<float>(random_.normal());

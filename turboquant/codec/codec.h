@@ -12,7 +12,11 @@
 namespace turboquant {
 
 /// Identity of a codec. The numeric values are written into saved state rows: never renumber, only append.
-enum class CodecId : std::uint8_t { turbo4 = 1, turbo3 = 2, turbo2 = 3, turbo5 = 4, turbo6 = 5, turbo8 = 6, raw = 7 };
+enum class CodecId : std::uint8_t {
+    turbo4 = 1, turbo3 = 2, turbo2 = 3, turbo5 = 4, turbo6 = 5, turbo8 = 6, raw = 7,
+    // Composite formats (composite.h), there to be compared with.
+    outlier2 = 64, outlier3, outlier4, split2_3, split2_4, split3_4, split3_5, prod2, prod3, prod4, uniform2, uniform3, uniform4,
+};
 
 /// What a tile of this codec decodes to before attention reads it.
 /// `i8`: int8 centroids, one float scale per vector (bits <= 4: the rounding of centroids costs < 0.5 % of the MSE).
@@ -26,12 +30,24 @@ enum class Side : std::uint8_t { key, value };
 /// `raw`: n.  `corrected`: n/|c| (the norm is exact).  `eden`: n/<y,c> (unbiased; DRIVE/EDEN 2021-22).
 enum class NormMode : std::uint8_t { raw, corrected, eden };
 
+/// How a codec is built. All but `scalar` and `raw` are composite: composite.h.
+enum class Family : std::uint8_t {
+    scalar,    ///< one rotation, one codebook, one scale
+    raw,       ///< f16 as it is
+    outliers,  ///< channels of large RMS at outlier_bits, how many is measured (TileShape::n_outliers); the rest as scalar
+    split,     ///< the quarter of the channels with the largest RMS at outlier_bits, the rest at bits, each part as scalar
+    prod,      ///< bits-1 as scalar and one bit of sign sketch of the residual
+    uniform,   ///< uniform levels in the model's space, groups of 32 channels
+};
+
 struct CodecInfo {
     CodecId id;
     std::string_view name;
     int bits;            ///< code bits per value
     PanelKind panel;
-    bool rotated;        ///< false: stored as it is, in f16, without rotation or scale (`raw`)
+    bool rotated;        ///< attention works in the rotated space; false: in the model's space, and panels have no scales (`raw`, composites)
+    Family family = Family::scalar;
+    int outlier_bits = 0;  ///< of the outlier channels, if the family has them
 };
 
 /// First row = default.
@@ -39,7 +55,20 @@ inline constexpr CodecInfo kCodecs[] = {
     {CodecId::turbo4, "turbo4", 4, PanelKind::i8, true},   {CodecId::turbo3, "turbo3", 3, PanelKind::i8, true},
     {CodecId::turbo2, "turbo2", 2, PanelKind::i8, true},   {CodecId::turbo5, "turbo5", 5, PanelKind::f32, true},
     {CodecId::turbo6, "turbo6", 6, PanelKind::f32, true},  {CodecId::turbo8, "turbo8", 8, PanelKind::f32, true},
-    {CodecId::raw, "raw", 16, PanelKind::f32, false},
+    {CodecId::raw, "raw", 16, PanelKind::f32, false, Family::raw},
+    {CodecId::outlier2, "outlier2", 2, PanelKind::f32, false, Family::outliers, 8},
+    {CodecId::outlier3, "outlier3", 3, PanelKind::f32, false, Family::outliers, 8},
+    {CodecId::outlier4, "outlier4", 4, PanelKind::f32, false, Family::outliers, 8},
+    {CodecId::split2_3, "split2_3", 2, PanelKind::f32, false, Family::split, 3},
+    {CodecId::split2_4, "split2_4", 2, PanelKind::f32, false, Family::split, 4},
+    {CodecId::split3_4, "split3_4", 3, PanelKind::f32, false, Family::split, 4},
+    {CodecId::split3_5, "split3_5", 3, PanelKind::f32, false, Family::split, 5},
+    {CodecId::prod2, "prod2", 2, PanelKind::f32, false, Family::prod},
+    {CodecId::prod3, "prod3", 3, PanelKind::f32, false, Family::prod},
+    {CodecId::prod4, "prod4", 4, PanelKind::f32, false, Family::prod},
+    {CodecId::uniform2, "uniform2", 2, PanelKind::f32, false, Family::uniform},
+    {CodecId::uniform3, "uniform3", 3, PanelKind::f32, false, Family::uniform},
+    {CodecId::uniform4, "uniform4", 4, PanelKind::f32, false, Family::uniform},
 };
 
 /// Row of the table; every CodecId has one.
@@ -56,6 +85,12 @@ constexpr std::optional<CodecId> find_codec(std::string_view name) {
     return std::nullopt;
 }
 
+/// Formats that are decoded as a whole, tile by tile, into the model's space (composite.h): there to be compared with, not for speed, and so no
+/// devices of their own in stock tools.
+constexpr bool is_composite(CodecId id) { return codec_info(id).family != Family::scalar && codec_info(id).family != Family::raw; }
+/// Composites whose outlier channels are chosen by measuring the first rows.
+constexpr bool has_outliers(CodecId id) { return codec_info(id).outlier_bits > 0; }
+
 /// Head sizes that the rotation and the kernels serve, without padding.
 inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256, 512, 576};
 
@@ -63,12 +98,6 @@ constexpr bool head_dim_supported(int head_dim) {
     for (int d : kHeadDims)
         if (d == head_dim) return true;
     return false;
-}
-
-/// Bits stored per value, scale included: bits + 16/head_dim for rotated codecs, 16 for raw.
-constexpr double bits_per_value(CodecId id, int head_dim) {
-    const CodecInfo& c = codec_info(id);
-    return c.bits + (c.rotated ? 16.0 / head_dim : 0.0);
 }
 
 }  // namespace turboquant

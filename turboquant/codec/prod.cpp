@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <numbers>
 #include <stdexcept>
+#include <utility>
 
 #include "turboquant/codec/random.h"
 
@@ -52,7 +55,7 @@ std::vector<float> ProdQuantizer::rotated(const ProdVector& v) const {
     std::vector<double> sketched(n);
     for (std::size_t j = 0; j < n; ++j)
         for (std::size_t i = 0; i < n; ++i) sketched[i] += v.signs[j] ? sketch_[j * n + i] : -sketch_[j * n + i];
-    const double gain = std::sqrt(std::numbers::pi / 2) / head_dim_ * v.residual_norm;
+    const double gain = static_cast<double>(sketch_gain()) * v.residual_norm;
     std::vector<float> y(n);
     for (std::size_t i = 0; i < n; ++i) {
         if (v.mse.codes[i] >= codebook_->centroids.size()) throw std::invalid_argument("prod quantizer: code out of range");
@@ -78,5 +81,14 @@ void ProdQuantizer::dequantize(const ProdVector& v, std::span<float> x) const {
 }
 
 double ProdQuantizer::bits_per_value() const { return bits_ + 32.0 / head_dim_; }
+
+float ProdQuantizer::sketch_gain() const { return static_cast<float>(std::sqrt(std::numbers::pi / 2) / head_dim_); }
+
+const ProdQuantizer& prod_quantizer_for(int bits, int head_dim) {
+    static std::mutex mutex;
+    static std::map<std::pair<int, int>, ProdQuantizer> all;
+    const std::lock_guard lock(mutex);
+    return all.try_emplace({bits, head_dim}, bits, head_dim).first->second;
+}
 
 }  // namespace turboquant

@@ -35,6 +35,11 @@ class ProdQuantizer {
 
     double bits_per_value() const;  ///< bits + 32/head_dim (two fp16 norms)
 
+    int head_dim() const { return head_dim_; }
+    const Rotation& rotation() const { return *rotation_; }
+    std::span<const float> sketch() const { return sketch_; }  ///< S, row-major
+    float sketch_gain() const;                                 ///< sqrt(pi/2)/head_dim
+
   private:
     /// The estimate in the rotated space: centroids and sketch, S^T sign scaled.
     std::vector<float> rotated(const ProdVector& v) const;
@@ -44,5 +49,8 @@ class ProdQuantizer {
     const Codebook* codebook_;   ///< of bits-1
     std::vector<float> sketch_;  ///< S, head_dim x head_dim, N(0,1), row-major
 };
+
+/// Shared instance with the default seed (made once, thread-safe). Throws as the constructor.
+const ProdQuantizer& prod_quantizer_for(int bits, int head_dim);
 
 }  // namespace turboquant

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "turboquant/codec/composite.h"
+
 namespace turboquant {
 namespace {
 
@@ -40,7 +42,7 @@ float load_half(const std::uint8_t* p) { return from_half(static_cast<std::uint1
 
 Quantizer::Quantizer(CodecId codec, int head_dim, NormMode mode) : codec_(codec), head_dim_(head_dim), mode_(mode) {
     if (!codec_info(codec).rotated)
-        throw std::invalid_argument("quantizer: codec 'raw' stores values as they are; there is nothing to quantize");
+        throw std::invalid_argument("quantizer: codec '" + std::string(codec_info(codec).name) + "' is not of this kind");
     rotation_ = &rotation_for(head_dim);
     codebook_ = &codebook_for(codec_info(codec).bits, head_dim);
 }
@@ -85,6 +87,7 @@ void Quantizer::dequantize(const QuantizedVector& q, std::span<float> x) const {
 
 void tile_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span<const float> x, NormMode mode) {
     check_slot(shape, slot, x.size());
+    if (is_composite(shape.codec)) return composite_encode(shape, tile, slot, x, mode);
     const CodecInfo& info = codec_info(shape.codec);
     const auto index = [&](int dim) { return panel_index(info.panel, shape.side, shape.head_dim, slot, dim); };
     if (!info.rotated) {
@@ -99,6 +102,7 @@ void tile_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span
 
 void tile_decode_rotated(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> y) {
     check_slot(shape, slot, y.size());
+    if (is_composite(shape.codec)) return composite_decode_slot(shape, tile, slot, y);
     const CodecInfo& info = codec_info(shape.codec);
     const auto index = [&](int dim) { return panel_index(info.panel, shape.side, shape.head_dim, slot, dim); };
     if (!info.rotated) {

@@ -32,7 +32,7 @@ QuantizedVector quantize_mse(const Rotation& rotation, const Codebook& codebook,
 /// Quantizes vectors of one head size with one of the rotated codecs.
 class Quantizer {
   public:
-    /// Throws std::invalid_argument if head_dim is unsupported or the codec is `raw`.
+    /// Throws std::invalid_argument if head_dim is unsupported or the codec is not of Family::scalar.
     Quantizer(CodecId codec, int head_dim, NormMode mode = NormMode::corrected);
 
     CodecId codec() const { return codec_; }
@@ -57,7 +57,7 @@ class Quantizer {
     const Codebook* codebook_;
 };
 
-/// Scalar specification of writing / reading a tile slot (any codec, raw included). Values in the model's space for raw; for rotated codecs
+/// Scalar specification of writing / reading a tile slot (any codec, raw and composites included). Values in the model's space for these; for rotated codecs
 /// encode takes the model's space and `tile_decode_rotated` returns the rotated space (what attention works in).
 /// Norm mode `corrected` unless given. Both throw std::invalid_argument on a wrong slot, size or head_dim; tile_encode throws
 /// std::domain_error on a non-finite value and then leaves the slot as it was. Decoding takes any bytes: a scale that is NaN or infinite

@@ -42,6 +42,7 @@ constexpr std::size_t plane_bytes(int bits) { return kUnit / 8 * bits; }
 void copy_half(std::uint8_t* to, const std::uint8_t* from) { std::copy_n(from, 2, to); }
 
 void check(const TileShape& shape, int slot) {
+    if (is_composite(shape.codec)) throw std::invalid_argument("tile: composite formats have no row form");
     if (!head_dim_supported(shape.head_dim))
         throw std::invalid_argument("tile: head_dim " + std::to_string(shape.head_dim) + " is not supported");
     if (slot < 0 || slot >= kTileKeys) throw std::invalid_argument("tile: slot " + std::to_string(slot) + " is not in 0..63");
@@ -65,7 +66,7 @@ std::uint32_t get_code(CodecId codec, const std::uint8_t* codes, std::size_t ind
             return read<4>(unit, r) | read<2>(unit + plane_bytes(4), r) << 4;
         case CodecId::turbo8:
             return read<8>(unit, r);
-        case CodecId::raw:
+        default:
             break;
     }
     throw std::invalid_argument("tile: this codec has no code indices");
@@ -90,7 +91,7 @@ void set_code(CodecId codec, std::uint8_t* codes, std::size_t index, std::uint32
             return write<2>(unit + plane_bytes(4), r, code >> 4);
         case CodecId::turbo8:
             return write<8>(unit, r, code);
-        case CodecId::raw:
+        default:
             break;
     }
     throw std::invalid_argument("tile: this codec has no code indices");
