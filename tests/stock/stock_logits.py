@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """llama_cpp as it comes from PyPI, with the library loaded into it: decodes a text on a device and writes all logits (float32) to a file.
 usage: stock_logits.py LIBRARY MODEL DEVICE TEXT-FILE N-CTX LOGITS-FILE; DEVICE `f16` means llama.cpp's own cache. Prints the KV buffers'
-size in MiB and ggml's version."""
+size in MiB, ggml's version and the number of tokens."""
 
 import ctypes
 import re
@@ -59,7 +59,7 @@ def main(library, model_file, device, text_file, n_ctx, logits_file):
         sys.exit("decoding failed")
     n_values = n * llama_cpp.llama_vocab_n_tokens(vocab)
     Path(logits_file).write_bytes(ctypes.string_at(llama_cpp.llama_get_logits(context), 4 * n_values))
-    print(f"{sum(kv_mib):.2f} {ggml.ggml_version().decode()}")
+    print(f"{sum(kv_mib):.2f} {ggml.ggml_version().decode()} {llama_cpp.llama_vocab_n_tokens(vocab)}")
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
