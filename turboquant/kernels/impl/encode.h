@@ -145,22 +145,63 @@ inline void store_value_i8(const CodecTables& t, uint8_t* tile, int slot, const 
     }
 }
 
-// Float panels: code r of a unit.
-inline void put_code(const CodecTables& t, uint8_t* codes, int index, uint8_t c) {
-    uint8_t* unit = codes + static_cast<size_t>(32) * t.bits * (index / 256);
-    const int r = index % 256;
-    if (t.bits == 8) {
-        unit[r] = c;
-        return;
+// Keys, float panel: unit = dim/4, and slot's byte of each plane holds whole codes of those 4 dims (but for the 1-bit plane).
+template <int bits>
+inline void store_key_f32(const CodecTables& t, uint8_t* tile, int slot, const uint8_t* codes) {
+    for (int d = 0; d < t.head_dim; d += 4, codes += 4, tile += 32 * bits) {
+        if constexpr (bits == 8) {
+            for (int i = 0; i < 4; ++i) tile[64 * i + slot] = codes[i];
+            continue;
+        }
+        for (int h = 0; h < 2; ++h) tile[64 * h + slot] = static_cast<uint8_t>((codes[2 * h] & 15) | codes[2 * h + 1] << 4);
+        if constexpr (bits == 6)
+            tile[128 + slot] = static_cast<uint8_t>(codes[0] >> 4 | codes[1] >> 4 << 2 | codes[2] >> 4 << 4 | codes[3] >> 4 << 6);
+        if constexpr (bits == 5)
+            for (int i = 0; i < 4; ++i)
+                put<uint8_t>(tile + 128 + 8 * i + slot / 8, static_cast<uint8_t>(1 << slot % 8), static_cast<uint8_t>((codes[i] >> 4) << slot % 8));
     }
-    const int shift4 = r / 64 % 2 * 4, shift2 = r / 64 * 2, shift1 = r % 8;
-    put<uint8_t>(unit + r / 128 * 64 + r % 64, static_cast<uint8_t>(15 << shift4), static_cast<uint8_t>((c & 15) << shift4));
-    if (t.bits == 5) put<uint8_t>(unit + 128 + r / 8, static_cast<uint8_t>(1 << shift1), static_cast<uint8_t>((c >> 4) << shift1));
-    if (t.bits == 6) put<uint8_t>(unit + 128 + r % 64, static_cast<uint8_t>(3 << shift2), static_cast<uint8_t>((c >> 4) << shift2));
+}
+
+// Values, float panel: 16 dims of one slot are 16 adjacent codes of a unit.
+template <int bits>
+inline void store_value_f32(const CodecTables& t, uint8_t* tile, int slot, const uint8_t* codes) {
+    for (int d = 0; d < t.head_dim; d += 16, codes += 16) {
+        const int index = slot * t.head_dim + d, r = index % 256, quarter = r / 64;
+        uint8_t* unit = tile + static_cast<size_t>(32) * bits * (index / 256);
+        if constexpr (bits == 8) {
+            memcpy(unit + r, codes, 16);
+            continue;
+        }
+        const auto put_plane = [&](uint8_t* plane, int from, int mask, int shift) {
+            uint8_t bytes[16];
+            memcpy(bytes, plane, 16);
+            for (int i = 0; i < 16; ++i) bytes[i] = static_cast<uint8_t>((bytes[i] & ~(mask << shift)) | (codes[i] >> from & mask) << shift);
+            memcpy(plane, bytes, 16);
+        };
+        put_plane(unit + quarter / 2 * 64 + r % 64, 0, 15, quarter % 2 * 4);
+        if constexpr (bits == 6) put_plane(unit + 128 + r % 64, 4, 3, 2 * quarter);
+        if constexpr (bits == 5) {
+            uint32_t high = 0;
+            for (int i = 0; i < 16; ++i) high |= static_cast<uint32_t>(codes[i] >> 4) << i;
+            put<uint16_t>(unit + 128 + r / 8, 0xffff, static_cast<uint16_t>(high));
+        }
+    }
+}
+
+template <int bits>
+inline void store_f32_bits(const CodecTables& t, Side side, uint8_t* tile, int slot, const uint8_t* codes) {
+    if (side == Side::key)
+        store_key_f32<bits>(t, tile, slot, codes);
+    else
+        store_value_f32<bits>(t, tile, slot, codes);
 }
 
 inline void store_f32(const CodecTables& t, Side side, uint8_t* tile, int slot, const uint8_t* codes) {
-    for (int d = 0; d < t.head_dim; ++d) put_code(t, tile, side == Side::key ? d * kTileKeys + slot : slot * t.head_dim + d, codes[d]);
+    switch (t.bits) {
+        case 5: return store_f32_bits<5>(t, side, tile, slot, codes);
+        case 6: return store_f32_bits<6>(t, side, tile, slot, codes);
+        case 8: return store_f32_bits<8>(t, side, tile, slot, codes);
+    }
 }
 
 inline bool store_raw(const CodecTables& t, Side side, uint8_t* tile, int slot, const float* x) {
