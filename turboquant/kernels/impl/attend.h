@@ -141,9 +141,10 @@ inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut,
     }
 }
 
-// Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see.
+// Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see. Keys and values at different times, since
+// the queue of outstanding lines is short.
 inline void prefetch_tile(const uint8_t* tile, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(tile + i, 0, 2);
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(tile + i, 0, 3);
 }
 
 inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scratch, float* state) {
@@ -162,14 +163,12 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
         if (tile_masked(s, u.n_rows, cell, n_cells)) continue;
         const uint8_t* k_tile = a.k.tiles + u.kv_head * a.k.head_stride + i * a.k.tile_stride;
         const uint8_t* v_tile = a.v.tiles + u.kv_head * a.v.head_stride + i * a.v.tile_stride;
-        if (i + 1 < u.tile_end) {
-            prefetch_tile(k_tile + a.k.tile_stride, k_bytes);
-            if (!a.v_is_k) prefetch_tile(v_tile + a.v.tile_stride, v_bytes);
-        }
+        if (i + 1 < u.tile_end) prefetch_tile(k_tile + a.k.tile_stride, k_bytes);
         unpack_scales(*c.k, k_tile, scales.k);
         unpack_scales(*c.v, v_tile, scales.v);
         scores(c, s, k_lut, k_tile, u.n_rows);
         if (a.term.n_freq) score_terms(s.term, a.term, a.term.cell_pos + cell, n_cells, u.n_rows, u.term_panels_built);
+        if (i + 1 < u.tile_end && !a.v_is_k) prefetch_tile(v_tile + a.v.tile_stride, v_bytes);
         softmax(c, s, scales, u.n_rows, cell, n_cells);
         accumulate(c, s, v_lut, v_tile, u.n_rows, acc);
     }
