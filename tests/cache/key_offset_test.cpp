@@ -84,8 +84,11 @@ TEST(KeyOffset, FindsTheConstantPartBeforeRope) {
     offset.set_rope(rope());
     const auto pos = iota32(300, 1000);
     const auto x = biased_keys(pos, bias, 1);
-    offset.observe(x.data(), kEmbd, iota64(300), pos);
-    EXPECT_TRUE(offset.frozen());
+    FirstRows rows;
+    rows.add(x.data(), kEmbd, kEmbd, iota64(300), pos, false);
+    EXPECT_TRUE(rows.enough());
+    EXPECT_EQ(rows.rows().size(), FirstRows::kMeasureRows);
+    offset.measure(rows.rows());
     double error = 0;
     for (int i = 0; i < kEmbd; i++) error += std::pow(offset.mu()[i] - bias[i], 2) / kEmbd;
     EXPECT_LT(error, 2.0 / 256) << "the mean of 256 rows of unit variance";
@@ -97,9 +100,11 @@ TEST(KeyOffset, DoesNotDependOnHowRowsAreCut) {
     const auto x = biased_keys(pos, some_bias(), 2);
     KeyOffset one(kHeads, kDim), many(kHeads, kDim);
     one.set_rope(rope()), many.set_rope(rope());
-    one.observe(x.data(), kEmbd, iota64(50), pos);
-    for (int i = 49; i >= 0; i--) many.observe(x.data() + i * kEmbd, kEmbd, iota64(1, i), iota32(1, i));
-    EXPECT_FALSE(one.frozen());
+    FirstRows all, parts;
+    all.add(x.data(), kEmbd, kEmbd, iota64(50), pos, false);
+    for (int i = 49; i >= 0; i--) parts.add(x.data() + i * kEmbd, kEmbd, kEmbd, iota64(1, i), iota32(1, i), false);
+    EXPECT_FALSE(all.enough());
+    one.measure(all.rows()), many.measure(parts.rows());
     EXPECT_TRUE(std::equal(one.mu().begin(), one.mu().end(), many.mu().begin()));
 }
 
@@ -111,7 +116,7 @@ TEST(KeyOffset, TakesTheBiasOutOfTheError) {
     for (const bool on : {false, true}) {
         Cache c(CodecId::turbo3, on);
         if (on) {
-            ASSERT_TRUE(c.kv->encode_keys(kernels(), x.data(), kEmbd, rows, pos));
+            ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data(), kEmbd, rows, pos));
         } else {
             std::vector<std::int64_t> scratch(rows.size());
             for (int h = 0; h < kHeads; h++) ASSERT_TRUE(c.kv->encode(kernels(), h, x.data() + h * kDim, kEmbd, rows, scratch));
@@ -129,8 +134,8 @@ TEST(KeyOffset, TokenByTokenIsAsGoodAsABatch) {
     const auto x = biased_keys(pos, some_bias(), 4);
     Cache c(CodecId::turbo3);
     for (int i = 0; i < 200; i++)
-        ASSERT_TRUE(c.kv->encode_keys(kernels(), x.data() + i * kEmbd, kEmbd, iota64(1, i), iota32(1, i)));
-    EXPECT_TRUE(c.kv->offset()->kept().empty());
+        ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data() + i * kEmbd, kEmbd, iota64(1, i), iota32(1, i)));
+    EXPECT_FALSE(c.kv->measuring());
     EXPECT_LT(stored_error(*c.kv, x, iota64(200), pos), 0.038);
 }
 
@@ -142,7 +147,7 @@ TEST(KeyOffset, SavedStateIsLossless) {
             const auto pos = iota32(n, 37);
             const auto x = biased_keys(pos, some_bias(), 5);
             Cache a(codec.id), b(codec.id);
-            ASSERT_TRUE(a.kv->encode_keys(kernels(), x.data(), kEmbd, iota64(n), pos));
+            ASSERT_TRUE(a.kv->encode_rows(kernels(), x.data(), kEmbd, iota64(n), pos));
             std::vector<std::uint16_t> saved(n * kEmbd), again(kEmbd);
             for (int i = 0; i < n; i++) a.kv->save_row(i, pos[i], std::span(saved).subspan(i * kEmbd, kEmbd));
             std::vector<std::int32_t> found(n);
@@ -174,7 +179,7 @@ TEST(KeyOffset, ResetForgets) {
     Cache c(CodecId::turbo4);
     const auto pos = iota32(100);
     const auto x = biased_keys(pos, some_bias(), 7);
-    ASSERT_TRUE(c.kv->encode_keys(kernels(), x.data(), kEmbd, iota64(100), pos));
+    ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data(), kEmbd, iota64(100), pos));
     c.kv->offset()->reset();
     EXPECT_FALSE(c.kv->offset()->frozen());
     for (const float m : c.kv->offset()->mu()) EXPECT_EQ(m, 0);
@@ -184,8 +189,8 @@ TEST(KeyOffset, StateMovesBetweenFormatsAndOffsets) {
     const auto pos = iota32(100);
     const auto x = biased_keys(pos, some_bias(), 8), y = biased_keys(pos, some_bias(), 9);
     Cache a(CodecId::turbo8), b(CodecId::turbo6);
-    ASSERT_TRUE(a.kv->encode_keys(kernels(), x.data(), kEmbd, iota64(100), pos));
-    ASSERT_TRUE(b.kv->encode_keys(kernels(), y.data(), kEmbd, iota64(100), pos));  // has another mu, frozen
+    ASSERT_TRUE(a.kv->encode_rows(kernels(), x.data(), kEmbd, iota64(100), pos));
+    ASSERT_TRUE(b.kv->encode_rows(kernels(), y.data(), kEmbd, iota64(100), pos));  // has another mu, frozen
     std::vector<std::uint16_t> saved(100 * kEmbd);
     for (int i = 0; i < 100; i++) a.kv->save_row(i, pos[i], std::span(saved).subspan(i * kEmbd, kEmbd));
     std::vector<std::int32_t> found(100);

@@ -47,6 +47,7 @@ TEST(KvTensor, SavedRowsAreLossless) {
     for (const CodecInfo& c : kCodecs)
         for (const Side side : {Side::key, Side::value})
             for (const int d : kHeadDims) {
+                if (is_composite(c.id)) continue;  // saved decoded, in fp16: outliers_test.cpp
                 const KvTensor::Geometry g{side, c.id, NormMode::corrected, 2 * d, 128, 2};
                 Held h = make(g, d);
                 const std::vector<std::int64_t> rows = {0, 1, 63, 64, 127, 128, 200, 255};

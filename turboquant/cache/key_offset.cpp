@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
@@ -30,37 +29,16 @@ void KeyOffset::freeze(std::span<const std::uint16_t> mu) {
 void KeyOffset::reset() {
     std::fill(mu_.begin(), mu_.end(), 0.0f);
     frozen_ = false;
-    kept_.clear();
 }
 
-const KeyOffset::Row* KeyOffset::find_kept(std::int64_t row) const {
-    const auto at = std::lower_bound(kept_.begin(), kept_.end(), row, [](const Row& r, std::int64_t x) { return r.row < x; });
-    return at != kept_.end() && at->row == row ? &*at : nullptr;
-}
-
-void KeyOffset::observe(const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos) {
+void KeyOffset::measure(std::span<const FirstRows::Row> rows) {
     if (frozen_) return;
-    for (std::size_t i = 0; i < rows.size() && kept_.size() < kMeasureRows; i++) {
-        if (pos[i] < 0) continue;
-        Row kept{rows[i], pos[i], std::vector<std::uint16_t>(mu_.size())};
-        std::transform(keys + i * stride, keys + i * stride + mu_.size(), kept.keys.begin(), to_half);
-        tag_keys(kept.keys, pos[i]);
-        // Sorted by row: the mean must not depend on the order of arrival, not even in its last bit.
-        const auto at = std::lower_bound(kept_.begin(), kept_.end(), rows[i], [](const Row& r, std::int64_t x) { return r.row < x; });
-        if (at != kept_.end() && at->row == rows[i])
-            *at = std::move(kept);
-        else
-            kept_.insert(at, std::move(kept));
-    }
-    if (kept_.empty()) return;
-    measure();
-    frozen_ = kept_.size() >= kFreezeRows;
-}
-
-void KeyOffset::measure() {
     std::vector<double> sum(mu_.size());
     std::vector<float> table(rope_.n_dims), x(head_dim_);
-    for (const Row& r : kept_) {
+    std::size_t n = 0;
+    for (const FirstRows::Row& r : rows) {
+        if (r.pos < 0) continue;
+        n++;
         // Un-rotate by the transpose; a magnitude factor (YaRN) divides out through its square.
         float norm = 1;
         if (has_rope_) {
@@ -69,7 +47,7 @@ void KeyOffset::measure() {
             for (int i = 1; i < rope_.n_dims; i += 2) table[i] = -table[i];
         }
         for (int h = 0; h < n_head_; h++) {
-            std::transform(r.keys.begin() + h * head_dim_, r.keys.begin() + (h + 1) * head_dim_, x.begin(), from_half);
+            std::transform(r.values.begin() + h * head_dim_, r.values.begin() + (h + 1) * head_dim_, x.begin(), from_half);
             if (has_rope_) {
                 rope_apply(rope_, table, x);
                 for (int i = 0; i < rope_.n_dims; i++) x[rope_.n_offset + i] /= norm;
@@ -78,11 +56,7 @@ void KeyOffset::measure() {
         }
     }
     // Rounded to fp16, in which it travels with saved rows.
-    for (std::size_t i = 0; i < mu_.size(); i++) mu_[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(kept_.size()))));
-}
-
-void KeyOffset::settle() {
-    if (frozen_) std::vector<Row>().swap(kept_);
+    for (std::size_t i = 0; i < mu_.size(); i++) mu_[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(std::max<std::size_t>(n, 1)))));
 }
 
 void KeyOffset::query_terms(std::span<const float> q, int head, std::span<float> terms) const {

@@ -3,24 +3,20 @@
 // Source: our measurement, docs/quality.md; subtracting one fixed vector from all keys leaves softmax unchanged, and keys have a constant
 // part before RoPE.
 //
-// mu is measured on the first keys written, and frozen as soon as kFreezeRows rows have been seen (a prompt freezes it with its first batch).
-// Until then the rows are kept in fp16 beside the cache, and with every batch mu is measured again and they are encoded again: so every cell is
-// always encoded against the mu in force, and mu depends on the rows alone, not on how they were cut into batches.
+// mu is measured on the first keys written (first_rows.h), and then frozen.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "turboquant/cache/first_rows.h"
 #include "turboquant/cache/rope.h"
 
 namespace turboquant {
 
 class KeyOffset {
   public:
-    static constexpr std::size_t kFreezeRows = 64;   ///< 64 rows leave the key error 9 % above that of 256
-    static constexpr std::size_t kMeasureRows = 256; ///< at most so many rows of the freezing batch are used
-
     KeyOffset(int n_head, int head_dim) : n_head_(n_head), head_dim_(head_dim), mu_(static_cast<std::size_t>(n_head) * head_dim) {}
 
     /// RoPE of this layer; freq_factors are copied. Without it the offset is the plain mean (models without RoPE).
@@ -33,22 +29,11 @@ class KeyOffset {
     std::vector<std::uint16_t> mu_halves() const;
     void freeze() { frozen_ = true; }
     void freeze(std::span<const std::uint16_t> mu);
-    /// Forgets mu and the rows kept (the cache was emptied).
+    /// Forgets mu (the cache was emptied).
     void reset();
 
-    /// A row kept while measuring, exactly as it would be saved (saved_row.h), so that saving and restoring it changes nothing.
-    struct Row {
-        std::int64_t row;
-        std::int32_t pos;
-        std::vector<std::uint16_t> keys;  ///< n_head*head_dim fp16 values, after RoPE, tagged
-    };
-    /// Takes in a batch of rows (keys[i*stride..], position pos[i]; unknown ones, -1, are left out), measures mu again and freezes it if enough
-    /// was seen. Does nothing once frozen. All rows in kept() must then be encoded again.
-    void observe(const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
-    std::span<const Row> kept() const { return kept_; }
-    const Row* find_kept(std::int64_t row) const;
-    /// After the encoding that follows observe() or freeze(): drops the kept rows if mu is frozen.
-    void settle();
+    /// Measures mu on rows of keys; those of unknown position are left out. Does nothing once frozen.
+    void measure(std::span<const FirstRows::Row> rows);
 
     /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE leaves alone.
     int n_freq() const { return (has_rope_ ? rope_.n_dims / 2 : 0) + (!has_rope_ || rope_.n_dims < head_dim_); }
@@ -61,14 +46,11 @@ class KeyOffset {
     void remove(std::span<float> x, std::int32_t pos, float sign = 1) const;
 
   private:
-    void measure();
-
     int n_head_, head_dim_;
     std::vector<float> mu_;
     bool frozen_ = false, has_rope_ = false;
     RopeParams rope_;
     std::vector<float> freq_factors_;
-    std::vector<Row> kept_;
 };
 
 }  // namespace turboquant

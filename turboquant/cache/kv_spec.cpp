@@ -17,7 +17,7 @@ constexpr std::array<std::pair<std::string_view, bool>, 2> kSwitch = {{{"on", tr
 CodecId codec_word(std::string_view word) {
     if (const auto id = find_codec(word)) return *id;
     throw std::invalid_argument("unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
-                                ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden");
+                                ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, outlier=RATIO");
 }
 
 template <class Table>
@@ -28,6 +28,14 @@ auto choice(std::string_view key, std::string_view word, const Table& table) {
         known += (known.empty() ? "" : ", ") + std::string(name);
     }
     throw std::invalid_argument("unknown value '" + std::string(word) + "' of " + std::string(key) + "; known: " + known);
+}
+
+float ratio(std::string_view word) {
+    float r = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), r);
+    if (error != std::errc() || end != word.data() + word.size() || !(r >= 1 && r <= 1000))
+        throw std::invalid_argument("outlier=" + std::string(word) + ": the ratio to the median RMS is a number between 1 and 1000; known to work: 3");
+    return r;
 }
 
 /// Layer number of "k12" or "v12", nullopt if the key is not of that form.
@@ -75,9 +83,11 @@ KvSpec parse_kv_spec(std::string_view text) {
             spec.offset = choice(key, word, kSwitch);
         else if (key == "norm")
             spec.norm_mode = choice(key, word, kNormModes);
+        else if (key == "outlier")
+            spec.outlier_ratio = ratio(word);
         else
             throw std::invalid_argument("unknown key '" + std::string(key) + "' in KV format '" + std::string(text) +
-                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm");
+                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm, outlier");
     }
     if (!have_k || !have_v)
         throw std::invalid_argument("KV format '" + std::string(text) + "' names only one side; give both: k=WORD,v=WORD");
@@ -91,6 +101,10 @@ std::string to_string(const KvSpec& spec) {
     for (const auto& [layer, id] : spec.k_layers) out += ",k" + std::to_string(layer) + "=" + name(id);
     for (const auto& [layer, id] : spec.v_layers) out += ",v" + std::to_string(layer) + "=" + name(id);
     if (!spec.offset) out += ",offset=off";
+    if (spec.outlier_ratio != kOutlierRatio) {
+        std::array<char, 32> text;
+        out += ",outlier=" + std::string(text.data(), std::to_chars(text.data(), text.data() + text.size(), spec.outlier_ratio).ptr);
+    }
     for (const auto& [word, mode] : kNormModes)
         if (mode == spec.norm_mode && mode != NormMode::corrected) out += ",norm=" + std::string(word);
     return out;

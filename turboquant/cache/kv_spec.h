@@ -5,6 +5,7 @@
 //        | k<N>=WORD | v<N>=WORD      of layer N alone: k0=turbo8
 //        | offset=on|off              key offset removal (key_offset.h); on unless said otherwise
 //        | norm=raw|corrected|eden    scale stored with each vector
+//        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (outlier_channels.h); 3
 // llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here.
 #pragma once
 
@@ -22,6 +23,7 @@ struct KvSpec {
     std::map<int, CodecId> k_layers, v_layers;  ///< exceptions, by layer number
     bool offset = true;
     NormMode norm_mode = NormMode::corrected;
+    float outlier_ratio = kOutlierRatio;
 
     /// Codec of one side of one layer.
     CodecId codec(Side side, int layer) const;

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "turboquant/cache/saved_row.h"
+#include "turboquant/codec/composite.h"
 
 namespace turboquant {
 namespace {
@@ -20,7 +20,7 @@ std::size_t KvTensor::reserved_bytes(const Geometry& g) {
     const std::int64_t tiles = (g.n_cells + kTileKeys - 1) / kTileKeys * g.n_streams;
     std::size_t most = 0;
     for (const int d : kHeadDims)
-        if (g.n_embd % d == 0) most = std::max(most, tiles * (g.n_embd / d) * tile_bytes({g.codec, g.side, d}));
+        if (g.n_embd % d == 0) most = std::max(most, tiles * (g.n_embd / d) * tile_bytes({g.codec, g.side, d, d / 2}));
     return most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t);
 }
 
@@ -34,6 +34,7 @@ void KvTensor::bind_head_dim(int head_dim) {
                                     " values) is not supported; supported: " + known + ". Run this model without a turboquant device");
     }
     head_dim_ = head_dim;
+    if (has_outliers(g_.codec)) outliers_ = std::make_unique<OutlierChannels>(g_.codec, n_head(), head_dim, g_.outlier_ratio);
 }
 
 std::size_t KvTensor::format_bytes() const {
@@ -63,7 +64,17 @@ bool KvTensor::encode(const Kernels& k, int head, const float* x, std::size_t x_
     args.cells = scratch.data();
     args.n = static_cast<int>(rows.size());
     args.norm_mode = g_.norm_mode;
+    if (outliers_) set_mask(rows, head);
     return turboquant::encode(k, args);
+}
+
+void KvTensor::set_mask(std::span<const std::int64_t> rows, int head) {
+    const std::uint8_t* last = nullptr;
+    for (const std::int64_t row : rows) {
+        std::uint8_t* t = tile(row, head);
+        if (t != last) composite_set_mask(shape(), t, outliers_->mask(head));
+        last = t;
+    }
 }
 
 void KvTensor::decode_head(std::int64_t row, int head, std::span<float> x) const {
@@ -80,27 +91,61 @@ bool KvTensor::encode_centered(const Kernels& k, std::span<const std::int64_t> r
     return finite;
 }
 
-bool KvTensor::encode_kept(const Kernels& k) {
+bool KvTensor::encode_first_rows(const Kernels& k) {
     std::vector<std::int64_t> rows;
     std::vector<std::int32_t> pos;
     std::vector<float> x;
-    for (const KeyOffset::Row& r : offset_->kept()) {
+    for (const FirstRows::Row& r : first_.rows()) {
         rows.push_back(r.row), pos.push_back(r.pos);
-        for (const std::uint16_t h : r.keys) x.push_back(from_half(h));
+        for (const std::uint16_t h : r.values) x.push_back(from_half(h));
     }
     const bool finite = encode_centered(k, rows, pos, x);
-    offset_->settle();
+    if (!measuring()) first_.clear();
     return finite;
 }
 
-bool KvTensor::encode_keys(const Kernels& k, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
+void KvTensor::measure() {
+    if (offset_) offset_->measure(first_.rows());
+    if (!outliers_ || outliers_->frozen()) return;
+    std::vector<float> x;
+    for (const FirstRows::Row& r : first_.rows()) {
+        const std::size_t at = x.size();
+        for (const std::uint16_t h : r.values) x.push_back(from_half(h));
+        if (offset_) offset_->remove(std::span(x).subspan(at), r.pos);
+        // The layout may change: what was written in the old one, these rows and no others, becomes zero.
+        for (int h = 0; h < n_head(); h++) std::fill_n(tile(r.row, h), tile_bytes(shape()), std::uint8_t{0});
+    }
+    outliers_->measure(x);
+}
+
+void KvTensor::freeze() {
+    if (first_.rows().empty()) return;
+    if (offset_) offset_->freeze();
+    if (outliers_) outliers_->freeze();
+    first_.clear();
+}
+
+void KvTensor::reset() {
+    if (offset_) offset_->reset();
+    if (outliers_) outliers_->reset();
+    first_.clear();
+}
+
+bool KvTensor::encode_rows(const Kernels& k, const float* values, std::size_t stride, std::span<const std::int64_t> rows,
                            std::span<const std::int32_t> pos) {
-    const bool measuring = !offset_->frozen();
-    offset_->observe(keys, stride, rows, pos);
+    const bool was_measuring = measuring();
+    if (was_measuring) {
+        first_.add(values, stride, g_.n_embd, rows, pos, outliers_ != nullptr);
+        measure();
+    }
     std::vector<float> x(rows.size() * g_.n_embd);
-    for (std::size_t i = 0; i < rows.size(); i++) std::copy_n(keys + i * stride, g_.n_embd, x.data() + i * g_.n_embd);
-    const bool finite = encode_centered(k, rows, pos, x);
-    return (!measuring || encode_kept(k)) && finite;
+    for (std::size_t i = 0; i < rows.size(); i++) std::copy_n(values + i * stride, g_.n_embd, x.data() + i * g_.n_embd);
+    bool finite = encode_centered(k, rows, pos, x);
+    if (was_measuring) {
+        finite = encode_first_rows(k) && finite;
+        if (first_.enough()) freeze();
+    }
+    return finite;
 }
 
 void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table) {

@@ -13,6 +13,7 @@
 
 #include "turboquant/attention/attention.h"
 #include "turboquant/cache/key_offset.h"
+#include "turboquant/cache/outlier_channels.h"
 #include "turboquant/cache/rope.h"
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/kernels/kernels.h"
@@ -31,9 +32,10 @@ class KvTensor {
         std::int64_t n_embd = 0;     ///< values per row: head_dim * n_head_kv
         std::int64_t n_cells = 0;    ///< rows per stream
         std::int64_t n_streams = 1;
+        float outlier_ratio = kOutlierRatio;  ///< see OutlierChannels
     };
 
-    /// Bytes to reserve: the largest need over all head sizes that divide n_embd; rows of fp16 if none does (such a tensor can be allocated,
+    /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd; rows of fp16 if none does (such a tensor can be allocated,
     /// and is refused at bind_head_dim).
     static std::size_t reserved_bytes(const Geometry& g);
 
@@ -53,7 +55,7 @@ class KvTensor {
     /// Bytes of all cells in this format, codes and scales; 0 before the head size is bound.
     std::size_t format_bytes() const;
 
-    TileShape shape() const { return {g_.codec, g_.side, head_dim_}; }
+    TileShape shape() const { return {g_.codec, g_.side, head_dim_, outliers_ ? outliers_->count() : 0}; }
     /// All heads of one stream, for the kernels.
     TileView view(std::int64_t stream) const;
 
@@ -62,12 +64,20 @@ class KvTensor {
     bool encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
                 std::span<std::int64_t> scratch);
 
-    /// Encodes a batch of key rows with offset removal: measures mu while it is not frozen, and then encodes again what was written before.
-    /// keys[i*stride ..+n_embd); pos[i] is the position of rows[i], -1: unknown, encoded as it is. False as encode.
-    bool encode_keys(const Kernels& k, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
+    /// Encodes a batch of rows with all that is measured on the first of them: while measuring(), the measurement is brought up to date and what was
+    /// written before is encoded again. Must be used instead of encode() while measuring, and always for keys with offset removal.
+    /// x[i*stride ..+n_embd); pos[i] is the position of rows[i], -1: unknown, its offset stays. False as encode.
+    bool encode_rows(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
+    bool measuring() const { return (offset_ && !offset_->frozen()) || (outliers_ && !outliers_->frozen()); }
+    /// What was measured so far stays; nothing if nothing was.
+    void freeze();
+    /// Forgets what was measured: the memory was zeroed.
+    void reset();
 
     /// Offset removal of a key tensor, or null if it is off. Made by enable_offset (after bind_head_dim).
     KeyOffset* offset() const { return offset_.get(); }
+    /// Outlier channels, or null if the format has none. Made when the head size is bound.
+    const OutlierChannels* outliers() const { return outliers_.get(); }
     void enable_offset() { offset_ = std::make_unique<KeyOffset>(n_head(), head_dim()); }
 
     /// Decoded row in the model's space, offset included (n_embd values).
@@ -93,13 +103,17 @@ class KvTensor {
     std::uint8_t* tile(std::int64_t row, int head) const;
     int slot(std::int64_t row) const { return static_cast<int>(row % g_.n_cells % kTileKeys); }
     void decode_head(std::int64_t row, int head, std::span<float> x) const;
-    bool encode_kept(const Kernels& k);
+    bool encode_first_rows(const Kernels& k);
+    void measure();
+    void set_mask(std::span<const std::int64_t> rows, int head);
     bool encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::vector<float>& x);
 
     Geometry g_;
     std::uint8_t* memory_;
     int head_dim_ = 0;
+    FirstRows first_;
     std::unique_ptr<KeyOffset> offset_;
+    std::unique_ptr<OutlierChannels> outliers_;
 };
 
 }  // namespace turboquant

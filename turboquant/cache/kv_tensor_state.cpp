@@ -38,17 +38,18 @@ void KvTensor::read_row(std::int64_t row, std::int32_t pos, std::span<float> x) 
 }
 
 void KvTensor::save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const {
+    if (const FirstRows::Row* kept = first_.find(row); kept && (kept->pos == pos || g_.side == Side::value)) {
+        std::copy(kept->values.begin(), kept->values.end(), out.begin());
+        return;
+    }
     if (!codec_info(g_.codec).rotated) {
         std::vector<float> x(g_.n_embd);
         read_row(row, pos, x);
         std::transform(x.begin(), x.end(), out.begin(), to_half);
+        if (offset_) tag_keys(out, pos);
         return;
     }
     const bool frozen = offset_ && offset_->frozen();
-    if (const KeyOffset::Row* kept = offset_ && !frozen ? offset_->find_kept(row) : nullptr; kept && kept->pos == pos) {
-        std::copy(kept->keys.begin(), kept->keys.end(), out.begin());
-        return;
-    }
     const std::vector<std::uint16_t> mu = frozen && pos >= 0 ? offset_->mu_halves() : std::vector<std::uint16_t>();
     const auto codes = pack_row(out, {g_.codec, head_dim_, pos, mu.empty() ? 0 : hash_mu(mu)}, mu);
     const std::size_t bytes = row_bytes(g_.codec, head_dim_);
@@ -68,7 +69,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     const auto saved_mu = pieces.complete();
     if (offset_ && !offset_->frozen() && saved_mu) {  // an empty cache takes over the offset of the state it restores
         offset_->freeze(*saved_mu);
-        encode_kept(k);
+        encode_first_rows(k);
     }
     const std::uint32_t mu_hash = offset_ && offset_->frozen() ? hash_mu(offset_->mu_halves()) : 0;
 
@@ -104,7 +105,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
         x.insert(x.end(), one.begin(), one.end());
     }
     if (rows.empty()) return result;
-    const bool finite = offset_ && !offset_->frozen() ? encode_keys(k, x.data(), n_embd, rows, at) : encode_centered(k, rows, at, x);
+    const bool finite = measuring() ? encode_rows(k, x.data(), n_embd, rows, at) : encode_centered(k, rows, at, x);
     return finite ? result : RestoreResult::not_finite;
 }
 

@@ -64,14 +64,14 @@ class TurboquantCache final : public BenchCache {
         args_.v_dim_out = shape.head_dim;
         args_.mask = data.mask.data(), args_.mask_token_stride = static_cast<std::size_t>(shape.n_kv);
         args_.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
-        if (spec.offset && codec_info(spec.k).rotated) enable_offset();
+        if (spec.offset && spec.k != CodecId::raw) enable_offset();
         plan_ = plan_attention(kernels_, args_, shape.n_threads);
         workspace_ = std::make_unique<AlignedBytes>(plan_.workspace_bytes);
     }
 
     void encode() override {
         const auto d = static_cast<std::size_t>(shape_.head_dim);
-        if (k_.tensor.offset()) k_.tensor.encode_keys(kernels_, data_.k.data(), shape_.n_embd_kv(), rows_, positions_);
+        if (k_.tensor.offset()) k_.tensor.encode_rows(kernels_, data_.k.data(), shape_.n_embd_kv(), rows_, positions_);
         const int first = k_.tensor.offset() ? shape_.n_head_kv : 0;
         team_.run([&](int ith) {
             for (int part = first + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {

@@ -88,6 +88,8 @@ constexpr std::optional<CodecId> find_codec(std::string_view name) {
 /// Formats that are decoded as a whole, tile by tile, into the model's space (composite.h): there to be compared with, not for speed, and so no
 /// devices of their own in stock tools.
 constexpr bool is_composite(CodecId id) { return codec_info(id).family != Family::scalar && codec_info(id).family != Family::raw; }
+/// Family::outliers: channels above so many times their head's median RMS are outliers, unless a SPEC says otherwise.
+inline constexpr float kOutlierRatio = 3;
 /// Composites whose outlier channels are chosen by measuring the first rows.
 constexpr bool has_outliers(CodecId id) { return codec_info(id).outlier_bits > 0; }
 

@@ -19,6 +19,7 @@ KvTensor::Geometry geometry_of(const KvSpec& spec, Side side, const ggml_tensor*
     g.side = side;
     g.codec = spec.codec(side, std::atoi(std::strrchr(t->name, 'l') + 1));
     g.norm_mode = spec.norm_mode;
+    g.outlier_ratio = spec.outlier_ratio;
     g.n_embd = t->ne[0];
     g.n_cells = t->ne[1];
     g.n_streams = t->ne[2] * t->ne[3];
@@ -118,7 +119,7 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
     if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || src->view_offs % stream_bytes || dst->view_offs % stream_bytes)
         return false;
     const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes), to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
-    if (s->kv.offset()) s->kv.offset()->freeze();
+    s->kv.freeze();
     s->kv.copy_stream(from, to);
     if (s->kv.geometry().side == Side::key) s->positions->copy_stream(from, to);
     return true;
@@ -207,8 +208,7 @@ void KvBuffer::clear() {
     // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
     if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
     for (const auto& p : positions_) p->clear();
-    for (const auto& e : tensors_)
-        if (e->kv.offset()) e->kv.offset()->reset();
+    for (const auto& e : tensors_) e->kv.reset();
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {

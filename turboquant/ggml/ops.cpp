@@ -71,13 +71,11 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         ctx.rows[i] = idx->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at) : *reinterpret_cast<const std::int32_t*>(at);
         if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
     }
-    if (g.side == Side::key) {
-        set_positions(*ctx.device, *e, op, ctx.rows);
-        if (e->kv.offset()) {
-            ctx.positions.resize(n);
-            for (std::int64_t i = 0; i < n; i++) ctx.positions[i] = e->positions->at(ctx.rows[i]);
-            return e->kv.encode_keys(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, ctx.positions) ? std::string() : not_finite(op);
-        }
+    if (g.side == Side::key) set_positions(*ctx.device, *e, op, ctx.rows);
+    if (e->kv.offset() || e->kv.measuring()) {
+        ctx.positions.resize(n);
+        for (std::int64_t i = 0; i < n; i++) ctx.positions[i] = g.side == Side::key ? e->positions->at(ctx.rows[i]) : -1;
+        return e->kv.encode_rows(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, ctx.positions) ? std::string() : not_finite(op);
     }
 
     // Split over heads: tiles of different heads are disjoint.
@@ -161,7 +159,7 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     if (x->ne[2] != n_rows || shift->ne[0] < n_rows || p.n_offset + p.n_dims > e->kv.head_dim())
         return "context shift of a part of " + name_of(op) + " is not supported; run without --context-shift";
 
-    if (e->kv.offset()) e->kv.offset()->freeze();  // what was kept for measuring has the old positions
+    e->kv.freeze();  // what was kept for measuring has the old positions
     const auto* delta = static_cast<const std::int32_t*>(shift->data);
     const int parts = ctx.n_threads;
     run_team(parts, [&](int ith) {

@@ -77,6 +77,7 @@ ggml_backend_reg_t make_registry() {
     r.reg.iface.get_proc_address = get_proc_address;
     if (config.spec) r.devices.emplace_back(&r.reg, r.ops, "turboquant", *config.spec);
     for (const CodecInfo& c : kCodecs) {
+        if (is_composite(c.id)) continue;  // for comparison: through the configuration variable and turboquant_device only
         KvSpec spec;
         spec.k = spec.v = c.id;
         r.devices.emplace_back(&r.reg, r.ops, std::string(c.name), spec);
