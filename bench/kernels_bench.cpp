@@ -28,7 +28,8 @@ std::vector<std::uint8_t> filled_tiles(TileShape shape, int n_kv) {
     std::vector<std::int64_t> cells(kTileKeys);
     for (int j = 0; j < kTileKeys; ++j) cells[j] = j;
     EncodeArgs a;
-    a.shape = shape, a.tiles = tile.data(), a.tile_stride = tile.size(), a.x = x.data(), a.x_stride = shape.head_dim, a.cells = cells.data(), a.n = kTileKeys;
+    a.shape = shape, a.tiles = tile.data(), a.tile_stride = tile.size(), a.x = x.data(), a.x_stride = shape.head_dim,
+    a.cells = cells.data(), a.n = kTileKeys;
     encode(kernels(), a);
     for (int i = 0; i < n_kv / kTileKeys * kHeadsKv; ++i) tiles.insert(tiles.end(), tile.begin(), tile.end());
     return tiles;
@@ -87,13 +88,15 @@ void encode_batch(benchmark::State& state, SimdLevel level, CodecId codec, Side 
     std::vector<std::int64_t> cells(n);
     for (int j = 0; j < n; ++j) cells[j] = j;
     EncodeArgs a;
-    a.shape = shape, a.tiles = tiles.data(), a.tile_stride = tile_bytes(shape), a.x = x.data(), a.x_stride = kDim, a.cells = cells.data(), a.n = n;
+    a.shape = shape, a.tiles = tiles.data(), a.tile_stride = tile_bytes(shape), a.x = x.data(), a.x_stride = kDim, a.cells = cells.data(),
+    a.n = n;
     const Kernels& k = kernels(level);
     for (auto _ : state) {
         encode(k, a);
         benchmark::DoNotOptimize(tiles.data());
     }
-    state.counters["per_vector"] = benchmark::Counter(static_cast<double>(n), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+    state.counters["per_vector"] =
+        benchmark::Counter(static_cast<double>(n), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
 void register_all() {
@@ -104,8 +107,10 @@ void register_all() {
             for (const int n_kv : {4096, 32768})
                 add("decode/" + std::to_string(n_kv), [=](benchmark::State& s) { attention_step(s, level, codec.id, n_kv, {}); });
             add("decode_term/4096", [=](benchmark::State& s) { attention_step(s, level, codec.id, 4096, {.n_freq = 64}); });
-            add("decode_term_scattered/4096", [=](benchmark::State& s) { attention_step(s, level, codec.id, 4096, {.n_freq = 64, .scattered = true}); });
-            add("prefill512/4096", [=](benchmark::State& s) { attention_step(s, level, codec.id, 4096, {.n_tokens = 512, .causal = true}); });
+            add("decode_term_scattered/4096",
+                [=](benchmark::State& s) { attention_step(s, level, codec.id, 4096, {.n_freq = 64, .scattered = true}); });
+            add("prefill512/4096",
+                [=](benchmark::State& s) { attention_step(s, level, codec.id, 4096, {.n_tokens = 512, .causal = true}); });
             add("encode_key", [=](benchmark::State& s) { encode_batch(s, level, codec.id, Side::key, 512); });
             add("encode_value", [=](benchmark::State& s) { encode_batch(s, level, codec.id, Side::value, 512); });
         }

@@ -38,7 +38,8 @@ TEST(Reference, EqualsPlainAttentionUpToTheCodec) {
         CodecId codec;
         double low, high;
     };
-    for (const auto& [codec, low, high] : {Expected{CodecId::raw, 1e-9, 1e-6}, {CodecId::turbo8, 2e-5, 4e-4}, {CodecId::turbo4, 5e-3, 0.06}, {CodecId::turbo2, 0.06, 0.6}}) {
+    for (const auto& [codec, low, high] :
+         {Expected{CodecId::raw, 1e-9, 1e-6}, {CodecId::turbo8, 2e-5, 4e-4}, {CodecId::turbo4, 5e-3, 0.06}, {CodecId::turbo2, 0.06, 0.6}}) {
         const Case c{.k = codec, .v = codec, .k_dim = 96, .v_dim = 64, .n_head = 6, .n_head_kv = 2, .n_tokens = 3, .n_kv = 100};
         Problem p(c);
         const std::vector<double> plain = plain_attention(p, c);
@@ -52,11 +53,12 @@ TEST(Reference, EqualsPlainAttentionUpToTheCodec) {
 TEST(Reference, OneCellGivesItsValue) {
     const Case c{.k = CodecId::raw, .v = CodecId::raw, .n_kv = 1};
     Problem p(c);
-    EXPECT_LT(relative_error(p.reference(), [&] {
-                  std::vector<float> twice = p.values;
-                  twice.insert(twice.end(), p.values.begin(), p.values.end());
-                  return twice;
-              }()),
+    EXPECT_LT(relative_error(p.reference(),
+                             [&] {
+                                 std::vector<float> twice = p.values;
+                                 twice.insert(twice.end(), p.values.begin(), p.values.end());
+                                 return twice;
+                             }()),
               1e-6);
 }
 
@@ -103,9 +105,9 @@ TEST_F(TwoCells, Sink) {
     EXPECT_NEAR(weight(), std::exp(2) / (1 + std::exp(2) + std::exp(1)), 1e-6);
 }
 TEST_F(TwoCells, ScoreTerm) {
-    const float q_term[] = {0.5f, -1};              // e = 0.5 cos - sin
-    const float trig[] = {1, 0, 0.25f, 0.75f};      // positions 0 and 1
-    const std::int32_t positions[] = {-1, 1};       // cell 0 has no term
+    const float q_term[] = {0.5f, -1};          // e = 0.5 cos - sin
+    const float trig[] = {1, 0, 0.25f, 0.75f};  // positions 0 and 1
+    const std::int32_t positions[] = {-1, 1};   // cell 0 has no term
     p.args.term = {1, q_term, trig, positions};
     p.args.scale = 2;
     EXPECT_NEAR(weight(), sigmoid(2 * (2 + 0.125 - 0.75)), 1e-6);

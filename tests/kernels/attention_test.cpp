@@ -16,19 +16,29 @@ using enum CodecId;
 std::vector<Case> grid() {
     std::vector<Case> g;
     // Every codec on both sides, every head size, an odd number of cells.
-    for (const CodecInfo& codec : kCodecs) g.push_back({.k = codec.id, .v = codec.id, .k_dim = 128, .v_dim = 128, .n_head = 4, .n_kv = 150});
+    for (const CodecInfo& codec : kCodecs)
+        g.push_back({.k = codec.id, .v = codec.id, .k_dim = 128, .v_dim = 128, .n_head = 4, .n_kv = 150});
     for (const int d : kHeadDims)
         for (const CodecId id : {turbo4, turbo3, turbo6}) g.push_back({.k = id, .v = id, .k_dim = d, .v_dim = d, .n_kv = 90});
     // Mixed codecs and head sizes: all pairs of panel kinds.
-    for (const auto& [k, v] : {std::pair{turbo4, turbo2}, {turbo8, turbo3}, {turbo2, raw}, {raw, turbo4}, {turbo5, turbo8}, {turbo3, turbo5}, {outlier3, turbo4}, {turbo3, prod3}})
-        g.push_back({.k = k, .v = v, .k_dim = 192, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 3, .n_kv = 200, .mask = Mask::causal});
+    for (const auto& [k, v] : {std::pair{turbo4, turbo2},
+                               {turbo8, turbo3},
+                               {turbo2, raw},
+                               {raw, turbo4},
+                               {turbo5, turbo8},
+                               {turbo3, turbo5},
+                               {outlier3, turbo4},
+                               {turbo3, prod3}})
+        g.push_back(
+            {.k = k, .v = v, .k_dim = 192, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 3, .n_kv = 200, .mask = Mask::causal});
     // GQA groups and row counts around the register and row blocks.
     for (const int group : {1, 3, 5, 7, 8, 16, 71})
         for (const int tokens : {1, 2, 13})
             g.push_back({.k = turbo4, .v = turbo3, .n_head = group, .n_tokens = tokens, .n_kv = 70, .mask = Mask::causal});
     // Numbers of cells around a tile's size.
     for (const int n_kv : {1, 2, 63, 64, 65, 127, 128, 129, 700})
-        for (const CodecId id : {turbo4, turbo8}) g.push_back({.k = id, .v = id, .n_head = 4, .n_head_kv = 2, .n_tokens = n_kv > 2 ? 2 : 1, .n_kv = n_kv, .mask = Mask::causal});
+        for (const CodecId id : {turbo4, turbo8})
+            g.push_back({.k = id, .v = id, .n_head = 4, .n_head_kv = 2, .n_tokens = n_kv > 2 ? 2 : 1, .n_kv = n_kv, .mask = Mask::causal});
     // Everything that changes a logit, alone and together, on both panel kinds.
     for (const CodecId id : {turbo4, turbo8}) {
         const Case base{.k = id, .v = id, .n_head = 8, .n_head_kv = 2, .n_tokens = 9, .n_kv = 333};
@@ -60,7 +70,8 @@ std::vector<Case> grid() {
     }
     // MLA: values are the first dims of the keys.
     for (const CodecId id : {turbo4, turbo3, turbo8, raw}) {
-        g.push_back({.k = id, .v = id, .k_dim = 576, .v_dim = 576, .n_head = 16, .n_tokens = 2, .n_kv = 130, .mask = Mask::causal, .mla_out = 512});
+        g.push_back(
+            {.k = id, .v = id, .k_dim = 576, .v_dim = 576, .n_head = 16, .n_tokens = 2, .n_kv = 130, .mask = Mask::causal, .mla_out = 512});
         g.push_back({.k = id, .v = id, .k_dim = 64, .v_dim = 64, .n_head = 2, .n_kv = 64, .mla_out = 64});
     }
     return g;
@@ -141,7 +152,8 @@ TEST_P(Conformance, MaskedCellsDoNotLeak) {
 // The same tokens one at a time and in one call.
 TEST_P(Conformance, DecodeEqualsPrefill) {
     for (const CodecId id : {turbo4, turbo3, turbo8}) {
-        const Case c{.k = id, .v = id, .k_dim = 128, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 50, .n_kv = 400, .mask = Mask::causal};
+        const Case c{
+            .k = id, .v = id, .k_dim = 128, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 50, .n_kv = 400, .mask = Mask::causal};
         Problem p(c);
         const std::vector<float> batch = p.kernel(GetParam());
         std::fill(p.out.begin(), p.out.end(), 0);
@@ -165,7 +177,14 @@ struct AlignedBytes {
 TEST_P(Conformance, Threads) {
     const Kernels& k = kernels(GetParam());
     for (const int tokens : {1, 40}) {
-        Problem p({.k = turbo4, .v = turbo3, .n_head = 12, .n_head_kv = 3, .n_tokens = tokens, .n_kv = 1900, .mask = Mask::causal, .sinks = true});
+        Problem p({.k = turbo4,
+                   .v = turbo3,
+                   .n_head = 12,
+                   .n_head_kv = 3,
+                   .n_tokens = tokens,
+                   .n_kv = 1900,
+                   .mask = Mask::causal,
+                   .sinks = true});
         const std::vector<float> single = p.kernel(GetParam());
         for (const int n_threads : {2, 3, 5, 8, 16}) {
             const AttentionPlan plan = plan_attention(k, p.args, n_threads);
@@ -185,7 +204,8 @@ TEST_P(Conformance, Threads) {
             const std::vector<float> parallel = p.run(run_parallel);
             EXPECT_LT(relative_error(parallel, single), 1e-11);
             EXPECT_EQ(parallel, p.run(run_backwards));
-            for (std::size_t i = plan.workspace_bytes; i < plan.workspace_bytes + 64; ++i) EXPECT_EQ(workspace.data()[i], 0xff) << "beyond the workspace";
+            for (std::size_t i = plan.workspace_bytes; i < plan.workspace_bytes + 64; ++i)
+                EXPECT_EQ(workspace.data()[i], 0xff) << "beyond the workspace";
         }
     }
 }

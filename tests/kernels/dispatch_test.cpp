@@ -15,8 +15,8 @@ TEST(Dispatch, ForcedLevelRuns) {
     for (const SimdLevel level : available_simd_levels()) {
         const Kernels& k = kernels(level);
         EXPECT_EQ(kernels_level(k), level);
-        for (const void* f : {reinterpret_cast<const void*>(k.level), reinterpret_cast<const void*>(k.encode), reinterpret_cast<const void*>(k.attend),
-                              reinterpret_cast<const void*>(k.finish)})
+        for (const void* f : {reinterpret_cast<const void*>(k.level), reinterpret_cast<const void*>(k.encode),
+                              reinterpret_cast<const void*>(k.attend), reinterpret_cast<const void*>(k.finish)})
             EXPECT_TRUE(entries.insert(f).second) << simd_level_name(level);
     }
     EXPECT_EQ(entries.size(), 4 * available_simd_levels().size());

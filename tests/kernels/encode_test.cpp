@@ -108,9 +108,12 @@ TEST_P(Encode, OtherSlotsKeepTheirBytes) {
         for (std::int64_t c = 0; c < 128; ++c)
             if (std::ranges::find(batch.cells, c) == batch.cells.end()) probe.cells.push_back(c);
         old.cells = probe.cells;
-        for (std::size_t i = 0; i < probe.cells.size(); ++i) EXPECT_EQ(probe.row(static_cast<int>(i)), old.row(static_cast<int>(i))) << probe.cells[i];
+        for (std::size_t i = 0; i < probe.cells.size(); ++i)
+            EXPECT_EQ(probe.row(static_cast<int>(i)), old.row(static_cast<int>(i))) << probe.cells[i];
         for (int t = 0; t < 2; ++t)
-            EXPECT_EQ(std::memcmp(probe.tiles.data() + t * probe.tile_stride + tile_bytes(batch.shape), old.tiles.data() + t * probe.tile_stride + tile_bytes(batch.shape), 64), 0);
+            EXPECT_EQ(std::memcmp(probe.tiles.data() + t * probe.tile_stride + tile_bytes(batch.shape),
+                                  old.tiles.data() + t * probe.tile_stride + tile_bytes(batch.shape), 64),
+                      0);
     }
 }
 
@@ -158,7 +161,8 @@ TEST_P(Encode, ExtremeSizes) {
         tile_decode_rotated(batch.shape, batch.tile(0), batch.slot(0), a);
         tile_decode_rotated(spec.shape, spec.tile(0), spec.slot(0), b);
         double energy = 1e-30, difference = 0;
-        for (int d = 0; d < 96; ++d) energy += static_cast<double>(b[d]) * b[d], difference += std::pow(static_cast<double>(a[d]) - b[d], 2);
+        for (int d = 0; d < 96; ++d)
+            energy += static_cast<double>(b[d]) * b[d], difference += std::pow(static_cast<double>(a[d]) - b[d], 2);
         EXPECT_LT(difference / energy, rotated ? 1e-3 : 1e-12) << size;
     }
 }
@@ -179,11 +183,11 @@ TEST(EncodeComposites, TakeTheSpecification) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, Encode, testing::Combine(testing::ValuesIn(levels()), testing::ValuesIn([] {
-                                                               std::vector<CodecId> ids;
-                                                               for (const CodecInfo& c : kCodecs)
-                                                                   if (!is_composite(c.id)) ids.push_back(c.id);
-                                                               return ids;
-                                                           }())),
+                                                              std::vector<CodecId> ids;
+                                                              for (const CodecInfo& c : kCodecs)
+                                                                  if (!is_composite(c.id)) ids.push_back(c.id);
+                                                              return ids;
+                                                          }())),
                          [](const auto& i) { return level_name(std::get<0>(i.param)) + "_" + codec_name(std::get<1>(i.param)); });
 
 }  // namespace

@@ -27,13 +27,14 @@ struct Case {
     int n_freq = 0;
     bool successive = false;  // positions of the score term: p, p+1, ... in most tiles
     float magnitude = 1;      // of the trigonometric table (YaRN)
-    int mla_out = 0;      // > 0: v is k, so many values
-    float sharpness = 1;  // of the queries: how peaked the softmax is
+    int mla_out = 0;          // > 0: v is k, so many values
+    float sharpness = 1;      // of the queries: how peaked the softmax is
 
     friend std::ostream& operator<<(std::ostream& o, const Case& c) {
-        o << codec_info(c.k).name << "x" << c.k_dim << "/" << codec_info(c.v).name << "x" << c.v_dim << " heads " << c.n_head << "/" << c.n_head_kv
-          << " tokens " << c.n_tokens << " kv " << c.n_kv << " mask " << static_cast<int>(c.mask) << "x" << c.mask_heads << " alibi " << c.max_bias
-          << " cap " << c.softcap << " sinks " << c.sinks << " freq " << c.n_freq << (c.successive ? "s" : "") << " mla " << c.mla_out << " sharp " << c.sharpness;
+        o << codec_info(c.k).name << "x" << c.k_dim << "/" << codec_info(c.v).name << "x" << c.v_dim << " heads " << c.n_head << "/"
+          << c.n_head_kv << " tokens " << c.n_tokens << " kv " << c.n_kv << " mask " << static_cast<int>(c.mask) << "x" << c.mask_heads
+          << " alibi " << c.max_bias << " cap " << c.softcap << " sinks " << c.sinks << " freq " << c.n_freq << (c.successive ? "s" : "")
+          << " mla " << c.mla_out << " sharp " << c.sharpness;
         return o;
     }
 };
@@ -84,7 +85,9 @@ class Problem {
     std::vector<std::int32_t> cell_pos;
 
   private:
-    static TileShape shape(CodecId codec, Side side, int dim) { return {codec, side, dim, codec_info(codec).family == Family::outliers ? dim / 8 : 0}; }
+    static TileShape shape(CodecId codec, Side side, int dim) {
+        return {codec, side, dim, codec_info(codec).family == Family::outliers ? dim / 8 : 0};
+    }
 
     std::vector<float> normals(std::size_t n, float scale) {
         std::vector<float> x(n);
@@ -107,8 +110,9 @@ class Problem {
         }
         for (int h = 0; h < c_.n_head_kv; ++h)
             for (int j = 0; j < c_.n_kv; ++j)
-                tile_encode(shape, tiles.data() + (static_cast<std::size_t>(j / kTileKeys) * c_.n_head_kv + h) * tile_bytes(shape), j % kTileKeys,
-                            {x.data() + (static_cast<std::size_t>(h) * c_.n_kv + j) * shape.head_dim, static_cast<std::size_t>(shape.head_dim)});
+                tile_encode(
+                    shape, tiles.data() + (static_cast<std::size_t>(j / kTileKeys) * c_.n_head_kv + h) * tile_bytes(shape), j % kTileKeys,
+                    {x.data() + (static_cast<std::size_t>(h) * c_.n_kv + j) * shape.head_dim, static_cast<std::size_t>(shape.head_dim)});
     }
 
     TileView view(TileShape shape, const std::vector<std::uint8_t>& tiles) const {
@@ -127,7 +131,9 @@ class Problem {
                                         : c_.mask == Mask::random ? random_.uniform() < 0.4
                                         : c_.mask == Mask::window ? j > pos || j < pos - 70
                                                                   : t % 2 == 0;
-                    const float bias = c_.max_bias != 0 ? static_cast<float>(j - pos) : c_.mask == Mask::random ? static_cast<float>(random_.normal()) : 0;
+                    const float bias = c_.max_bias != 0          ? static_cast<float>(j - pos)
+                                       : c_.mask == Mask::random ? static_cast<float>(random_.normal())
+                                                                 : 0;
                     mask[(static_cast<std::size_t>(t) * c_.mask_heads + h) * c_.n_kv + j] = hidden ? 0xfc00 : to_half(bias);
                 }
         args.mask = mask.data(), args.mask_heads = c_.mask_heads;

@@ -65,9 +65,12 @@ void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys
 
     double top = a.sinks ? a.sinks[h] : -std::numeric_limits<double>::infinity();
     for (int j = 0; j < a.n_kv; ++j) {
-        double x = a.scale * (dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) + score_term(a.term, static_cast<std::size_t>(t) * a.n_head + h, j));
+        double x = a.scale * (dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) +
+                              score_term(a.term, static_cast<std::size_t>(t) * a.n_head + h, j));
         if (a.logit_softcap != 0) x = a.logit_softcap * std::tanh(x / a.logit_softcap);
-        if (a.mask) x += static_cast<double>(alibi_slope(a.max_bias, a.n_head, h)) * from_half(a.mask[t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride + j]);
+        if (a.mask)
+            x += static_cast<double>(alibi_slope(a.max_bias, a.n_head, h)) *
+                 from_half(a.mask[t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride + j]);
         logits[j] = x;
         top = std::max(top, x);
     }
@@ -95,12 +98,14 @@ float alibi_slope(float max_bias, int n_head, int h) {
 }
 
 const char* check_attention_args(const AttentionArgs& a) {
-    if (a.n_head <= 0 || a.n_head_kv <= 0 || a.n_head % a.n_head_kv) return "the number of query heads is not a multiple of the number of KV heads";
+    if (a.n_head <= 0 || a.n_head_kv <= 0 || a.n_head % a.n_head_kv)
+        return "the number of query heads is not a multiple of the number of KV heads";
     if (a.n_tokens < 0 || a.n_kv < 0) return "negative number of tokens or cells";
     if (!head_dim_supported(a.k.shape.head_dim) || !head_dim_supported(a.v.shape.head_dim)) return "unsupported head size";
     if (a.k.shape.side != Side::key || a.v.shape.side != (a.v_is_k ? Side::key : Side::value)) return "keys and values are exchanged";
     if (a.v_is_k && (!(a.v.shape == a.k.shape) || a.v.tiles != a.k.tiles)) return "v_is_k is set, but v is not k";
-    if (a.v_dim_out <= 0 || a.v_dim_out > a.v.shape.head_dim || (!a.v_is_k && a.v_dim_out != a.v.shape.head_dim)) return "wrong size of the output";
+    if (a.v_dim_out <= 0 || a.v_dim_out > a.v.shape.head_dim || (!a.v_is_k && a.v_dim_out != a.v.shape.head_dim))
+        return "wrong size of the output";
     if (a.n_tokens > 0 && (!a.q || !a.out)) return "no query or no output";
     if (a.n_kv > 0 && (!a.k.tiles || !a.v.tiles)) return "no tiles";
     for (const TileView* v : {&a.k, &a.v})

@@ -24,30 +24,31 @@ struct TileView {
 
 /// A position-dependent term per key added to q.k_j before scaling: e_j = sum_i a_i cos(p_j w_i) + b_i sin(p_j w_i),
 /// p_j the position of cell j, with a, b from q and the key offset mu (brief: key offset removal). Absent in plain caches.
-/// q's part is q_term: per query row, 2*n_freq floats, [a_0..a_{n-1}, b_0..b_{n-1}]; the trigonometric table is shared by all heads and layers.
+/// q's part is q_term: per query row, 2*n_freq floats, [a_0..a_{n-1}, b_0..b_{n-1}]; the trigonometric table is shared by all heads and
+/// layers.
 struct ScoreTerm {
-    int n_freq = 0;                       ///< 0: no term
-    const float* q_term = nullptr;        ///< [n_tokens][n_head][2*n_freq]
-    const float* trig = nullptr;          ///< [max_position+1][2*n_freq]: cos(p w_i).., sin(p w_i)..
+    int n_freq = 0;                          ///< 0: no term
+    const float* q_term = nullptr;           ///< [n_tokens][n_head][2*n_freq]
+    const float* trig = nullptr;             ///< [max_position+1][2*n_freq]: cos(p w_i).., sin(p w_i)..
     const std::int32_t* cell_pos = nullptr;  ///< [n_kv]; negative: this cell has no term
 };
 
 /// One attention call over one stream: n_tokens query tokens against cells 0..n_kv-1.
 struct AttentionArgs {
-    int n_head = 0;       ///< query heads
-    int n_head_kv = 0;    ///< KV heads; n_head % n_head_kv == 0, query head h reads KV head h / (n_head/n_head_kv)
+    int n_head = 0;     ///< query heads
+    int n_head_kv = 0;  ///< KV heads; n_head % n_head_kv == 0, query head h reads KV head h / (n_head/n_head_kv)
     int n_tokens = 0;
-    int n_kv = 0;         ///< cells to read; need not be a multiple of kTileKeys
+    int n_kv = 0;  ///< cells to read; need not be a multiple of kTileKeys
 
-    const float* q = nullptr;   ///< q[t*q_token_stride + h*q_head_stride + i], i < head_dim of the keys
-    std::size_t q_token_stride = 0, q_head_stride = 0;     ///< in floats
-    float* out = nullptr;       ///< out[t*out_token_stride + h*out_head_stride + i], i < v_dim_out
-    std::size_t out_token_stride = 0, out_head_stride = 0; ///< in floats
+    const float* q = nullptr;                               ///< q[t*q_token_stride + h*q_head_stride + i], i < head_dim of the keys
+    std::size_t q_token_stride = 0, q_head_stride = 0;      ///< in floats
+    float* out = nullptr;                                   ///< out[t*out_token_stride + h*out_head_stride + i], i < v_dim_out
+    std::size_t out_token_stride = 0, out_head_stride = 0;  ///< in floats
 
     TileView k, v;
     /// Values are the first v_dim_out dims of the *keys* (MLA: V is a view of K): then v == k (same tiles, Side::key) and this is set.
     bool v_is_k = false;
-    int v_dim_out = 0;          ///< values returned per head; v.shape.head_dim unless v_is_k
+    int v_dim_out = 0;  ///< values returned per head; v.shape.head_dim unless v_is_k
 
     const std::uint16_t* mask = nullptr;  ///< fp16, mask[t*mask_token_stride + (h % mask_heads)*mask_head_stride + j]; null: all visible
     std::size_t mask_token_stride = 0, mask_head_stride = 0;  ///< in halves
@@ -55,7 +56,7 @@ struct AttentionArgs {
 
     float scale = 1;
     float logit_softcap = 0;
-    float max_bias = 0;          ///< ALiBi; slope(h) = 1 if 0 (see alibi_slope)
+    float max_bias = 0;            ///< ALiBi; slope(h) = 1 if 0 (see alibi_slope)
     const float* sinks = nullptr;  ///< [n_head] logits, or null
 
     ScoreTerm term;

@@ -22,7 +22,7 @@ struct Layout {
     AttentionCall call;
     std::size_t scratch_bytes;  // of one thread
     int n_units;
-    bool in_scratch;            // the state is a thread's own: no chunks
+    bool in_scratch;  // the state is a thread's own: no chunks
 };
 
 Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {

@@ -86,7 +86,8 @@ const Kernels& kernels(SimdLevel level) {
         if (l == level) return *kLevels[static_cast<int>(l)].kernels;
         names.append(names.empty() ? "" : ", ").append(simd_level_name(l));
     }
-    throw std::invalid_argument("SIMD level '" + std::string(simd_level_name(level)) + "' is not available on this machine; available: " + names);
+    throw std::invalid_argument("SIMD level '" + std::string(simd_level_name(level)) +
+                                "' is not available on this machine; available: " + names);
 }
 
 SimdLevel kernels_level(const Kernels& k) { return k.level(); }

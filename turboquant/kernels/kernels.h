@@ -1,6 +1,6 @@
 // CPU kernels with run-time dispatch. Raw pointers and plain structs; nothing of ggml. The library starts no thread: work is split by the
-// caller into `n_threads` parts (plan), each part is run by `run_attention(plan, ..., ith)` on whatever thread the caller has, with a barrier
-// before `merge_attention` (FlashInfer's plan/run split).
+// caller into `n_threads` parts (plan), each part is run by `run_attention(plan, ..., ith)` on whatever thread the caller has, with a
+// barrier before `merge_attention` (FlashInfer's plan/run split).
 #pragma once
 
 #include <cstddef>
@@ -35,11 +35,11 @@ SimdLevel kernels_level(const Kernels& k);
 /// A batch of vectors to encode into tile slots of one head.
 struct EncodeArgs {
     TileShape shape;
-    std::uint8_t* tiles = nullptr;       ///< tile 0 of this head
-    std::size_t tile_stride = 0;         ///< bytes between successive tiles
-    const float* x = nullptr;            ///< x[i*x_stride + d]: vector i, model's space
-    std::size_t x_stride = 0;            ///< in floats
-    const std::int64_t* cells = nullptr; ///< destination cell of each vector: tile cells[i]/64, slot cells[i]%64
+    std::uint8_t* tiles = nullptr;        ///< tile 0 of this head
+    std::size_t tile_stride = 0;          ///< bytes between successive tiles
+    const float* x = nullptr;             ///< x[i*x_stride + d]: vector i, model's space
+    std::size_t x_stride = 0;             ///< in floats
+    const std::int64_t* cells = nullptr;  ///< destination cell of each vector: tile cells[i]/64, slot cells[i]%64
     int n = 0;
     NormMode norm_mode = NormMode::corrected;
 };
@@ -51,9 +51,9 @@ bool encode(const Kernels& k, const EncodeArgs& args);
 /// How a call is cut: blocks of query rows x chunks of cells, per KV head.
 struct AttentionPlan {
     int n_threads = 1;
-    int rows_per_block = 0;     ///< query rows (token x head-in-group) that share one decode of a tile
-    int n_row_blocks = 0;       ///< per KV head
-    int n_chunks = 1;           ///< the cells are cut so often; > 1 needs merge_attention
+    int rows_per_block = 0;  ///< query rows (token x head-in-group) that share one decode of a tile
+    int n_row_blocks = 0;    ///< per KV head
+    int n_chunks = 1;        ///< the cells are cut so often; > 1 needs merge_attention
     int tiles_per_chunk = 0;
     std::size_t workspace_bytes = 0;  ///< for all threads together
 };

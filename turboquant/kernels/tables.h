@@ -14,7 +14,7 @@ struct CodecTables {
     CodecId codec;
     int bits;
     int head_dim;
-    bool i8;       // decodes to int8 centroids, else to floats
+    bool i8;  // decodes to int8 centroids, else to floats
     bool rotated;
 
     // Composites: decodes a whole tile into a float panel in the model's space; nothing below but the rotation is then filled. Else null.
@@ -26,10 +26,10 @@ struct CodecTables {
     alignas(64) float centroids[256];
 
     // Encode, by symmetry on |t|: level k = number of boundaries <= |t|, code = half + k or half-1-k.
-    int half;              // 2^(bits-1) levels on either side
-    float bounds[129];     // half-1 positive boundaries, then +inf
-    float levels[128];     // half positive levels
-    float cells_per_unit;  // cell of |t| = |t| * cells_per_unit
+    int half;                          // 2^(bits-1) levels on either side
+    float bounds[129];                 // half-1 positive boundaries, then +inf
+    float levels[128];                 // half positive levels
+    float cells_per_unit;              // cell of |t| = |t| * cells_per_unit
     std::uint8_t cells[kEncodeCells];  // level at the cell's lower edge
 
     // Rotation: y = signs_out * T * signs_in * x.

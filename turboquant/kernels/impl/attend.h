@@ -8,9 +8,9 @@ struct Scratch {
     int8_t* q8;
     float* qf;
     Row* rows;
-    float* l;      // [rows][kFloats]
+    float* l;  // [rows][kFloats]
     float *alpha, *step;
-    void* scores;  // [rows][64] int32 or float
+    void* scores;      // [rows][64] int32 or float
     uint8_t* weights;  // [rows][64] bytes or floats
     uint8_t *k_panel, *v_panel;
     TermScratch term;
@@ -66,7 +66,8 @@ inline void load_row(const AttentionCall& c, const AttentionUnit& u, const Scrat
     row.m = kMinusInfinity;
     row.mask = a.mask ? a.mask + t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride : nullptr;
     if (a.term.n_freq)
-        pad_term(s.term, a.term.q_term + (static_cast<size_t>(t) * a.n_head + h) * 2 * a.term.n_freq, s.term.query + static_cast<size_t>(r) * 2 * s.term.n_pad);
+        pad_term(s.term, a.term.q_term + (static_cast<size_t>(t) * a.n_head + h) * 2 * a.term.n_freq,
+                 s.term.query + static_cast<size_t>(r) * 2 * s.term.n_pad);
 }
 
 constexpr uint16_t kHalfMinusInfinity = 0xfc00;
@@ -141,8 +142,8 @@ inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut,
     }
 }
 
-// Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see. Keys and values at different times, since
-// the queue of outstanding lines is short.
+// Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see. Keys and values at different
+// times, since the queue of outstanding lines is short.
 inline void prefetch_tile(const uint8_t* tile, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(tile + i, 0, 3);
 }

@@ -37,7 +37,8 @@ inline void quantize_by_cells(const CodecTables& t, Simd::F magnitude, Simd::F* 
 template <int half>
 inline void quantize(const CodecTables& t, const float* y, uint8_t* codes, float* cc, float* yc) {
     Simd::F sum_cc = Simd::splat(0), sum_yc = Simd::splat(0);
-    const Simd::F zero = Simd::splat(0), base = Simd::splat(static_cast<float>(t.half)), below = Simd::splat(static_cast<float>(t.half - 1));
+    const Simd::F zero = Simd::splat(0), base = Simd::splat(static_cast<float>(t.half)),
+                  below = Simd::splat(static_cast<float>(t.half - 1));
     for (int i = 0; i < t.head_dim; i += Simd::kFloats) {
         const Simd::F x = Simd::load(y + i), magnitude = Simd::abs(x);
         Simd::F level, value;
@@ -55,11 +56,16 @@ inline void quantize(const CodecTables& t, const float* y, uint8_t* codes, float
 
 inline void quantize(const CodecTables& t, const float* y, uint8_t* codes, float* cc, float* yc) {
     switch (t.bits) {
-        case 2: return quantize<2>(t, y, codes, cc, yc);
-        case 3: return quantize<4>(t, y, codes, cc, yc);
-        case 4: return quantize<8>(t, y, codes, cc, yc);
-        case 5: return quantize<16>(t, y, codes, cc, yc);
-        default: return quantize<32>(t, y, codes, cc, yc);
+        case 2:
+            return quantize<2>(t, y, codes, cc, yc);
+        case 3:
+            return quantize<4>(t, y, codes, cc, yc);
+        case 4:
+            return quantize<8>(t, y, codes, cc, yc);
+        case 5:
+            return quantize<16>(t, y, codes, cc, yc);
+        default:
+            return quantize<32>(t, y, codes, cc, yc);
     }
 }
 
@@ -158,7 +164,8 @@ inline void store_key_f32(const CodecTables& t, uint8_t* tile, int slot, const u
             tile[128 + slot] = static_cast<uint8_t>(codes[0] >> 4 | codes[1] >> 4 << 2 | codes[2] >> 4 << 4 | codes[3] >> 4 << 6);
         if constexpr (bits == 5)
             for (int i = 0; i < 4; ++i)
-                put<uint8_t>(tile + 128 + 8 * i + slot / 8, static_cast<uint8_t>(1 << slot % 8), static_cast<uint8_t>((codes[i] >> 4) << slot % 8));
+                put<uint8_t>(tile + 128 + 8 * i + slot / 8, static_cast<uint8_t>(1 << slot % 8),
+                             static_cast<uint8_t>((codes[i] >> 4) << slot % 8));
     }
 }
 
@@ -175,7 +182,8 @@ inline void store_value_f32(const CodecTables& t, uint8_t* tile, int slot, const
         const auto put_plane = [&](uint8_t* plane, int from, int mask, int shift) {
             uint8_t bytes[16];
             memcpy(bytes, plane, 16);
-            for (int i = 0; i < 16; ++i) bytes[i] = static_cast<uint8_t>((bytes[i] & ~(mask << shift)) | (codes[i] >> from & mask) << shift);
+            for (int i = 0; i < 16; ++i)
+                bytes[i] = static_cast<uint8_t>((bytes[i] & ~(mask << shift)) | (codes[i] >> from & mask) << shift);
             memcpy(plane, bytes, 16);
         };
         put_plane(unit + quarter / 2 * 64 + r % 64, 0, 15, quarter % 2 * 4);
@@ -198,9 +206,12 @@ inline void store_f32_bits(const CodecTables& t, Side side, uint8_t* tile, int s
 
 inline void store_f32(const CodecTables& t, Side side, uint8_t* tile, int slot, const uint8_t* codes) {
     switch (t.bits) {
-        case 5: return store_f32_bits<5>(t, side, tile, slot, codes);
-        case 6: return store_f32_bits<6>(t, side, tile, slot, codes);
-        case 8: return store_f32_bits<8>(t, side, tile, slot, codes);
+        case 5:
+            return store_f32_bits<5>(t, side, tile, slot, codes);
+        case 6:
+            return store_f32_bits<6>(t, side, tile, slot, codes);
+        case 8:
+            return store_f32_bits<8>(t, side, tile, slot, codes);
     }
 }
 

@@ -50,18 +50,29 @@ inline void rotate(const CodecTables& t, const float* x, float* y, float scale, 
     for (int l = 0; l < t.odd; ++l) {
         const int o = l * t.pow2;
         switch (t.pow2) {
-            case 16: walsh_hadamard<16>(x + o, a + o, y + o); break;
-            case 32: walsh_hadamard<32>(x + o, a + o, y + o); break;
-            case 64: walsh_hadamard<64>(x + o, a + o, y + o); break;
-            case 128: walsh_hadamard<128>(x + o, a + o, y + o); break;
-            case 256: walsh_hadamard<256>(x + o, a + o, y + o); break;
-            case 512: walsh_hadamard<512>(x + o, a + o, y + o); break;
+            case 16:
+                walsh_hadamard<16>(x + o, a + o, y + o);
+                break;
+            case 32:
+                walsh_hadamard<32>(x + o, a + o, y + o);
+                break;
+            case 64:
+                walsh_hadamard<64>(x + o, a + o, y + o);
+                break;
+            case 128:
+                walsh_hadamard<128>(x + o, a + o, y + o);
+                break;
+            case 256:
+                walsh_hadamard<256>(x + o, a + o, y + o);
+                break;
+            case 512:
+                walsh_hadamard<512>(x + o, a + o, y + o);
+                break;
         }
     }
     if (t.odd > 1) hartley(t, y);
     const Simd::F s = Simd::splat(scale * t.rotation_norm);
-    for (int i = 0; i < t.head_dim; i += Simd::kFloats)
-        Simd::store(y + i, Simd::mul(Simd::load(y + i), Simd::mul(s, Simd::load(b + i))));
+    for (int i = 0; i < t.head_dim; i += Simd::kFloats) Simd::store(y + i, Simd::mul(Simd::load(y + i), Simd::mul(s, Simd::load(b + i))));
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 //   e_j = sum_i a_i cos(p_j w_i) + b_i sin(p_j w_i).
 //
 // Cells of a tile mostly hold successive positions p, p+1, ... Then a and b are turned once to the tile's middle c = p + 32,
-//   a' = a cos(c w) + b sin(c w),  b' = b cos(c w) - a sin(c w),   e(c + m) = sum a' cos(m w) + b' sin(m w) = C_m + S_m,  e(c - m) = C_m - S_m,
+//   a' = a cos(c w) + b sin(c w),  b' = b cos(c w) - a sin(c w),   e(c + m) = sum a' cos(m w) + b' sin(m w) = C_m + S_m,  e(c - m) = C_m -
+//   S_m,
 // so that one small constant panel (m = 0..31) serves all tiles, and each product serves two keys. Exact, but for float rounding.
 // The table's rows may carry a magnitude (YaRN): it is that of row 0, and divided out of the turn.
 #pragma once
@@ -17,13 +18,13 @@ struct TermScratch {
     float* query;       // [rows][2*n_pad]: a, b
     float* turned_a;    // [rows][n_pad]
     float* turned_b;
-    float* panel_cos;   // [n_pad][32]
+    float* panel_cos;  // [n_pad][32]
     float* panel_sin;
-    float* even;        // [rows][32]: C_m
-    float* odd;         // [rows][32] + 1: S_m
+    float* even;               // [rows][32]: C_m
+    float* odd;                // [rows][32] + 1: S_m
     float* inverse_magnitude;  // [n_pad]
-    float* centre;      // [2*n_pad]
-    float* out;         // [rows][64]: e_j
+    float* centre;             // [2*n_pad]
+    float* out;                // [rows][64]: e_j
 
     TermScratch(const AttentionCall& c, uint8_t* scratch) : n_freq(c.args->term.n_freq), n_pad((n_freq + 15) / 16 * 16) {
         const size_t rows = c.rows_per_block;

@@ -26,13 +26,16 @@ struct Simd {
     static B load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
     static void store_bytes(void* p, B v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
     template <int n>
-    static B shift_right(B v) { return _mm256_srli_epi16(v, n); }
+    static B shift_right(B v) {
+        return _mm256_srli_epi16(v, n);
+    }
     static B load_lut(const int8_t* lut) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(lut))); }
     static B lookup16(B lut, B index) { return _mm256_shuffle_epi8(lut, and_bytes(index, 15)); }
     static B select_bits(const uint8_t* bits, B if0, B if1) {
         int32_t w;
         memcpy(&w, bits, 4);
-        const B spread = _mm256_shuffle_epi8(_mm256_set1_epi32(w), _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+        const B spread =
+            _mm256_shuffle_epi8(_mm256_set1_epi32(w), _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
         const B bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
         return _mm256_blendv_epi8(if0, if1, _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit));
     }

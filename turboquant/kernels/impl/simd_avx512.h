@@ -26,7 +26,9 @@ struct Simd {
     static B load_bytes(const void* p) { return _mm512_loadu_si512(p); }
     static void store_bytes(void* p, B v) { _mm512_storeu_si512(p, v); }
     template <int n>
-    static B shift_right(B v) { return _mm512_srli_epi16(v, n); }
+    static B shift_right(B v) {
+        return _mm512_srli_epi16(v, n);
+    }
     // vpermb reads the low 6 bits of an index; a table of 4 copies makes it read 4.
     static B load_lut(const int8_t* lut) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(lut))); }
     static B lookup16(B lut, B index) { return _mm512_permutexvar_epi8(index, lut); }
@@ -105,7 +107,8 @@ struct Simd {
         if constexpr (bits == 6) return lookup64(table, i);
         const M below = _mm512_testn_epi32_mask(i, _mm512_set1_epi32(128));
         const I j = _mm512_mask_xor_epi32(i, below, i, _mm512_set1_epi32(127));
-        const F x = _mm512_mask_blend_ps(_mm512_test_epi32_mask(j, _mm512_set1_epi32(64)), lookup64(table + 128, j), lookup64(table + 192, j));
+        const F x =
+            _mm512_mask_blend_ps(_mm512_test_epi32_mask(j, _mm512_set1_epi32(64)), lookup64(table + 128, j), lookup64(table + 192, j));
         return _mm512_mask_xor_ps(x, below, x, splat(-0.0f));
     }
 };

@@ -17,10 +17,18 @@ struct Simd {
     static constexpr int kPanelBias = 0;              // added to the bytes of key panels
     static constexpr int kWeightMax = 255;            // softmax weights are quantized to 0..kWeightMax, in a byte
 
-    struct F { float v[kFloats]; };
-    struct I { int32_t v[kFloats]; };
-    struct B { uint8_t v[kBytes]; };
-    struct M { bool v[kFloats]; };
+    struct F {
+        float v[kFloats];
+    };
+    struct I {
+        int32_t v[kFloats];
+    };
+    struct B {
+        uint8_t v[kBytes];
+    };
+    struct M {
+        bool v[kFloats];
+    };
 
     template <class Op>
     static F each(Op op) {
@@ -72,7 +80,8 @@ struct Simd {
         return r;
     }
 
-    // int8 dot products of 4 adjacent bytes, added to int32 lanes: query signed, weights 0..kWeightMax, panel signed (+ kPanelBias for keys)
+    // int8 dot products of 4 adjacent bytes, added to int32 lanes: query signed, weights 0..kWeightMax, panel signed (+ kPanelBias for
+    // keys)
     static I zero_ints() { return {}; }
     static B splat_dword(const uint8_t* p) {
         B r;

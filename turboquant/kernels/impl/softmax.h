@@ -8,11 +8,11 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 // What a query row carries from tile to tile, and its constants.
 struct Row {
-    float logit_scale;  // of the integer or float score, to logits in base 2 (before a soft-cap: to natural logits)
-    float term_scale;   // of e_j likewise
-    float bias;         // the panel's bias in the integer score
-    float slope;        // of the mask
-    float m;            // running maximum
+    float logit_scale;     // of the integer or float score, to logits in base 2 (before a soft-cap: to natural logits)
+    float term_scale;      // of e_j likewise
+    float bias;            // the panel's bias in the integer score
+    float slope;           // of the mask
+    float m;               // running maximum
     const uint16_t* mask;  // at cell 0; null: all visible
 };
 
@@ -23,13 +23,13 @@ struct TileScales {
 
 // Where one row's tile goes.
 struct RowTile {
-    const void* scores;       // 64 int32 or float
-    const float* term;        // 64 e_j, or null
-    const uint16_t* mask;     // 64 halves, or null
-    uint8_t* weights_i8;      // 64 bytes, or null: then
-    float* weights_f32;       // 64 floats
-    float *l;                 // kFloats partial sums
-    float *alpha, *step;      // out: factors of the old accumulator and of the product to come
+    const void* scores;    // 64 int32 or float
+    const float* term;     // 64 e_j, or null
+    const uint16_t* mask;  // 64 halves, or null
+    uint8_t* weights_i8;   // 64 bytes, or null: then
+    float* weights_f32;    // 64 floats
+    float* l;              // kFloats partial sums
+    float *alpha, *step;   // out: factors of the old accumulator and of the product to come
 };
 
 constexpr int kRowVecs = kTileKeys / Simd::kFloats;
@@ -48,7 +48,8 @@ inline float row_logits(const Row& row, const RowTile& io, const TileScales& s, 
     if (softcap != 0)
         for (auto& v : x) v = Simd::mul(tanh(Simd::mul(v, Simd::splat(1 / softcap))), Simd::splat(softcap * kLog2e));
     if (io.mask)
-        for (int i = 0; i < kRowVecs; ++i) x[i] = Simd::fma(Simd::load_halves(io.mask + i * Simd::kFloats), Simd::splat(row.slope * kLog2e), x[i]);
+        for (int i = 0; i < kRowVecs; ++i)
+            x[i] = Simd::fma(Simd::load_halves(io.mask + i * Simd::kFloats), Simd::splat(row.slope * kLog2e), x[i]);
     Simd::F top = x[0];
     for (int i = 1; i < kRowVecs; ++i) top = Simd::max(top, x[i]);
     return Simd::reduce_max(top);

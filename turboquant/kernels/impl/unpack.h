@@ -53,9 +53,15 @@ inline void unpack_i8(const CodecTables& t, const uint8_t* codes, const Lut& tab
     const Lut lut = table;  // in registers: the panel's bytes may alias anything
     const int n_units = t.head_dim / 4;
     switch (t.bits) {
-        case 2: for (int u = 0; u < n_units; ++u) unpack_unit_i8<2>(codes + 64 * u, lut, panel + 256 * u); break;
-        case 3: for (int u = 0; u < n_units; ++u) unpack_unit_i8<3>(codes + 96 * u, lut, panel + 256 * u); break;
-        case 4: for (int u = 0; u < n_units; ++u) unpack_unit_i8<4>(codes + 128 * u, lut, panel + 256 * u); break;
+        case 2:
+            for (int u = 0; u < n_units; ++u) unpack_unit_i8<2>(codes + 64 * u, lut, panel + 256 * u);
+            break;
+        case 3:
+            for (int u = 0; u < n_units; ++u) unpack_unit_i8<3>(codes + 96 * u, lut, panel + 256 * u);
+            break;
+        case 4:
+            for (int u = 0; u < n_units; ++u) unpack_unit_i8<4>(codes + 128 * u, lut, panel + 256 * u);
+            break;
     }
 }
 
@@ -68,7 +74,8 @@ inline void unpack_unit_indices(const uint8_t* codes, uint8_t* index) {
             const Simd::B v = Simd::load_bytes(codes + 64 * h + o);
             Simd::B run[2] = {Simd::and_bytes(v, 15), Simd::and_bytes(Simd::shift_right<4>(v), 15)};
             for (int r = 0; r < 2; ++r) {
-                if constexpr (bits == 5) run[r] = Simd::or_bytes(run[r], Simd::select_bits(codes + 128 + 8 * (2 * h + r) + o / 8, zero, bit4));
+                if constexpr (bits == 5)
+                    run[r] = Simd::or_bytes(run[r], Simd::select_bits(codes + 128 + 8 * (2 * h + r) + o / 8, zero, bit4));
                 Simd::store_bytes(index + 128 * h + 64 * r + o, run[r]);
             }
         }
@@ -99,9 +106,12 @@ inline void unpack_f32_bits(const CodecTables& t, const uint8_t* codes, float* p
 // Float panel of a tile.
 inline void unpack_f32(const CodecTables& t, const uint8_t* codes, float* panel) {
     switch (t.bits) {
-        case 5: return unpack_f32_bits<5>(t, codes, panel);
-        case 6: return unpack_f32_bits<6>(t, codes, panel);
-        case 8: return unpack_f32_bits<8>(t, codes, panel);
+        case 5:
+            return unpack_f32_bits<5>(t, codes, panel);
+        case 6:
+            return unpack_f32_bits<6>(t, codes, panel);
+        case 8:
+            return unpack_f32_bits<8>(t, codes, panel);
     }
     for (int i = 0; i < t.head_dim * kTileKeys; i += Simd::kFloats) {
         uint16_t halves[Simd::kFloats];
