@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 #include <optional>
@@ -131,6 +132,14 @@ std::vector<Row> bench(BenchOptions o, bool attention) {
     fmt::print(stderr, "{}: {} heads, {} KV heads of {}, {} query tokens, {} threads, simd {}; memory reads {:.1f} GB/s (all threads)\n",
                op, o.shape.n_head, o.shape.n_head_kv, o.shape.head_dim, o.query_tokens, o.shape.n_threads,
                simd_level_name(kernels_level(kernels())), bandwidth * 1e-9);
+
+    // Preemption stretches long runs more than short ones, so on a busy machine ratios flatter what is fast.
+    double load = 0;
+    const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+    if (getloadavg(&load, 1) == 1) {
+        fmt::print(stderr, "load {:.1f} on {} cores\n", load, cores);
+        if (load > cores) fmt::print(stderr, "warning: the machine is busy; repeat on an idle one before trusting times and ratios\n");
+    }
 
     std::vector<Row> rows;
     ProgressBar bar("bench", o.seconds * static_cast<double>(specs.size() * o.tokens.size()));
