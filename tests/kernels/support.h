@@ -80,6 +80,7 @@ class Problem {
     AttentionArgs args;
     std::vector<std::uint8_t> k_tiles, v_tiles;
     std::vector<float> keys, values;  ///< uncompressed, [head][n_kv][dim]
+    std::vector<std::uint8_t> cell_term;
     std::vector<float> q, out, sinks, q_term, trig;
     std::vector<std::uint16_t> mask;
     std::vector<std::int32_t> cell_pos;
@@ -142,7 +143,7 @@ class Problem {
 
     void fill_term() {
         const int n = 2 * c_.n_freq, max_pos = c_.n_kv + 10;
-        q_term = normals(static_cast<std::size_t>(c_.n_tokens) * c_.n_head * n, 1);
+        q_term = normals(2 * static_cast<std::size_t>(c_.n_tokens) * c_.n_head * n, 1);
         trig.resize(static_cast<std::size_t>(max_pos + 1) * n);
         for (int p = 0; p <= max_pos; ++p)
             for (int i = 0; i < c_.n_freq; ++i) {
@@ -151,7 +152,8 @@ class Problem {
                 trig[static_cast<std::size_t>(p) * n + c_.n_freq + i] = c_.magnitude * static_cast<float>(std::sin(angle));
             }
         for (int j = 0; j < c_.n_kv; ++j) cell_pos.push_back(c_.successive ? j + 7 + (j >= 200) : j % 7 == 3 ? -1 : (j * 5) % max_pos);
-        args.term = {c_.n_freq, q_term.data(), trig.data(), cell_pos.data()};
+        for (int j = 0; j < c_.n_kv; ++j) cell_term.push_back(static_cast<std::uint8_t>(c_.successive ? j >= 64 : j % 2));
+        args.term = {c_.n_freq, q_term.data(), trig.data(), cell_pos.data(), 2, cell_term.data()};
     }
 
     Case c_;

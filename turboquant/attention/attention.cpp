@@ -47,10 +47,10 @@ double dot(const double* a, const float* b, int n) {
 }
 
 // Bits of e_j: see ScoreTerm.
-double score_term(const ScoreTerm& term, std::size_t row, int j) {
+double score_term(const ScoreTerm& term, std::size_t n_rows, std::size_t row, int j) {
     if (!term.n_freq || term.cell_pos[j] < 0) return 0;
     const std::size_t n = 2 * static_cast<std::size_t>(term.n_freq);
-    const float *a = term.q_term + row * n, *w = term.trig + term.cell_pos[j] * n;
+    const float *a = term.q_term + ((term.cell_term ? term.cell_term[j] : 0) * n_rows + row) * n, *w = term.trig + term.cell_pos[j] * n;
     double sum = 0;
     for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * w[i];
     return sum;
@@ -65,8 +65,9 @@ void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys
 
     double top = a.sinks ? a.sinks[h] : -std::numeric_limits<double>::infinity();
     for (int j = 0; j < a.n_kv; ++j) {
-        double x = a.scale * (dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) +
-                              score_term(a.term, static_cast<std::size_t>(t) * a.n_head + h, j));
+        double x =
+            a.scale * (dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) +
+                       score_term(a.term, static_cast<std::size_t>(a.n_tokens) * a.n_head, static_cast<std::size_t>(t) * a.n_head + h, j));
         if (a.logit_softcap != 0) x = a.logit_softcap * std::tanh(x / a.logit_softcap);
         if (a.mask)
             x += static_cast<double>(alibi_slope(a.max_bias, a.n_head, h)) *
@@ -114,6 +115,7 @@ const char* check_attention_args(const AttentionArgs& a) {
     if (a.n_head > 1 && (a.q_head_stride == 0 || a.out_head_stride == 0)) return "head stride is zero";
     if (a.mask && a.mask_heads < 1) return "mask without heads";
     if (a.term.n_freq < 0) return "negative number of frequencies";
+    if (a.term.n_terms < 1) return "no score term to choose from";
     if (a.term.n_freq > 0 && (!a.term.q_term || !a.term.trig || !a.term.cell_pos)) return "incomplete score term";
     return nullptr;
 }

@@ -27,10 +27,12 @@ struct TileView {
 /// q's part is q_term: per query row, 2*n_freq floats, [a_0..a_{n-1}, b_0..b_{n-1}]; the trigonometric table is shared by all heads and
 /// layers.
 struct ScoreTerm {
-    int n_freq = 0;                          ///< 0: no term
-    const float* q_term = nullptr;           ///< [n_tokens][n_head][2*n_freq]
-    const float* trig = nullptr;             ///< [max_position+1][2*n_freq]: cos(p w_i).., sin(p w_i)..
-    const std::int32_t* cell_pos = nullptr;  ///< [n_kv]; negative: this cell has no term
+    int n_freq = 0;                           ///< 0: no term
+    const float* q_term = nullptr;            ///< [n_terms][n_tokens][n_head][2*n_freq]
+    const float* trig = nullptr;              ///< [max_position+1][2*n_freq]: cos(p w_i).., sin(p w_i)..
+    const std::int32_t* cell_pos = nullptr;   ///< [n_kv]; negative: this cell has no term
+    int n_terms = 1;                          ///< sequences of one cache have offsets of their own
+    const std::uint8_t* cell_term = nullptr;  ///< [n_kv], < n_terms: which of q_term goes with a cell; null: 0
 };
 
 /// One attention call over one stream: n_tokens query tokens against cells 0..n_kv-1.

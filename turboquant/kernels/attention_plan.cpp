@@ -13,9 +13,9 @@ constexpr int kMinChunkTiles = 4;  // a chunk costs a merge of its accumulators;
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Of impl/score_term.h's TermScratch.
-std::size_t term_floats(std::size_t rows, int n_freq) {
+std::size_t term_floats(std::size_t rows, int n_freq, std::size_t n_terms) {
     const std::size_t n = (n_freq + 15) / 16 * 16;
-    return n ? rows * (4 * n + 2 * kTileKeys) + n * (kTileKeys + 3) + 16 : 0;
+    return n ? rows * ((2 + 2 * n_terms) * n + 2 * kTileKeys) + n * (kTileKeys + 3) + 16 : 0;
 }
 
 struct Layout {
@@ -48,7 +48,7 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     c.qf = take((c.k->i8 ? 1 : rows) * c.k->head_dim * sizeof(float));
     c.rows = take(rows * (64 + 16 * sizeof(float) + 2 * sizeof(float)));  // Row, partial sums, alpha and step
     c.scores = take(rows * kTileKeys * sizeof(float));
-    c.term = take(term_floats(rows, a.term.n_freq) * sizeof(float));
+    c.term = take(term_floats(rows, a.term.n_freq, a.term.n_terms) * sizeof(float));
     c.weights = take(rows * kTileKeys * v_size);
     c.k_panel = take(c.k->head_dim * kTileKeys * k_size);
     c.v_panel = take(c.dim_v * kTileKeys * v_size);

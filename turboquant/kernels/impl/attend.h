@@ -65,9 +65,9 @@ inline void load_row(const AttentionCall& c, const AttentionUnit& u, const Scrat
     row.slope = alibi_slope(a.max_bias, a.n_head, h);
     row.m = kMinusInfinity;
     row.mask = a.mask ? a.mask + t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride : nullptr;
-    if (a.term.n_freq)
-        pad_term(s.term, a.term.q_term + (static_cast<size_t>(t) * a.n_head + h) * 2 * a.term.n_freq,
-                 s.term.query + static_cast<size_t>(r) * 2 * s.term.n_pad);
+    for (int i = 0; a.term.n_freq && i < a.term.n_terms; ++i)
+        pad_term(s.term, a.term.q_term + ((static_cast<size_t>(i) * a.n_tokens + t) * a.n_head + h) * 2 * a.term.n_freq,
+                 s.term.query + i * s.term.query_stride + static_cast<size_t>(r) * 2 * s.term.n_pad);
 }
 
 constexpr uint16_t kHalfMinusInfinity = 0xfc00;
@@ -168,7 +168,7 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
         unpack_scales(*c.k, k_tile, scales.k);
         unpack_scales(*c.v, v_tile, scales.v);
         scores(c, s, k_lut, k_tile, u.n_rows);
-        if (a.term.n_freq) score_terms(s.term, a.term, a.term.cell_pos + cell, n_cells, u.n_rows, u.term_panels_built);
+        if (a.term.n_freq) score_terms(s.term, a.term, cell, n_cells, u.n_rows, u.term_panels_built);
         if (i + 1 < u.tile_end && !a.v_is_k) prefetch_tile(v_tile + a.v.tile_stride, v_bytes);
         softmax(c, s, scales, u.n_rows, cell, n_cells);
         accumulate(c, s, v_lut, v_tile, u.n_rows, acc);

@@ -14,9 +14,10 @@ namespace {
 constexpr int kHalfTile = kTileKeys / 2;
 
 struct TermScratch {
-    int n_freq, n_pad;  // n_pad: rounded up to whole vectors; what is added is zero
-    float* query;       // [rows][2*n_pad]: a, b
-    float* turned_a;    // [rows][n_pad]
+    int n_freq, n_pad;    // n_pad: rounded up to whole vectors; what is added is zero
+    float* query;         // [n_terms][rows][2*n_pad]: a, b
+    size_t query_stride;  // between terms
+    float* turned_a;      // [rows][n_pad]
     float* turned_b;
     float* panel_cos;  // [n_pad][32]
     float* panel_sin;
@@ -29,7 +30,8 @@ struct TermScratch {
     TermScratch(const AttentionCall& c, uint8_t* scratch) : n_freq(c.args->term.n_freq), n_pad((n_freq + 15) / 16 * 16) {
         const size_t rows = c.rows_per_block;
         query = reinterpret_cast<float*>(scratch + c.term);
-        turned_a = query + rows * 2 * n_pad;
+        query_stride = rows * 2 * n_pad;
+        turned_a = query + c.args->term.n_terms * query_stride;
         turned_b = turned_a + rows * n_pad;
         panel_cos = turned_b + rows * n_pad;
         panel_sin = panel_cos + n_pad * kHalfTile;
@@ -67,13 +69,13 @@ inline void build_term_panels(const TermScratch& s, const float* trig) {
     }
 }
 
-inline void turn_terms(const TermScratch& s, const float* centre_row, int n_rows) {
+inline void turn_terms(const TermScratch& s, const float* query, const float* centre_row, int n_rows) {
     pad_term(s, centre_row, s.centre);
     for (int i = 0; i < s.n_pad; i += Simd::kFloats) {
         const Simd::F inverse = Simd::load(s.inverse_magnitude + i);
         const Simd::F c = Simd::mul(Simd::load(s.centre + i), inverse), w = Simd::mul(Simd::load(s.centre + s.n_pad + i), inverse);
         for (int r = 0; r < n_rows; ++r) {
-            const float* q = s.query + static_cast<size_t>(r) * 2 * s.n_pad + i;
+            const float* q = query + static_cast<size_t>(r) * 2 * s.n_pad + i;
             const Simd::F a = Simd::load(q), b = Simd::load(q + s.n_pad);
             Simd::store(s.turned_a + static_cast<size_t>(r) * s.n_pad + i, Simd::fma(a, c, Simd::mul(b, w)));
             Simd::store(s.turned_b + static_cast<size_t>(r) * s.n_pad + i, Simd::sub(Simd::mul(b, c), Simd::mul(a, w)));
@@ -81,8 +83,8 @@ inline void turn_terms(const TermScratch& s, const float* centre_row, int n_rows
     }
 }
 
-inline void successive_terms(const TermScratch& s, const float* first_row, int n_rows) {
-    turn_terms(s, first_row + static_cast<size_t>(kHalfTile) * 2 * s.n_freq, n_rows);
+inline void successive_terms(const TermScratch& s, const float* query, const float* first_row, int n_rows) {
+    turn_terms(s, query, first_row + static_cast<size_t>(kHalfTile) * 2 * s.n_freq, n_rows);
     multiply(ProductF32{s.turned_a, s.n_pad, s.panel_cos, kHalfTile, nullptr, s.even}, n_rows, kHalfTile);
     multiply(ProductF32{s.turned_b, s.n_pad, s.panel_sin, kHalfTile, nullptr, s.odd}, n_rows, kHalfTile);
     pad_term(s, first_row, s.centre);
@@ -94,32 +96,37 @@ inline void successive_terms(const TermScratch& s, const float* first_row, int n
             const int m = kHalfTile - k - Simd::kFloats + 1;  // keys k.. are m = 32-k downwards
             Simd::store(e + k, Simd::reverse(Simd::sub(Simd::load(even + m), Simd::load(odd + m))));
         }
-        e[0] = term_dot(s, s.query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre);  // m = 32 is outside of the panel
+        e[0] = term_dot(s, query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre);  // m = 32 is outside of the panel
     }
 }
 
 // Any positions.
-inline void scattered_terms(const TermScratch& s, const ScoreTerm& t, const int32_t* pos, int n_cells, int n_rows) {
+inline void scattered_terms(const TermScratch& s, const ScoreTerm& t, int cell, int n_cells, int n_rows) {
+    const int32_t* pos = t.cell_pos + cell;
     for (int j = 0; j < kTileKeys; ++j) {
         const bool has_term = j < n_cells && pos[j] >= 0;
         if (has_term) pad_term(s, t.trig + static_cast<size_t>(pos[j]) * 2 * s.n_freq, s.centre);
+        const float* query = s.query + (has_term && t.cell_term ? t.cell_term[cell + j] : 0) * s.query_stride;
         for (int r = 0; r < n_rows; ++r)
-            s.out[r * kTileKeys + j] = has_term ? term_dot(s, s.query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre) : 0;
+            s.out[r * kTileKeys + j] = has_term ? term_dot(s, query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre) : 0;
     }
 }
 
-inline bool successive(const int32_t* pos, int n) {
+inline bool successive(const ScoreTerm& t, int cell, int n) {
+    const int32_t* pos = t.cell_pos + cell;
     bool all = n == kTileKeys && pos[0] >= 0;
     for (int j = 0; j < n; ++j) all &= pos[j] == pos[0] + j;
+    for (int j = 1; t.cell_term && j < n; ++j) all &= t.cell_term[cell + j] == t.cell_term[cell];
     return all;
 }
 
 // e_j of n_rows rows to s.out. `panels_built` is the thread's.
-inline void score_terms(const TermScratch& s, const ScoreTerm& t, const int32_t* pos, int n_cells, int n_rows, bool* panels_built) {
-    if (!successive(pos, n_cells)) return scattered_terms(s, t, pos, n_cells, n_rows);
+inline void score_terms(const TermScratch& s, const ScoreTerm& t, int cell, int n_cells, int n_rows, bool* panels_built) {
+    if (!successive(t, cell, n_cells)) return scattered_terms(s, t, cell, n_cells, n_rows);
     if (!*panels_built) build_term_panels(s, t.trig);
     *panels_built = true;
-    successive_terms(s, t.trig + static_cast<size_t>(pos[0]) * 2 * s.n_freq, n_rows);
+    const float* query = s.query + (t.cell_term ? t.cell_term[cell] : 0) * s.query_stride;
+    successive_terms(s, query, t.trig + static_cast<size_t>(t.cell_pos[cell]) * 2 * s.n_freq, n_rows);
 }
 
 }  // namespace
