@@ -1,5 +1,5 @@
 // Constants of one (codec, head size) in the plain form that the kernels read: nothing here calls a function, so it may be included in
-// translation units that are compiled for a stronger machine (see impl/README in docs/kernels.md, "One definition rule").
+// translation units that are compiled for a stronger machine (docs/kernels.md, one definition).
 #pragma once
 
 #include <cstdint>
