@@ -164,7 +164,9 @@ TEST(Command, BenchJsonHasExactlyTheseKeys) {
             for (const auto& [key, value] : row.items()) keys.insert(key);
             EXPECT_EQ(keys, expected);
             EXPECT_GT(row["ms"], 0.0);
-            if (row["kv"] == "q8_0") EXPECT_EQ(row["vs_ggml_q8_0"], 1.0);
+            if (row["kv"] == "q8_0") {
+                EXPECT_EQ(row["vs_ggml_q8_0"], 1.0);
+            }
         }
         EXPECT_EQ(rows[3]["kv"], "turbo4");
         EXPECT_EQ(rows[9]["tokens"], 200);
