@@ -1,0 +1,151 @@
+#include "turboquant/planner/plan.h"
+
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+
+#include "nlohmann/json.hpp"
+
+namespace turboquant {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json number_or_null(const std::optional<double>& x) { return x ? Json(*x) : Json(); }
+
+CodecId codec_of(const Json& word, const char* side, int layer) {
+    const auto name = word.get<std::string>();
+    if (const auto id = find_codec(name)) return *id;
+    std::string known;
+    for (const CodecInfo& c : kCodecs) known += (known.empty() ? "" : ", ") + std::string(c.name);
+    throw std::invalid_argument("unknown format '" + name + "' for " + side + " of layer " + std::to_string(layer) + "; known: " + known);
+}
+
+Plan from_json(const Json& j) {
+    if (!j.is_object() || !j.contains("turboquant_plan"))
+        throw std::invalid_argument("no \"turboquant_plan\" in it; make one with `turboquant plan`");
+    if (const int version = j.at("turboquant_plan").get<int>(); version != kPlanVersion)
+        throw std::invalid_argument("version " + std::to_string(version) + " of the form, this program knows version " +
+                                    std::to_string(kPlanVersion) + "; make the plan again with `turboquant plan`");
+    Plan p;
+    const Json& model = j.at("model");
+    p.model_hash = model.at("hash").get<std::string>();
+    p.model_name = model.value("name", "");
+    p.budget = j.value("budget", 0.0);
+    p.bits_per_value = j.value("bits_per_value", 0.0);
+    const auto optional_number = [&](const char* key) {
+        return j.contains(key) && !j.at(key).is_null() ? std::optional(j.at(key).get<double>()) : std::nullopt;
+    };
+    p.predicted_kld = optional_number("predicted_kld");
+    p.measured_kld = optional_number("measured_kld");
+    if (j.contains("calibration")) {
+        p.calibration = j.at("calibration").value("source", "");
+        p.calibration_tokens = j.at("calibration").value("tokens", 0);
+    }
+    p.options = j.value("options", "");
+    std::set<int> seen;
+    for (const Json& row : j.at("layers")) {
+        PlannedLayer l;
+        l.layer = row.at("layer").get<int>();
+        if (l.layer < 0 || !seen.insert(l.layer).second)
+            throw std::invalid_argument("layer " + std::to_string(l.layer) + " is negative or named twice; name each layer once");
+        l.k = codec_of(row.at("k"), "keys", l.layer);
+        if (!row.at("v").is_null()) l.v = codec_of(row.at("v"), "values", l.layer);
+        l.k_kld = row.value("k_kld", 0.0);
+        l.v_kld = row.value("v_kld", 0.0);
+        p.layers.push_back(l);
+    }
+    if (p.layers.empty()) throw std::invalid_argument("it names no layers");
+    p.n_layers = model.value("layers", *seen.rbegin() + 1);
+    if (*seen.rbegin() >= p.n_layers)
+        throw std::invalid_argument("it names layer " + std::to_string(*seen.rbegin()) + " of a model of " + std::to_string(p.n_layers));
+    return p;
+}
+
+/// "k=WORD" for the commonest word of a side, and ",kN=WORD" for the other layers.
+struct SideText {
+    std::string base, exceptions;
+};
+
+SideText side_text(const std::map<int, CodecId>& codecs, char letter, CodecId fallback) {
+    std::map<CodecId, int> count;
+    for (const auto& [layer, id] : codecs) count[id]++;
+    CodecId base = fallback;
+    for (const auto& [id, n] : count)
+        if (n > count[base]) base = id;
+    SideText text{std::string{letter, '='}.append(codec_info(base).name), ""};
+    for (const auto& [layer, id] : codecs)
+        if (id != base) text.exceptions.append(",").append(1, letter).append(std::to_string(layer)).append("=").append(codec_info(id).name);
+    return text;
+}
+
+}  // namespace
+
+std::string to_json(const Plan& p) {
+    Json head{{"turboquant_plan", kPlanVersion},
+              {"model", {{"hash", p.model_hash}, {"name", p.model_name}, {"layers", p.n_layers}}},
+              {"budget", p.budget},
+              {"bits_per_value", p.bits_per_value},
+              {"predicted_kld", number_or_null(p.predicted_kld)},
+              {"measured_kld", number_or_null(p.measured_kld)},
+              {"calibration", {{"source", p.calibration}, {"tokens", p.calibration_tokens}}},
+              {"options", p.options}};
+    std::string out = "{\n";
+    for (const auto& [key, value] : head.items()) out += "  " + Json(key).dump() + ": " + value.dump() + ",\n";
+    out += "  \"layers\": [";
+    for (const PlannedLayer& l : p.layers) {
+        const Json row{{"layer", l.layer},
+                       {"k", codec_info(l.k).name},
+                       {"v", l.v ? Json(codec_info(*l.v).name) : Json()},
+                       {"k_kld", l.k_kld},
+                       {"v_kld", l.v_kld}};
+        out += (&l == p.layers.data() ? "\n    " : ",\n    ") + row.dump();
+    }
+    return out + "\n  ]\n}\n";
+}
+
+Plan parse_plan(std::string_view json) {
+    try {
+        return from_json(Json::parse(json));
+    } catch (const Json::exception& e) {
+        throw std::invalid_argument(std::string("not the JSON of a plan: ") + e.what());
+    }
+}
+
+Plan read_plan_file(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    std::ostringstream text;
+    if (!in || !(text << in.rdbuf())) throw std::invalid_argument("cannot read plan file '" + path + "'; check the path");
+    try {
+        return parse_plan(text.view());
+    } catch (const std::invalid_argument& e) {
+        throw std::invalid_argument("plan file '" + path + "': " + e.what());
+    }
+}
+
+void write_plan_file(const Plan& plan, const std::string& path) {
+    std::ofstream out(path, std::ios::binary);
+    out << to_json(plan);
+    if (!out.flush()) throw std::runtime_error("cannot write plan file '" + path + "'; check that its folder exists and has room");
+}
+
+void check_model(const Plan& plan, std::string_view model_hash, std::string_view model_name) {
+    if (plan.model_hash == model_hash) return;
+    throw std::invalid_argument("this plan was made for another model: " + plan.model_name + " (" + plan.model_hash + "), not for " +
+                                std::string(model_name) + " (" + std::string(model_hash) +
+                                "). Make one for this model with `turboquant plan`");
+}
+
+std::string spec_text(const Plan& plan) {
+    std::map<int, CodecId> k, v;
+    for (const PlannedLayer& l : plan.layers) {
+        k[l.layer] = l.k;
+        if (l.v) v[l.layer] = *l.v;
+    }
+    const SideText keys = side_text(k, 'k', CodecId::raw), values = side_text(v, 'v', CodecId::raw);
+    return keys.base + "," + values.base + keys.exceptions + values.exceptions + (plan.options.empty() ? "" : "," + plan.options);
+}
+
+}  // namespace turboquant

@@ -1,0 +1,70 @@
+// A plan: the formats chosen for one model, with what was known when they were chosen. A small JSON file, readable and editable.
+//
+//   {
+//     "turboquant_plan": 1,                         version of this form
+//     "model": {"hash": "...", "name": "...", "layers": 8},
+//     "budget": 4.25,                               bits per value asked for; 0: none
+//     "bits_per_value": 4.19,                       of the formats below, everything that is stored counted
+//     "predicted_kld": 0.0027,                      mean, nats; null: unknown
+//     "measured_kld": 0.0028,                       on the calibration text; null: not measured
+//     "calibration": {"source": "...", "tokens": 4096},
+//     "options": "offset=on",                       further items of the SPEC (cache/kv_spec.h), for all layers
+//     "layers": [{"layer": 0, "k": "turbo5", "v": "turbo4", "k_kld": 0.0002, "v_kld": 0.0001}, ...]
+//   }
+// Only turboquant_plan, model.hash and layers with their k and v are required, so that a plan can be written by hand; v is null in models
+// without V.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "turboquant/codec/codec.h"
+
+namespace turboquant {
+
+inline constexpr int kPlanVersion = 1;
+
+struct PlannedLayer {
+    int layer = 0;
+    CodecId k = CodecId::raw;
+    std::optional<CodecId> v;     ///< none: the model stores no values (MLA)
+    double k_kld = 0, v_kld = 0;  ///< predicted share of the divergence
+
+    friend bool operator==(const PlannedLayer&, const PlannedLayer&) = default;
+};
+
+struct Plan {
+    std::string model_hash;  ///< of the model it was made for; compared as text
+    std::string model_name;
+    int n_layers = 0;
+    double budget = 0, bits_per_value = 0;
+    std::optional<double> predicted_kld, measured_kld;
+    std::string calibration;  ///< description of the text
+    int calibration_tokens = 0;
+    std::string options;
+    std::vector<PlannedLayer> layers;  ///< those with a KV cache, ascending
+
+    friend bool operator==(const Plan&, const Plan&) = default;
+};
+
+/// JSON text as above, a layer per line, ends with a line break. parse_plan(to_json(p)) == p.
+std::string to_json(const Plan& plan);
+
+/// Throws std::invalid_argument: no JSON (with the place), another version, an unknown codec (with the known ones), a missing or doubled
+/// layer.
+Plan parse_plan(std::string_view json);
+
+/// Reads a file; throws std::invalid_argument that names it.
+Plan read_plan_file(const std::string& path);
+/// Throws std::runtime_error if the file cannot be written.
+void write_plan_file(const Plan& plan, const std::string& path);
+
+/// Throws std::invalid_argument, naming both models, if the plan was made for another one.
+void check_model(const Plan& plan, std::string_view model_hash, std::string_view model_name);
+
+/// The SPEC text of the plan (cache/kv_spec.h): the commonest word of each side as k= and v=, the others layer by layer, then the options.
+std::string spec_text(const Plan& plan);
+
+}  // namespace turboquant
