@@ -29,7 +29,9 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     try {
         e->kv.bind_head_dim(static_cast<int>(head_dim));
         const KvTensor::Geometry& g = e->kv.geometry();
-        if (g.side == Side::key && d.spec.offset && g.codec != CodecId::raw) e->kv.enable_offset();
+        // Keys that are values too must be whole: attention can give the offset back to scores only.
+        const auto& buffer = *static_cast<const KvBuffer*>(root(t)->buffer->context);
+        if (g.side == Side::key && d.spec.offset && g.codec != CodecId::raw && buffer.has_values_of(t)) e->kv.enable_offset();
     } catch (const std::invalid_argument& error) {
         e->refused = true;
         const_cast<Device&>(d).refuse(std::string(root(t)->name) + ": " + error.what());

@@ -202,6 +202,13 @@ void KvBuffer::init_tensor(ggml_tensor* t) {
     }
     t->extra = e.get();
     tensors_.push_back(std::move(e));
+    names_.emplace_back(t->name);
+}
+
+bool KvBuffer::has_values_of(const ggml_tensor* keys) const {
+    std::string name = root(keys)->name;
+    name[name.rfind("_l") - 1] = 'v';
+    return std::find(names_.begin(), names_.end(), name) != names_.end();
 }
 
 void KvBuffer::clear() {

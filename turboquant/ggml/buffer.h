@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -38,6 +39,8 @@ class KvBuffer {
     Device& device() const { return device_; }
     std::uint8_t* base() const { return base_; }
     void init_tensor(ggml_tensor* t);
+    /// True if the layer of these keys has a tensor of values. Without one (MLA) attention reads its values out of the keys.
+    bool has_values_of(const ggml_tensor* keys) const;
     void clear();
     void add_stats(turboquant_kv_stats& s, double& values) const;
 
@@ -46,6 +49,7 @@ class KvBuffer {
     std::uint8_t* base_ = nullptr;
     size_t size_;
     std::vector<std::unique_ptr<KvExtra>> tensors_;
+    std::vector<std::string> names_;  ///< of tensors_
     std::vector<std::unique_ptr<CellPositions>> positions_;
 };
 
