@@ -48,7 +48,7 @@ TEST(Composite, BitsPerValue) {
     EXPECT_DOUBLE_EQ(bits_per_value(CodecId::split3_5, 128), 3 + 2 * 0.25 + 32 / 128.0 + 1 / 64.0);
     EXPECT_DOUBLE_EQ(bits_per_value(CodecId::split2_3, 64), 2 + 0.25 + 32 / 64.0 + 1 / 64.0);
     EXPECT_DOUBLE_EQ(bits_per_value(CodecId::outlier3, 128), 3.125);
-    EXPECT_DOUBLE_EQ(bits_per_value(TileShape{CodecId::outlier3, Side::value, 128, 7}), 3 + 5 * 7 / 128.0 + 32 / 128.0 + 1 / 64.0);
+    EXPECT_DOUBLE_EQ(bits_per_value(TileShape{CodecId::outlier3, Side::value, 128, 7}), 3 + 5 * 7 / 128.0 + 24 / 128.0 + 1 / 64.0);
 }
 
 // Squared error of each part against the law of its codebook, both sides; the outlier channels are 20 times as large.
@@ -72,7 +72,7 @@ TEST(Composite, ErrorsFollowTheLaws) {
         const double rest = error[0] / energy[0] / codebook_for(info->bits, layout.rest.n).mse;
         EXPECT_GT(rest, 0.97) << info->name;
         EXPECT_LT(rest, 1.03) << info->name;
-        // Uniform levels between -a and a, a the largest of n normal values: step 2a/255, error step^2/12; a^2 is 2 to 6 times the mean square.
+        // Uniform levels between -a and a, a the largest of n normal values, rounded up: step 2a/255, error step^2/12; a^2 is 2 to 6 times the mean square.
         const double outliers = error[1] / energy[1], law = info->family == Family::split ? codebook_for(info->outlier_bits, layout.outliers.n).mse : 4 / (12.0 * 255 * 255);
         EXPECT_GT(outliers, info->family == Family::split ? 0.97 * law : 1.5 * law) << info->name;
         EXPECT_LT(outliers, info->family == Family::split ? 1.03 * law : 5 * law) << info->name;

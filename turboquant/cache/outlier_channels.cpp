@@ -30,7 +30,7 @@ void OutlierChannels::measure(std::span<const float> rows) {
         const double limit = sorted[head_dim_ / 2] * ratio_ * ratio_;
         found += std::count_if(head.begin(), head.end(), [&](double e) { return e > limit; });
     }
-    mark(energy, std::min(static_cast<int>((found + n_head_ - 1) / n_head_), head_dim_ / 2));
+    mark(energy, std::min(static_cast<int>(found / n_head_), head_dim_ / 2));
 }
 
 void OutlierChannels::mark(std::span<const double> energy, int count) {

@@ -35,18 +35,22 @@ struct PartCodes {
     std::vector<std::uint16_t> scales;
 };
 
-/// fp16 with 8 significant bits: a value that was decoded, rounded to fp16 and encoded again finds the same scale.
-std::uint16_t coarse_half(float a) { return static_cast<std::uint16_t>((std::min<int>(to_half(a), 0x7bf8) + 4) & ~7); }
+/// A largest magnitude as fp16 with 8 significant bits, or 4 of them, rounded up, that fit a byte. Not up by the last bits of fp16: a vector that was
+/// decoded, rounded and encoded again finds the same scale.
+std::uint16_t coarse_half(float a, int scale_bytes) {
+    const int half = to_half(a);
+    return static_cast<std::uint16_t>(scale_bytes == 2 ? std::min(half + 4, 0x7bff) & ~7 : std::min(half + 120, 0x7bff) & ~127);
+}
 
 float level_step(int bits) { return 2.0f / static_cast<float>((1 << bits) - 1); }
 
-PartCodes quantize_uniform(std::span<const float> x, int bits, int group) {
+PartCodes quantize_uniform(std::span<const float> x, int bits, int group, int scale_bytes) {
     PartCodes out;
     for (std::size_t first = 0; first < x.size(); first += group) {
         const auto part = x.subspan(first, std::min<std::size_t>(group, x.size() - first));
         float a = 0;
         for (const float v : part) a = std::max(a, std::abs(v));
-        out.scales.push_back(coarse_half(a));
+        out.scales.push_back(coarse_half(a, scale_bytes));
         a = from_half(out.scales.back());
         const float top = static_cast<float>((1 << bits) - 1);
         for (const float v : part)
@@ -66,15 +70,16 @@ struct Tile {
     CompositeLayout layout;
     std::uint8_t* bytes;
 
-    std::uint8_t* scale(int k, int slot) const { return bytes + layout.mask_bytes + 2 * (k * kSlots + slot); }
-    void put(int first_scale, std::size_t plane, int slot, int bits, const PartCodes& part) const {
-        for (std::size_t k = 0; k < part.scales.size(); ++k) {
-            scale(first_scale + static_cast<int>(k), slot)[0] = static_cast<std::uint8_t>(part.scales[k]);
-            scale(first_scale + static_cast<int>(k), slot)[1] = static_cast<std::uint8_t>(part.scales[k] >> 8);
+    void put(bool outliers, int slot, const PartCodes& codes) const {
+        const CompositePart& part = outliers ? layout.outliers : layout.rest;
+        for (int k = 0; k < part.n_scales; ++k) {
+            std::uint8_t* scale = bytes + layout.mask_bytes + (outliers ? layout.rest.all_scale_bytes() : 0) + part.scale_bytes * (k * kSlots + slot);
+            scale[0] = static_cast<std::uint8_t>(part.scale_bytes == 1 ? codes.scales[k] >> 7 : codes.scales[k]);
+            if (part.scale_bytes == 2) scale[1] = static_cast<std::uint8_t>(codes.scales[k] >> 8);
         }
-        std::uint8_t* p = bytes + layout.plane_offset() + plane * (kSlots / 8) + slot / 8;
-        for (const std::uint8_t code : part.codes)
-            for (int b = 0; b < bits; ++b, p += kSlots / 8)
+        std::uint8_t* p = bytes + layout.plane_offset() + (outliers ? layout.rest.n * layout.rest.bits : 0) * (kSlots / 8) + slot / 8;
+        for (const std::uint8_t code : codes.codes)
+            for (int b = 0; b < part.bits; ++b, p += kSlots / 8)
                 *p = static_cast<std::uint8_t>((*p & ~(1 << slot % 8)) | (code >> b & 1) << slot % 8);
     }
 };
@@ -94,14 +99,15 @@ class PartReader {
   public:
     PartReader(const CompositeLayout& layout, const std::uint8_t* tile, bool outliers, Slots slots)
         : part_(outliers ? layout.outliers : layout.rest),
-          scales_(tile + layout.mask_bytes + 2 * kSlots * (outliers ? layout.rest.n_scales : 0)),
+          scales_(tile + layout.mask_bytes + (outliers ? layout.rest.all_scale_bytes() : 0)),
           planes_(tile + layout.plane_offset() + (outliers ? kSlots / 8 * layout.rest.n * layout.rest.bits : 0)),
           slots_(slots) {}
 
     /// Scale k, times `factor`, of all slots.
     void scales(int k, float factor, float* out) const {
-        const std::uint8_t* p = scales_ + 2 * (k * kSlots + slots_.first);
-        for (int s = 0; s < slots_.n; ++s) out[s] = factor * from_half(static_cast<std::uint16_t>(p[2 * s] | p[2 * s + 1] << 8));
+        const std::uint8_t* p = scales_ + part_.scale_bytes * (k * kSlots + slots_.first);
+        for (int s = 0; s < slots_.n; ++s)
+            out[s] = factor * from_half(static_cast<std::uint16_t>(part_.scale_bytes == 1 ? p[s] << 7 : p[2 * s] | p[2 * s + 1] << 8));
     }
     void codes(int i, std::uint8_t* out) const {
         std::fill_n(out, slots_.n, std::uint8_t{0});
@@ -199,8 +205,8 @@ void composite_encode(const TileShape& shape, std::uint8_t* tile, int slot, std:
     const CompositePart &rest = out.layout.rest, &outliers = out.layout.outliers;
     if (info.family == Family::prod) {
         const ProdVector v = prod_quantizer_for(info.bits, shape.head_dim).quantize(x);
-        out.put(0, 0, slot, rest.bits, {v.mse.codes, {to_half(v.mse.scale)}});
-        out.put(1, static_cast<std::size_t>(rest.n) * rest.bits, slot, 1, {v.signs, {to_half(v.residual_norm)}});
+        out.put(false, slot, {v.mse.codes, {to_half(v.mse.scale)}});
+        out.put(true, slot, {v.signs, {to_half(v.residual_norm)}});
         return;
     }
     std::vector<int> order = channel_order(shape, tile);
@@ -212,13 +218,12 @@ void composite_encode(const TileShape& shape, std::uint8_t* tile, int slot, std:
     }
     std::vector<float> stored;
     for (const int i : order) stored.push_back(x[i]);
-    const auto quantize = [&](std::span<const float> part, int bits, bool outlier) {
-        if (!uniform_levels(info, outlier)) return quantize_rotated(part, bits, mode);
-        return quantize_uniform(part, bits, outlier ? static_cast<int>(part.size()) : kUniformGroup);
+    const auto quantize = [&](std::span<const float> values, const CompositePart& part, bool outlier) {
+        if (!uniform_levels(info, outlier)) return quantize_rotated(values, part.bits, mode);
+        return quantize_uniform(values, part.bits, outlier ? part.n : kUniformGroup, part.scale_bytes);
     };
-    out.put(0, 0, slot, rest.bits, quantize(std::span(stored).first(rest.n), rest.bits, false));
-    if (outliers.n)
-        out.put(rest.n_scales, static_cast<std::size_t>(rest.n) * rest.bits, slot, outliers.bits, quantize(std::span(stored).subspan(rest.n), outliers.bits, true));
+    out.put(false, slot, quantize(std::span(stored).first(rest.n), rest, false));
+    if (outliers.n) out.put(true, slot, quantize(std::span(stored).subspan(rest.n), outliers, true));
 }
 
 void composite_decode(const TileShape& shape, const std::uint8_t* tile, float* panel) {

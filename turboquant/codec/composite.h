@@ -12,7 +12,8 @@
 //
 // Tile (sizes: composite_layout in tile.h), little-endian:
 //   mask        head_dim bits, 1 = outlier channel; only if there are outliers. All tiles of a head hold the same; it is counted in the bits.
-//   scales      fp16, scale k of slot s at (k*64 + s): of the parts in order. Magnitudes `a` are rounded to 8 significant bits.
+//   scales      of the parts in order, scale k of slot s at k*64 + s: fp16; magnitudes `a` of uniform<b> are rounded to 8 significant bits, those of
+//               outlier<b> are rounded up to 4 and stored in one byte, the upper 8 bits of an fp16 value without its sign
 //   bit planes  per stored value 64-bit words, lowest bit first, one per bit: bit s of a word belongs to slot s. Stored order: the channels that are
 //               not outliers, ascending (rotated, if the part is), then the outliers; for prod the MSE codes, then the signs.
 // A tile of zeros decodes to zeros.

@@ -44,15 +44,17 @@ constexpr std::size_t tile_code_bytes(const TileShape& s) {
     return static_cast<std::size_t>(kTileKeys) * s.head_dim * codec_info(s.codec).bits / 8;
 }
 
-/// Parts of a composite's vector, in stored order: `n` values of `bits` each, with `n_scales` fp16 scales.
+/// Parts of a composite's vector, in stored order: `n` values of `bits` each, with `n_scales` scales.
 struct CompositePart {
-    int n = 0, bits = 0, n_scales = 0;
+    int n = 0, bits = 0, n_scales = 0, scale_bytes = 2;
+
+    constexpr std::size_t all_scale_bytes() const { return static_cast<std::size_t>(kTileKeys) * n_scales * scale_bytes; }
 };
 struct CompositeLayout {
     int mask_bytes = 0;
     CompositePart rest, outliers;  ///< of prod: the MSE code, the sketch
 
-    constexpr std::size_t plane_offset() const { return mask_bytes + 2 * kTileKeys * static_cast<std::size_t>(rest.n_scales + outliers.n_scales); }
+    constexpr std::size_t plane_offset() const { return mask_bytes + rest.all_scale_bytes() + outliers.all_scale_bytes(); }
     constexpr std::size_t bytes() const {
         return plane_offset() + kTileKeys / 8 * static_cast<std::size_t>(rest.n * rest.bits + outliers.n * outliers.bits);
     }
@@ -67,7 +69,7 @@ constexpr CompositeLayout composite_layout(const TileShape& s) {
     if (c.family == Family::prod) return {0, {d, c.bits - 1, 1}, {d, 1, 1}};
     if (c.family == Family::uniform) return {0, {d, c.bits, (d + kUniformGroup - 1) / kUniformGroup}, {}};
     const int n = c.family == Family::split ? d / 4 : s.n_outliers;
-    return {n ? (d + 7) / 8 : 0, {d - n, c.bits, 1}, {n, c.outlier_bits, n ? 1 : 0}};
+    return {n ? (d + 7) / 8 : 0, {d - n, c.bits, 1}, {n, c.outlier_bits, n ? 1 : 0, c.family == Family::split ? 2 : 1}};
 }
 
 /// Bytes of a whole tile: codes, then 64 fp16 scales for rotated codecs.
