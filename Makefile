@@ -3,7 +3,7 @@
 LLAMA_PREFIX ?=
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-LLAMA := $(if $(LLAMA_PREFIX),$(LLAMA_PREFIX),$(CURDIR)/.venv/llama)
+LLAMA := $(if $(LLAMA_PREFIX),$(abspath $(LLAMA_PREFIX)),$(CURDIR)/.venv/llama)
 CCACHE := $(shell command -v ccache 2>/dev/null)
 
 .PHONY: all setup build demo test install clean
@@ -22,7 +22,7 @@ demo: build
 	@scripts/demo
 
 test: build
-	@python3 scripts/test --build build --jobs $(JOBS)
+	@python3 scripts/test --build build
 
 install: build
 	@cmake --install build --prefix '$(PREFIX)'
