@@ -35,13 +35,16 @@ std::vector<T> iota(int n, int first = 0) {
 }
 
 struct Cache {
-    explicit Cache(CodecId codec, Side side = Side::value, float ratio = kOutlierRatio) : g{side, codec, NormMode::corrected, kEmbd, 320, 2, ratio} {
+    explicit Cache(CodecId codec, Side side = Side::value, float ratio = kOutlierRatio)
+        : g{side, codec, NormMode::corrected, kEmbd, 320, 2, ratio} {
         memory.resize(KvTensor::reserved_bytes(g) + 64);
-        kv = std::make_unique<KvTensor>(g, reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64));
+        kv = std::make_unique<KvTensor>(g,
+                                        reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64));
         kv->bind_head_dim(kDim);
     }
     bool write(const std::vector<float>& x, int first_row, int n, int first_x = 0) {
-        return kv->encode_rows(kernels(), x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row), std::vector<std::int32_t>(n, -1));
+        return kv->encode_rows(kernels(), x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row),
+                               std::vector<std::int32_t>(n, -1));
     }
     // Mean squared error a value against x.
     double error(const std::vector<float>& x, int first_row, int n) const {
@@ -66,7 +69,8 @@ TEST(Outliers, ChannelsAreFoundPerHead) {
     o.measure(rows_with_outliers(100, 1));
     ASSERT_EQ(o.count(), 4);
     for (int h = 0; h < kHeads; h++)
-        for (int i = 0; i < kDim; i++) EXPECT_EQ(o.mask(h)[i], std::count(std::begin(kOutliers[h]), std::end(kOutliers[h]), i)) << h << " " << i;
+        for (int i = 0; i < kDim; i++)
+            EXPECT_EQ(o.mask(h)[i], std::count(std::begin(kOutliers[h]), std::end(kOutliers[h]), i)) << h << " " << i;
     OutlierChannels strict(CodecId::outlier3, kHeads, kDim, 30), lax(CodecId::outlier3, kHeads, kDim, 1);
     strict.measure(rows_with_outliers(100, 1));
     lax.measure(rows_with_outliers(100, 1));
@@ -156,7 +160,8 @@ TEST(Outliers, StreamsAreCopied) {
     EXPECT_EQ(c.error(x, 0, 40), c.error(x, 320, 40));
 }
 
-// Composites are saved decoded, as fp16. Restored into the same cache nothing changes but for ties; an empty one measures again on what it gets.
+// Composites are saved decoded, as fp16. Restored into the same cache nothing changes but for ties; an empty one measures again on what it
+// gets.
 TEST(Outliers, SavedRowsComeBack) {
     const auto x = rows_with_outliers(150, 6);
     for (const CodecInfo& info : kCodecs) {
@@ -188,7 +193,8 @@ TEST(Outliers, SavedRowsComeBack) {
                     a.kv->read_row(150 + i, pos[i], after);
                     b.kv->read_row(150 + i, pos[i], restored);
                     for (int j = 0; j < kEmbd; j++) {
-                        same += std::pow(after[j] - before[j], 2), other += std::pow(restored[j] - before[j], 2), energy += std::pow(before[j], 2);
+                        same += std::pow(after[j] - before[j], 2), other += std::pow(restored[j] - before[j], 2),
+                            energy += std::pow(before[j], 2);
                     }
                 }
                 if (info.family == Family::prod) continue;  // its sketch is drawn anew from the decoded vector

@@ -19,7 +19,9 @@ std::vector<const CodecInfo*> composites() {
     return all;
 }
 
-TileShape shape_of(CodecId id, int d, Side side = Side::key) { return {id, side, d, codec_info(id).family == Family::outliers ? d / 16 + 1 : 0}; }
+TileShape shape_of(CodecId id, int d, Side side = Side::key) {
+    return {id, side, d, codec_info(id).family == Family::outliers ? d / 16 + 1 : 0};
+}
 
 // Outliers: every third channel from the end, so that the mask is no prefix.
 std::vector<std::uint8_t> some_mask(const TileShape& s) {
@@ -30,7 +32,9 @@ std::vector<std::uint8_t> some_mask(const TileShape& s) {
 
 struct Tile {
     explicit Tile(const TileShape& s) : shape(s), bytes(tile_bytes(s)) { composite_set_mask(s, bytes.data(), some_mask(s)); }
-    void encode(int slot, std::span<const float> x, NormMode mode = NormMode::corrected) { tile_encode(shape, bytes.data(), slot, x, mode); }
+    void encode(int slot, std::span<const float> x, NormMode mode = NormMode::corrected) {
+        tile_encode(shape, bytes.data(), slot, x, mode);
+    }
     std::vector<float> decode(int slot) const {
         std::vector<float> x(shape.head_dim);
         tile_decode_rotated(shape, bytes.data(), slot, x);
@@ -72,8 +76,10 @@ TEST(Composite, ErrorsFollowTheLaws) {
         const double rest = error[0] / energy[0] / codebook_for(info->bits, layout.rest.n).mse;
         EXPECT_GT(rest, 0.97) << info->name;
         EXPECT_LT(rest, 1.03) << info->name;
-        // Uniform levels between -a and a, a the largest of n normal values, rounded up: step 2a/255, error step^2/12; a^2 is 2 to 6 times the mean square.
-        const double outliers = error[1] / energy[1], law = info->family == Family::split ? codebook_for(info->outlier_bits, layout.outliers.n).mse : 4 / (12.0 * 255 * 255);
+        // Uniform levels between -a and a, a the largest of n normal values, rounded up: step 2a/255, error step^2/12; a^2 is 2 to 6 times
+        // the mean square.
+        const double outliers = error[1] / energy[1],
+                     law = info->family == Family::split ? codebook_for(info->outlier_bits, layout.outliers.n).mse : 4 / (12.0 * 255 * 255);
         EXPECT_GT(outliers, info->family == Family::split ? 0.97 * law : 1.5 * law) << info->name;
         EXPECT_LT(outliers, info->family == Family::split ? 1.03 * law : 5 * law) << info->name;
     }
@@ -167,8 +173,8 @@ TEST(Composite, SlotsAndSidesAreIndependent) {
         }
 }
 
-// What saving and restoring rests on: a decoded vector, rounded to fp16, is encoded to itself, but for rare ties. Not so prod, where the sketch's
-// noise is in the decoded vector.
+// What saving and restoring rests on: a decoded vector, rounded to fp16, is encoded to itself, but for rare ties. Not so prod, where the
+// sketch's noise is in the decoded vector.
 TEST(Composite, DecodedVectorsInFp16EncodeToThemselves) {
     SplitMix64 random(10);
     for (const CodecInfo* info : composites()) {

@@ -16,8 +16,8 @@ auto place_of(Rows& rows, std::int64_t row) {
 
 }  // namespace
 
-void FirstRows::add(const float* x, std::size_t stride, std::size_t n_embd, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
-                    bool unknown_too) {
+void FirstRows::add(const float* x, std::size_t stride, std::size_t n_embd, std::span<const std::int64_t> rows,
+                    std::span<const std::int32_t> pos, bool unknown_too) {
     for (std::size_t i = 0; i < rows.size() && rows_.size() < kMeasureRows; i++) {
         if (pos[i] < 0 && !unknown_too) continue;
         Row kept{rows[i], pos[i], std::vector<std::uint16_t>(n_embd)};

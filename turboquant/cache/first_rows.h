@@ -1,7 +1,7 @@
-// The first rows written to a KV tensor, kept in fp16 beside it while something is measured on them: the key offset (key_offset.h), the outlier channels
-// (outlier_channels.h). With every batch it is measured again and all rows are encoded again, so every cell is always encoded by what is in force, and
-// what is measured depends on the rows alone, not on how they were cut into batches. From kFreezeRows rows on it stays as it is (a prompt gets
-// there with its first batch), and the rows are dropped.
+// The first rows written to a KV tensor, kept in fp16 beside it while something is measured on them: the key offset (key_offset.h), the
+// outlier channels (outlier_channels.h). With every batch it is measured again and all rows are encoded again, so every cell is always
+// encoded by what is in force, and what is measured depends on the rows alone, not on how they were cut into batches. From kFreezeRows rows
+// on it stays as it is (a prompt gets there with its first batch), and the rows are dropped.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ class FirstRows {
         std::vector<std::uint16_t> values;  ///< fp16, model's space; keys after RoPE, tagged with their position
     };
 
-    /// Takes in a batch: n_embd values at x[i*stride] go to row rows[i], position pos[i]. A row written again replaces the old one. Rows of unknown
-    /// position only if asked for.
+    /// Takes in a batch: n_embd values at x[i*stride] go to row rows[i], position pos[i]. A row written again replaces the old one. Rows of
+    /// unknown position only if asked for.
     void add(const float* x, std::size_t stride, std::size_t n_embd, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
              bool unknown_too);
     bool enough() const { return rows_.size() >= kFreezeRows; }

@@ -56,7 +56,8 @@ void KeyOffset::measure(std::span<const FirstRows::Row> rows) {
         }
     }
     // Rounded to fp16, in which it travels with saved rows.
-    for (std::size_t i = 0; i < mu_.size(); i++) mu_[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(std::max<std::size_t>(n, 1)))));
+    for (std::size_t i = 0; i < mu_.size(); i++)
+        mu_[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(std::max<std::size_t>(n, 1)))));
 }
 
 void KeyOffset::query_terms(std::span<const float> q, int head, std::span<float> terms) const {

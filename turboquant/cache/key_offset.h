@@ -1,7 +1,7 @@
-// Key offset removal: what is stored is k - R(p) mu, with mu the mean of a layer's keys per KV head before RoPE and R(p) the model's own RoPE
-// at the key's position p. It costs no bits, and attention adds q . R(p) mu back to each score exactly (attention/attention.h, KeyTerm).
-// Source: our measurement, docs/quality.md; subtracting one fixed vector from all keys leaves softmax unchanged, and keys have a constant
-// part before RoPE.
+// Key offset removal: what is stored is k - R(p) mu, with mu the mean of a layer's keys per KV head before RoPE and R(p) the model's own
+// RoPE at the key's position p. It costs no bits, and attention adds q . R(p) mu back to each score exactly (attention/attention.h,
+// KeyTerm). Source: our measurement, docs/quality.md; subtracting one fixed vector from all keys leaves softmax unchanged, and keys have a
+// constant part before RoPE.
 //
 // mu is measured on the first keys written (first_rows.h), and then frozen.
 #pragma once
@@ -35,7 +35,8 @@ class KeyOffset {
     /// Measures mu on rows of keys; those of unknown position are left out. Does nothing once frozen.
     void measure(std::span<const FirstRows::Row> rows);
 
-    /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE leaves alone.
+    /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE
+    /// leaves alone.
     int n_freq() const { return (has_rope_ ? rope_.n_dims / 2 : 0) + (!has_rope_ || rope_.n_dims < head_dim_); }
     /// a_0.., b_0.. (2*n_freq floats) of one query vector for KV head `head`.
     void query_terms(std::span<const float> q, int head, std::span<float> terms) const;

@@ -16,8 +16,9 @@ constexpr std::array<std::pair<std::string_view, bool>, 2> kSwitch = {{{"on", tr
 
 CodecId codec_word(std::string_view word) {
     if (const auto id = find_codec(word)) return *id;
-    throw std::invalid_argument("unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
-                                ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, outlier=RATIO");
+    throw std::invalid_argument(
+        "unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
+        ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, outlier=RATIO");
 }
 
 template <class Table>
@@ -34,7 +35,8 @@ float ratio(std::string_view word) {
     float r = 0;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), r);
     if (error != std::errc() || end != word.data() + word.size() || !(r >= 1 && r <= 1000))
-        throw std::invalid_argument("outlier=" + std::string(word) + ": the ratio to the median RMS is a number between 1 and 1000; known to work: 3");
+        throw std::invalid_argument("outlier=" + std::string(word) +
+                                    ": the ratio to the median RMS is a number between 1 and 1000; known to work: 3");
     return r;
 }
 

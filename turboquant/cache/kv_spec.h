@@ -5,7 +5,8 @@
 //        | k<N>=WORD | v<N>=WORD      of layer N alone: k0=turbo8
 //        | offset=on|off              key offset removal (key_offset.h); on unless said otherwise
 //        | norm=raw|corrected|eden    scale stored with each vector
-//        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (outlier_channels.h); 3
+//        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (outlier_channels.h);
+//        3
 // llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here.
 #pragma once
 

@@ -37,9 +37,7 @@ void KvTensor::bind_head_dim(int head_dim) {
     if (has_outliers(g_.codec)) outliers_ = std::make_unique<OutlierChannels>(g_.codec, n_head(), head_dim, g_.outlier_ratio);
 }
 
-std::size_t KvTensor::format_bytes() const {
-    return bound() ? tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) : 0;
-}
+std::size_t KvTensor::format_bytes() const { return bound() ? tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) : 0; }
 
 TileView KvTensor::view(std::int64_t stream) const {
     const std::size_t bytes = tile_bytes(shape());
@@ -53,8 +51,7 @@ std::uint8_t* KvTensor::tile(std::int64_t row, int head) const {
 
 bool KvTensor::encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
                       std::span<std::int64_t> scratch) {
-    for (std::size_t i = 0; i < rows.size(); i++)
-        scratch[i] = rows[i] / g_.n_cells * tiles_per_stream() * kTileKeys + rows[i] % g_.n_cells;
+    for (std::size_t i = 0; i < rows.size(); i++) scratch[i] = rows[i] / g_.n_cells * tiles_per_stream() * kTileKeys + rows[i] % g_.n_cells;
     EncodeArgs args;
     args.shape = shape();
     args.tiles = memory_ + head * tile_bytes(shape());
@@ -82,7 +79,8 @@ void KvTensor::decode_head(std::int64_t row, int head, std::span<float> x) const
     if (codec_info(g_.codec).rotated) rotation_for(head_dim_).inverse(x);
 }
 
-bool KvTensor::encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::vector<float>& x) {
+bool KvTensor::encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
+                               std::vector<float>& x) {
     std::vector<std::int64_t> scratch(rows.size());
     bool finite = true;
     if (offset_)

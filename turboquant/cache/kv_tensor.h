@@ -1,8 +1,8 @@
 // One KV tensor (the keys or the values of one layer) in compressed form: geometry over memory that somebody else owns.
 //
-// The cache it belongs to sees rows: row = stream * n_cells + cell, each of n_embd values (all KV heads of one token). In memory the order is
-// [stream][tile][head], tiles of 64 cells (codec/tile.h), so a growing prefix touches memory front to back.
-// The head size is not known when memory is laid out: reserve the worst case, bind it later.
+// The cache it belongs to sees rows: row = stream * n_cells + cell, each of n_embd values (all KV heads of one token). In memory the order
+// is [stream][tile][head], tiles of 64 cells (codec/tile.h), so a growing prefix touches memory front to back. The head size is not known
+// when memory is laid out: reserve the worst case, bind it later.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,8 @@
 
 namespace turboquant {
 
-/// `offset_missing`: keys saved with an offset removed that the rows at hand do not tell (too few of them), or into a cache with offset removal off.
+/// `offset_missing`: keys saved with an offset removed that the rows at hand do not tell (too few of them), or into a cache with offset
+/// removal off.
 enum class RestoreResult { ok, not_finite, offset_missing };
 
 class KvTensor {
@@ -29,14 +30,14 @@ class KvTensor {
         Side side = Side::key;
         CodecId codec = CodecId::turbo4;
         NormMode norm_mode = NormMode::corrected;
-        std::int64_t n_embd = 0;     ///< values per row: head_dim * n_head_kv
-        std::int64_t n_cells = 0;    ///< rows per stream
+        std::int64_t n_embd = 0;   ///< values per row: head_dim * n_head_kv
+        std::int64_t n_cells = 0;  ///< rows per stream
         std::int64_t n_streams = 1;
         float outlier_ratio = kOutlierRatio;  ///< see OutlierChannels
     };
 
-    /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd; rows of fp16 if none does (such a tensor can be allocated,
-    /// and is refused at bind_head_dim).
+    /// Bytes to reserve: the largest need over all head sizes that divide n_embd and all numbers of outlier channels; rows of fp16 if no
+    /// size does (such a tensor can be allocated, and is refused at bind_head_dim).
     static std::size_t reserved_bytes(const Geometry& g);
 
     /// `memory`: reserved_bytes(g) bytes, all zero, 64-byte aligned, outliving this object.
@@ -64,10 +65,11 @@ class KvTensor {
     bool encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
                 std::span<std::int64_t> scratch);
 
-    /// Encodes a batch of rows with all that is measured on the first of them: while measuring(), the measurement is brought up to date and what was
-    /// written before is encoded again. Must be used instead of encode() while measuring, and always for keys with offset removal.
+    /// Encodes a batch of rows with all that is measured on the first of them: while measuring(), the measurement is brought up to date and
+    /// what was written before is encoded again. Must be used instead of encode() while measuring, and always for keys with offset removal.
     /// x[i*stride ..+n_embd); pos[i] is the position of rows[i], -1: unknown, its offset stays. False as encode.
-    bool encode_rows(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
+    bool encode_rows(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows,
+                     std::span<const std::int32_t> pos);
     bool measuring() const { return (offset_ && !offset_->frozen()) || (outliers_ && !outliers_->frozen()); }
     /// What was measured so far stays; nothing if nothing was.
     void freeze();
@@ -83,14 +85,15 @@ class KvTensor {
     /// Decoded row in the model's space, offset included (n_embd values).
     void read_row(std::int64_t row, std::int32_t pos, std::span<float> x) const;
 
-    /// Saved form of a row (saved_row.h); `pos` is the cell's position (-1: unknown). Restoring it gives the same bytes: saved state is lossless.
+    /// Saved form of a row (saved_row.h); `pos` is the cell's position (-1: unknown). Restoring it gives the same bytes: saved state is
+    /// lossless. Only composites are saved decoded, as fp16, and encoded again with the masks in force: they are there to be compared with.
     void save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const;
-    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]; pos[i] receives the position found in row i, -1 if none. Also rows of other formats of
-    /// ours and of llama.cpp's own f16 cache. Rows that cannot be restored become zero, and the result says why.
+    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]; pos[i] receives the position found in row i, -1 if none. Also rows of other
+    /// formats of ours and of llama.cpp's own f16 cache. Rows that cannot be restored become zero, and the result says why.
     RestoreResult restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos);
 
-    /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode. The removed offset moves with the cell's
-    /// position by itself.
+    /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode. The removed offset moves with the
+    /// cell's position by itself.
     void rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table);
 
     /// Copies all cells of a stream.

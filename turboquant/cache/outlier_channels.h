@@ -16,11 +16,13 @@ class OutlierChannels {
     /// For Family::outliers, channels above `ratio` times the median RMS of their head; for Family::split, a quarter of the channels.
     OutlierChannels(CodecId codec, int n_head, int head_dim, float ratio);
 
-    /// rows: n times [n_head][head_dim], as they are quantized (key offset removed). The heads of a tensor have the same number of outlier channels, as
-    /// they share a layout: the mean of what they would have alone, rounded down; each its own channels.
+    /// rows: n times [n_head][head_dim], as they are quantized (key offset removed). The heads of a tensor have the same number of outlier
+    /// channels, as they share a layout: the mean of what they would have alone, rounded down; each its own channels.
     void measure(std::span<const float> rows);
     int count() const { return count_; }  ///< per head
-    std::span<const std::uint8_t> mask(int head) const { return std::span(mask_).subspan(static_cast<std::size_t>(head) * head_dim_, head_dim_); }
+    std::span<const std::uint8_t> mask(int head) const {
+        return std::span(mask_).subspan(static_cast<std::size_t>(head) * head_dim_, head_dim_);
+    }
 
     bool frozen() const { return frozen_; }
     void freeze() { frozen_ = true; }

@@ -13,9 +13,27 @@ namespace turboquant {
 
 /// Identity of a codec. The numeric values are written into saved state rows: never renumber, only append.
 enum class CodecId : std::uint8_t {
-    turbo4 = 1, turbo3 = 2, turbo2 = 3, turbo5 = 4, turbo6 = 5, turbo8 = 6, raw = 7,
+    turbo4 = 1,
+    turbo3 = 2,
+    turbo2 = 3,
+    turbo5 = 4,
+    turbo6 = 5,
+    turbo8 = 6,
+    raw = 7,
     // Composite formats (composite.h), there to be compared with.
-    outlier2 = 64, outlier3, outlier4, split2_3, split2_4, split3_4, split3_5, prod2, prod3, prod4, uniform2, uniform3, uniform4,
+    outlier2 = 64,
+    outlier3,
+    outlier4,
+    split2_3,
+    split2_4,
+    split3_4,
+    split3_5,
+    prod2,
+    prod3,
+    prod4,
+    uniform2,
+    uniform3,
+    uniform4,
 };
 
 /// What a tile of this codec decodes to before attention reads it.
@@ -43,18 +61,21 @@ enum class Family : std::uint8_t {
 struct CodecInfo {
     CodecId id;
     std::string_view name;
-    int bits;            ///< code bits per value
+    int bits;  ///< code bits per value
     PanelKind panel;
-    bool rotated;        ///< attention works in the rotated space; false: in the model's space, and panels have no scales (`raw`, composites)
+    bool rotated;  ///< attention works in the rotated space; false: in the model's space, and panels have no scales (`raw`, composites)
     Family family = Family::scalar;
     int outlier_bits = 0;  ///< of the outlier channels, if the family has them
 };
 
 /// First row = default.
 inline constexpr CodecInfo kCodecs[] = {
-    {CodecId::turbo4, "turbo4", 4, PanelKind::i8, true},   {CodecId::turbo3, "turbo3", 3, PanelKind::i8, true},
-    {CodecId::turbo2, "turbo2", 2, PanelKind::i8, true},   {CodecId::turbo5, "turbo5", 5, PanelKind::f32, true},
-    {CodecId::turbo6, "turbo6", 6, PanelKind::f32, true},  {CodecId::turbo8, "turbo8", 8, PanelKind::f32, true},
+    {CodecId::turbo4, "turbo4", 4, PanelKind::i8, true},
+    {CodecId::turbo3, "turbo3", 3, PanelKind::i8, true},
+    {CodecId::turbo2, "turbo2", 2, PanelKind::i8, true},
+    {CodecId::turbo5, "turbo5", 5, PanelKind::f32, true},
+    {CodecId::turbo6, "turbo6", 6, PanelKind::f32, true},
+    {CodecId::turbo8, "turbo8", 8, PanelKind::f32, true},
     {CodecId::raw, "raw", 16, PanelKind::f32, false, Family::raw},
     {CodecId::outlier2, "outlier2", 2, PanelKind::f32, false, Family::outliers, 8},
     {CodecId::outlier3, "outlier3", 3, PanelKind::f32, false, Family::outliers, 8},
@@ -85,8 +106,8 @@ constexpr std::optional<CodecId> find_codec(std::string_view name) {
     return std::nullopt;
 }
 
-/// Formats that are decoded as a whole, tile by tile, into the model's space (composite.h): there to be compared with, not for speed, and so no
-/// devices of their own in stock tools.
+/// Formats that are decoded as a whole, tile by tile, into the model's space (composite.h): there to be compared with, not for speed, and
+/// so no devices of their own in stock tools.
 constexpr bool is_composite(CodecId id) { return codec_info(id).family != Family::scalar && codec_info(id).family != Family::raw; }
 /// Family::outliers: channels above so many times their head's median RMS are outliers, unless a SPEC says otherwise.
 inline constexpr float kOutlierRatio = 3;

@@ -35,8 +35,8 @@ struct PartCodes {
     std::vector<std::uint16_t> scales;
 };
 
-/// A largest magnitude as fp16 with 8 significant bits, or 4 of them, rounded up, that fit a byte. Not up by the last bits of fp16: a vector that was
-/// decoded, rounded and encoded again finds the same scale.
+/// A largest magnitude as fp16 with 8 significant bits, or 4 of them, rounded up, that fit a byte. Not up by the last bits of fp16: a
+/// vector that was decoded, rounded and encoded again finds the same scale.
 std::uint16_t coarse_half(float a, int scale_bytes) {
     const int half = to_half(a);
     return static_cast<std::uint16_t>(scale_bytes == 2 ? std::min(half + 4, 0x7bff) & ~7 : std::min(half + 120, 0x7bff) & ~127);
@@ -54,7 +54,8 @@ PartCodes quantize_uniform(std::span<const float> x, int bits, int group, int sc
         a = from_half(out.scales.back());
         const float top = static_cast<float>((1 << bits) - 1);
         for (const float v : part)
-            out.codes.push_back(static_cast<std::uint8_t>(std::clamp(std::nearbyint(a > 0 ? (v / a + 1) / level_step(bits) : 0), 0.0f, top)));
+            out.codes.push_back(
+                static_cast<std::uint8_t>(std::clamp(std::nearbyint(a > 0 ? (v / a + 1) / level_step(bits) : 0), 0.0f, top)));
     }
     return out;
 }
@@ -73,7 +74,8 @@ struct Tile {
     void put(bool outliers, int slot, const PartCodes& codes) const {
         const CompositePart& part = outliers ? layout.outliers : layout.rest;
         for (int k = 0; k < part.n_scales; ++k) {
-            std::uint8_t* scale = bytes + layout.mask_bytes + (outliers ? layout.rest.all_scale_bytes() : 0) + part.scale_bytes * (k * kSlots + slot);
+            std::uint8_t* scale =
+                bytes + layout.mask_bytes + (outliers ? layout.rest.all_scale_bytes() : 0) + part.scale_bytes * (k * kSlots + slot);
             scale[0] = static_cast<std::uint8_t>(part.scale_bytes == 1 ? codes.scales[k] >> 7 : codes.scales[k]);
             if (part.scale_bytes == 2) scale[1] = static_cast<std::uint8_t>(codes.scales[k] >> 8);
         }
@@ -113,7 +115,8 @@ class PartReader {
         std::fill_n(out, slots_.n, std::uint8_t{0});
         for (int b = 0; b < part_.bits; ++b) {
             const std::uint8_t* word = planes_ + static_cast<std::size_t>(i * part_.bits + b) * (kSlots / 8);
-            for (int s = 0; s < slots_.n; ++s) out[s] = static_cast<std::uint8_t>(out[s] | (word[(slots_.first + s) / 8] >> (slots_.first + s) % 8 & 1) << b);
+            for (int s = 0; s < slots_.n; ++s)
+                out[s] = static_cast<std::uint8_t>(out[s] | (word[(slots_.first + s) / 8] >> (slots_.first + s) % 8 & 1) << b);
         }
     }
     /// rows = levels[code] * scale of group i/group.
@@ -177,10 +180,12 @@ std::vector<float> decode_rows(const TileShape& shape, const std::uint8_t* tile,
 }
 
 void check(const TileShape& shape, int slot, std::size_t values) {
-    if (!is_composite(shape.codec)) throw std::invalid_argument("composite: codec '" + std::string(codec_info(shape.codec).name) + "' is none");
+    if (!is_composite(shape.codec))
+        throw std::invalid_argument("composite: codec '" + std::string(codec_info(shape.codec).name) + "' is none");
     if (!head_dim_supported(shape.head_dim) || values != static_cast<std::size_t>(shape.head_dim))
         throw std::invalid_argument("composite: " + std::to_string(values) + " values for head_dim " + std::to_string(shape.head_dim));
-    if (shape.n_outliers < 0 || shape.n_outliers > shape.head_dim / 2) throw std::invalid_argument("composite: more than half of the channels are outliers");
+    if (shape.n_outliers < 0 || shape.n_outliers > shape.head_dim / 2)
+        throw std::invalid_argument("composite: more than half of the channels are outliers");
     if (slot < 0 || slot >= kSlots) throw std::invalid_argument("composite: slot " + std::to_string(slot) + " is not in 0..63");
 }
 

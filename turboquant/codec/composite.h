@@ -1,20 +1,25 @@
 // Composite formats: what other schemes do, as real packed formats, so that their claims can be measured beside ours (docs/outliers.md).
 //
-// A vector is quantized in up to two parts and decoded back into the model's space, all 64 slots of a tile at once; attention reads a float panel and
-// rotates nothing. Simple rather than fast.
+// A vector is quantized in up to two parts and decoded back into the model's space, all 64 slots of a tile at once; attention reads a float
+// panel and rotates nothing. Simple rather than fast.
 //
-//   outlier<b>      dynamic outlier channels: those of large RMS, chosen per head (cache/outlier_channels.h), at 8 bits, uniform levels between
+//   outlier<b>      dynamic outlier channels: those of large RMS, chosen per head (cache/outlier_channels.h), at 8 bits, uniform levels
+//   between
 //                   -a and a, a their largest magnitude in this vector; the others rotated among themselves, Lloyd-Max at b bits, one scale
-//   split<b>_<c>    the fixed split of TurboQuant, arXiv:2504.19874, sec. 4.3: the quarter of the channels with the largest RMS (32 of 128) at c bits, the
+//   split<b>_<c>    the fixed split of TurboQuant, arXiv:2504.19874, sec. 4.3: the quarter of the channels with the largest RMS (32 of 128)
+//   at c bits, the
 //                   others at b, each part with its own rotation, codebook and scale
 //   prod<b>         Algorithm 2 of the same paper (prod.h): b-1 bits of Lloyd-Max, 1 bit of QJL sketch of the residual, two norms
-//   uniform<b>      no rotation: b-bit uniform levels between -a and a, a the largest magnitude in a group of 32 channels (4 bits: 4.5 bits in all)
+//   uniform<b>      no rotation: b-bit uniform levels between -a and a, a the largest magnitude in a group of 32 channels (4 bits: 4.5 bits
+//   in all)
 //
 // Tile (sizes: composite_layout in tile.h), little-endian:
-//   mask        head_dim bits, 1 = outlier channel; only if there are outliers. All tiles of a head hold the same; it is counted in the bits.
-//   scales      of the parts in order, scale k of slot s at k*64 + s: fp16; magnitudes `a` of uniform<b> are rounded to 8 significant bits, those of
+//   mask        head_dim bits, 1 = outlier channel; only if there are outliers. All tiles of a head hold the same; it is counted in the
+//   bits. scales      of the parts in order, scale k of slot s at k*64 + s: fp16; magnitudes `a` of uniform<b> are rounded to 8 significant
+//   bits, those of
 //               outlier<b> are rounded up to 4 and stored in one byte, the upper 8 bits of an fp16 value without its sign
-//   bit planes  per stored value 64-bit words, lowest bit first, one per bit: bit s of a word belongs to slot s. Stored order: the channels that are
+//   bit planes  per stored value 64-bit words, lowest bit first, one per bit: bit s of a word belongs to slot s. Stored order: the channels
+//   that are
 //               not outliers, ascending (rotated, if the part is), then the outliers; for prod the MSE codes, then the signs.
 // A tile of zeros decodes to zeros.
 #pragma once
@@ -30,8 +35,9 @@ namespace turboquant {
 /// Outlier channels per head of a shape; 0 for formats without.
 constexpr int outlier_count(const TileShape& s) { return has_outliers(s.codec) ? composite_layout(s).outliers.n : 0; }
 
-/// Writes the mask into a tile: outlier[i] != 0 for exactly outlier_count(shape) of the head_dim channels (std::invalid_argument otherwise). It decides
-/// what the bytes of all slots mean: write it before the first of them, and the same again, or nothing, later. Nothing to do without outliers.
+/// Writes the mask into a tile: outlier[i] != 0 for exactly outlier_count(shape) of the head_dim channels (std::invalid_argument
+/// otherwise). It decides what the bytes of all slots mean: write it before the first of them, and the same again, or nothing, later.
+/// Nothing to do without outliers.
 void composite_set_mask(const TileShape& shape, std::uint8_t* tile, std::span<const std::uint8_t> outlier);
 
 /// Encodes x (head_dim values, model's space) into a slot. A tile without a mask gets that of the first channels.

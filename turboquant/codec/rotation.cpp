@@ -65,7 +65,8 @@ void rotate(std::span<float> x, const Rotation& r, bool inverse) {
 
 void check_size(std::span<const float> x, int head_dim, int lanes) {
     if (x.size() != static_cast<std::size_t>(head_dim) * lanes)
-        throw std::invalid_argument("rotation: got " + std::to_string(x.size()) + " values for " + std::to_string(lanes) + " x " + std::to_string(head_dim));
+        throw std::invalid_argument("rotation: got " + std::to_string(x.size()) + " values for " + std::to_string(lanes) + " x " +
+                                    std::to_string(head_dim));
 }
 
 }  // namespace

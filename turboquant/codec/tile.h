@@ -88,8 +88,7 @@ constexpr std::size_t panel_index(PanelKind panel, Side side, int head_dim, int 
     if (panel == PanelKind::i8)
         return side == Side::key ? (static_cast<std::size_t>(dim / 4) * kTileKeys + slot) * 4 + dim % 4
                                  : (static_cast<std::size_t>(slot / 4) * head_dim + dim) * 4 + slot % 4;
-    return side == Side::key ? static_cast<std::size_t>(dim) * kTileKeys + slot
-                             : static_cast<std::size_t>(slot) * head_dim + dim;
+    return side == Side::key ? static_cast<std::size_t>(dim) * kTileKeys + slot : static_cast<std::size_t>(slot) * head_dim + dim;
 }
 
 /// Reads / writes one code index at stream position `index` (scalar specification of the bit planes above).
