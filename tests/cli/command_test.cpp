@@ -12,20 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-// One thread: the teams of several test programs at once would spin against each other.
-const std::string kModel = " -t 1 -m " + kDemo + " ";
-
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
-
-/// Text written by the demo model itself, with a fixed seed: 2 chunks of 256 tokens and some more.
-const std::string& demo_text() {
-    static const std::string path = [] {
-        const Outcome r = run_command("run" + kModel + " -p 'It was' -n 700 --kv f16 --temp 1 --seed 7 --ignore-eos");
-        EXPECT_EQ(r.exit_code, 0) << r.err;
-        return write_file("text.txt", r.out);
-    }();
-    return path;
-}
 
 json eval(const std::string& args) {
     const Outcome r = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json " + args);

@@ -1,6 +1,7 @@
 // Runs the built command as a user would.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,5 +50,18 @@ inline Outcome run_command(const std::string& args) {
 }
 
 inline const std::string kDemo = "'" TQ_DEMO_MODEL "'";
+
+// One thread: the teams of several test programs at once would spin against each other.
+inline const std::string kModel = " -t 1 -m " + kDemo + " ";
+
+/// Text written by the demo model itself, with a fixed seed: 2 chunks of 256 tokens and some more.
+inline const std::string& demo_text() {
+    static const std::string path = [] {
+        const Outcome r = run_command("run" + kModel + " -p 'It was' -n 700 --kv f16 --temp 1 --seed 7 --ignore-eos");
+        EXPECT_EQ(r.exit_code, 0) << r.err;
+        return write_file("text.txt", r.out);
+    }();
+    return path;
+}
 
 }  // namespace turboquant::cli

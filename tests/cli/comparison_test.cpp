@@ -1,0 +1,60 @@
+// What the composite formats are there to show (docs/outliers.md), on models small enough for a test.
+#include <cmath>
+#include <filesystem>
+
+#include "nlohmann/json.hpp"
+#include "support.h"
+
+namespace turboquant::cli {
+namespace {
+
+using nlohmann::json;
+
+json eval(const std::string& args) {
+    const Outcome r = run_command("eval --json " + args);
+    EXPECT_EQ(r.exit_code, 0) << r.err;
+    return json::parse(r.out, nullptr, false);
+}
+
+double loss(const json& row) { return row["ppl"].get<double>() / row["ppl_f16"].get<double>(); }
+double kld(const json& row) { return row["mean_kld"]; }
+
+// Both spend 3 bits a key; Prod (QJL) gives one of them to an unbiased estimate, whose variance softmax amplifies.
+TEST(Comparison, ProdLosesToMseByAWideMargin) {
+    const json rows = eval(kModel + "-f " + demo_text() +
+                           " -c 256 --chunks 2 --kv k=turbo3,v=raw k=prod3,v=raw k=turbo3,v=raw,offset=off k=prod3,v=raw,offset=off");
+    ASSERT_EQ(rows.size(), 4u);
+    for (const int i : {0, 2}) {
+        EXPECT_GT(kld(rows[i + 1]), 3 * kld(rows[i])) << rows;
+        EXPECT_LT(kld(rows[i + 1]), 9 * kld(rows[i])) << rows;
+        EXPECT_GE(rows[i + 1]["bits_per_value"], rows[i]["bits_per_value"]);
+    }
+    EXPECT_GT(loss(rows[3]) - 1, 2 * (loss(rows[2]) - 1)) << rows;
+    EXPECT_LT(loss(rows[2]), 1.3);
+    EXPECT_GT(kld(rows[0]), 0.005);
+    EXPECT_LT(kld(rows[0]), 0.04);
+}
+
+TEST(Comparison, OutlierChannelsSaveAModelWithAKeyBias) {
+    const auto shared = std::filesystem::path(TQ_DEMO_MODEL).parent_path() / ".." / ".." / "shared";
+    if (!std::filesystem::exists(shared / "models" / "biased.gguf")) GTEST_SKIP() << "../shared/models/biased.gguf is not there";
+    const json rows = eval("-t 1 -m '" + (shared / "models" / "biased.gguf").string() + "' -f '" + (shared / "data" / "eval.txt").string() +
+                           "' -c 256 --chunks 2 --kv turbo3,offset=off k=outlier3,v=turbo3,offset=off k=outlier3,v=raw,offset=off "
+                           "uniform4,offset=off k=turbo3,v=raw k=prod3,v=raw");
+    ASSERT_EQ(rows.size(), 6u);
+    EXPECT_GT(loss(rows[0]), 8) << "uniform bits destroy the model";
+    EXPECT_GT(loss(rows[3]), 8);
+    EXPECT_LT(loss(rows[1]), 1.025);
+    EXPECT_GT(loss(rows[1]), 0.97);
+    EXPECT_GT(kld(rows[1]), 0.015);
+    EXPECT_LT(kld(rows[1]), 0.06);
+    EXPECT_LT(rows[1]["bits_per_value"], 3.45);
+    EXPECT_GT(rows[1]["bits_per_value"], 3.2);
+    EXPECT_LT(2 * rows[2]["bits_per_value"].get<double>() - 16, 3.65) << "the keys alone, with the cells' positions";
+    EXPECT_GT(2 * rows[2]["bits_per_value"].get<double>() - 16, 3.4);
+    EXPECT_GT(kld(rows[5]), 3 * kld(rows[4])) << "Prod against MSE, with the bias removed";
+    EXPECT_LT(kld(rows[5]), 9 * kld(rows[4]));
+}
+
+}  // namespace
+}  // namespace turboquant::cli
