@@ -22,6 +22,15 @@ void decode_packed(std::span<const std::uint16_t> row, const PackedHeader& h, st
     }
 }
 
+/// False for a damaged row: the scale at the end of a head's codes is infinite or NaN.
+bool scales_finite(std::span<const std::uint16_t> row, const PackedHeader& h) {
+    const std::span<const std::uint8_t> codes = packed_codes(row, h);
+    const std::size_t bytes = row_bytes(h.codec, h.head_dim);
+    for (std::size_t end = bytes; end <= codes.size(); end += bytes)
+        if ((codes[end - 1] & 0x7c) == 0x7c) return false;
+    return true;
+}
+
 /// Plain fp16 values; false if one is not finite, then all are zero.
 bool decode_plain(std::span<const std::uint16_t> row, std::span<float> x) {
     std::transform(row.begin(), row.end(), x.begin(), from_half);
@@ -80,6 +89,13 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     std::vector<float> x, one(n_embd);
     for (std::int64_t i = 0; i < n; i++) {
         const std::optional<PackedHeader>& h = headers[i];
+        if (h && !scales_finite(saved(i), *h)) {
+            std::fill(one.begin(), one.end(), 0.0f);
+            result = RestoreResult::not_finite;
+            rows.push_back(first + i), at.push_back(pos[i] = -1);
+            x.insert(x.end(), one.begin(), one.end());
+            continue;
+        }
         if (h && h->codec == g_.codec && h->head_dim == head_dim_ && (h->mu_hash == mu_hash || (h->mu_hash == 0 && h->pos < 0))) {
             const std::span<const std::uint8_t> codes = packed_codes(saved(i), *h);
             for (int head = 0; head < n_head(); head++)

@@ -6,12 +6,22 @@
 namespace turboquant {
 namespace {
 
-constexpr std::uint16_t kMark0 = 0x7e54, kMark1 = 0x7e51;
+constexpr std::uint16_t kMark = 0x7e54;
+constexpr std::uint8_t kNan = 0x7e;  // high byte of an fp16 NaN
 constexpr std::uint8_t kVersion = 1;
 constexpr std::size_t kHeaderBytes = 16;
 constexpr std::size_t kTagBits = 64;
+constexpr int kHeadDimUnit = 16;
 
 constexpr std::uint32_t check_word(std::uint32_t pos) { return (pos * 0x9E3779B1u) ^ 0x54517631u; }
+
+/// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
+std::uint16_t header_check(const std::uint8_t* p) {
+    std::uint32_t h = 2166136261u;
+    for (std::size_t i = 4; i < kHeaderBytes; i++)
+        if (i != 7) h = (h ^ p[i]) * 16777619u;
+    return static_cast<std::uint16_t>(h ^ h >> 16);
+}
 
 /// How a row of n_embd values is divided.
 struct Division {
@@ -37,11 +47,12 @@ std::uint32_t hash_mu(std::span<const std::uint16_t> mu) {
 std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu) {
     auto* p = reinterpret_cast<std::uint8_t*>(row.data());
     std::memset(p, 0, 2 * row.size());
-    row[0] = kMark0, row[1] = kMark1;
-    p[4] = kVersion, p[5] = static_cast<std::uint8_t>(header.codec);
-    row[3] = static_cast<std::uint16_t>(header.head_dim);
+    row[0] = kMark;
+    p[4] = kVersion, p[5] = static_cast<std::uint8_t>(header.codec), p[6] = static_cast<std::uint8_t>(header.head_dim / kHeadDimUnit);
     std::memcpy(p + 8, &header.pos, 4);
     std::memcpy(p + 12, &header.mu_hash, 4);
+    const std::uint16_t check = header_check(p);
+    p[2] = static_cast<std::uint8_t>(check), p[3] = kNan, p[7] = static_cast<std::uint8_t>(check >> 8);
     const Division d = divide(row.size(), header.codec, header.head_dim);
     if (!mu.empty() && header.pos >= 0) {
         const std::size_t first = static_cast<std::size_t>(header.pos) % d.n_pieces * d.piece;
@@ -51,10 +62,11 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
 }
 
 std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
-    if (row.size() < kHeaderBytes / 2 || row[0] != kMark0 || row[1] != kMark1) return std::nullopt;
+    if (row.size() < kHeaderBytes / 2 || row[0] != kMark) return std::nullopt;
     const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    if (p[3] != kNan || (p[2] | p[7] << 8) != header_check(p)) return std::nullopt;
     PackedHeader h;
-    h.head_dim = row[3];
+    h.head_dim = p[6] * kHeadDimUnit;
     std::memcpy(&h.pos, p + 8, 4);
     std::memcpy(&h.mu_hash, p + 12, 4);
     for (const CodecInfo& c : kCodecs)
