@@ -37,7 +37,7 @@ static tq::TrellisCodebook with_levels(int bits, int memory, const std::vector<d
     tq::TrellisCodebook t = tq::make_trellis(bits, kDim, memory, i8, 1);
     for (std::size_t k = 0; k < levels.size(); ++k) t.centroids[k] = static_cast<float>(levels[k] / std::sqrt(kDim));
     const double gap = t.centroids[levels.size() / 2] * 2;
-    t.cost_scale = static_cast<float>(16 / (gap * gap));
+    t.cost_scale = static_cast<float>(8 / (gap * gap));
     return t;
 }
 

@@ -41,12 +41,14 @@ TEST(Quantizer, CorrectedErrorAt128IsWithinTheRequiredBounds) {
 TEST(Quantizer, ErrorFollowsTheLawForAllSizesCodecsAndModes) {
     for (auto [id, d] : test::codecs_and_sizes()) {
         if (!codec_info(id).rotated) continue;
-        const double law = codebook_for(codec_info(id).bits, d).mse;
+        const bool trellis = codec_info(id).family == Family::trellis;
+        constexpr double kTrellisError[] = {0, 0, .0799, .0218, .00597};  // measured, see trellis_test.cpp
+        const double law = trellis ? kTrellisError[codec_info(id).bits] : codebook_for(codec_info(id).bits, d).mse;
         const double expected[] = {law, 2 - 2 * std::sqrt(1 - law), law / (1 - law)};
         double measured[3];
         for (NormMode mode : {NormMode::raw, NormMode::corrected, NormMode::eden}) {
             const int m = static_cast<int>(mode);
-            measured[m] = mean_error(Quantizer(id, d, mode), 1000, 2);
+            measured[m] = mean_error(Quantizer(id, d, mode), trellis ? 300 : 1000, 2);  // the search is slow
             // Both corrections also remove the error's part along x, up to 3/d of it at high bits.
             const double ratio = measured[m] / expected[m], radial = mode == NormMode::raw ? 0 : 3.0 / d;
             EXPECT_LT(ratio, 1.04) << codec_info(id).name << " head_dim " << d << " mode " << m;

@@ -13,7 +13,7 @@ namespace {
 using test::random_bytes;
 
 // The bit planes of tile.h, spelled out for one unit of 256 indices.
-std::vector<std::uint8_t> reference_unit(int bits, const std::vector<std::uint32_t>& v) {
+std::vector<std::uint8_t> reference_unit(CodecId codec, const std::vector<std::uint32_t>& v) {
     std::vector<std::uint8_t> out;
     const auto plane4 = [&](int shift) {
         for (int h = 0; h < 2; ++h)
@@ -34,20 +34,27 @@ std::vector<std::uint8_t> reference_unit(int bits, const std::vector<std::uint32
             for (int b = 0; b < 8; ++b) out.push_back(static_cast<std::uint8_t>(word >> 8 * b));
         }
     };
-    switch (bits) {
-        case 2:
+    switch (codec) {
+        case CodecId::tcq2:
+            plane1(0), plane1(1);
+            break;
+        case CodecId::tcq4:
+            plane2(0), plane1(2), plane1(3);
+            break;
+        case CodecId::turbo2:
             plane2(0);
             break;
-        case 3:
+        case CodecId::turbo3:
+        case CodecId::tcq3:
             plane2(0), plane1(2);
             break;
-        case 4:
+        case CodecId::turbo4:
             plane4(0);
             break;
-        case 5:
+        case CodecId::turbo5:
             plane4(0), plane1(4);
             break;
-        case 6:
+        case CodecId::turbo6:
             plane4(0), plane2(4);
             break;
         default:
@@ -64,7 +71,7 @@ TEST(Tile, CodesLieInTheDocumentedBitPlanes) {
         std::vector<std::uint32_t> codes(3 * 256);
         for (auto& c : codes) c = random.bits() >> (64 - info.bits);
         for (int unit = 0; unit < 3; ++unit) {
-            const auto bytes = reference_unit(info.bits, {codes.begin() + unit * 256, codes.begin() + (unit + 1) * 256});
+            const auto bytes = reference_unit(info.id, {codes.begin() + unit * 256, codes.begin() + (unit + 1) * 256});
             expected.insert(expected.end(), bytes.begin(), bytes.end());
         }
         for (std::size_t i = codes.size(); i-- > 0;) set_code(info.id, tile.data(), i, codes[i]);
@@ -168,6 +175,9 @@ TEST(Tile, GoldenBytes) {
                               {CodecId::turbo5, 0x9a08db3e67d20ef0, 0x61554971b98996f1, 0x42403da19469a796},
                               {CodecId::turbo6, 0x602b14a96fc1f6d6, 0xe3be6755415181cc, 0x96f11abe03800b8d},
                               {CodecId::turbo8, 0x3ca8736de53c8587, 0x05245ad33dce351b, 0x02093a04f49a58a1},
+                              {CodecId::tcq4, 0x74949a7e98a0b33f, 0xe2703bafef3f5f85, 0x25de762ed98e0737},
+                              {CodecId::tcq3, 0x40b18dd70f78d78d, 0xbd61712a841f9517, 0x08364e12dcecce70},
+                              {CodecId::tcq2, 0x869fa734433e8a70, 0x359ce8244301f2b5, 0xb621725a41112b9f},
                               {CodecId::raw, 0x54fea03d1a9b8b4b, 0x06e091b963248f53, 0xa3219b51e16162ce}};
     for (const Golden& g : goldens) {
         std::uint64_t seen[3];

@@ -63,6 +63,9 @@ class Encode : public testing::TestWithParam<std::tuple<SimdLevel, CodecId>> {
     SimdLevel level() const { return std::get<0>(GetParam()); }
     CodecId codec() const { return std::get<1>(GetParam()); }
     int bits() const { return codec_info(codec()).bits; }
+    // A near tie between two paths of a trellis: many codes of the vector differ, and its scale by more than a rounding; its error hardly.
+    bool trellis() const { return codec_info(codec()).family == Family::trellis; }
+    double scale_tolerance() const { return trellis() ? 0.03 : 0.002; }
 };
 
 TEST_P(Encode, EqualsSpecificationButForNearTies) {
@@ -72,10 +75,11 @@ TEST_P(Encode, EqualsSpecificationButForNearTies) {
             Batch batch({codec(), side, d}, 100, 2), spec = batch;
             EXPECT_TRUE(batch.encode(level()));
             spec.encode_by_specification();
-            int same = 0;
+            int same = 0, equal_vectors = 0;
             double error = 0, spec_error = 0;
             for (int i = 0; i < 100; ++i) {
                 const std::vector<std::uint8_t> a = batch.row(i), b = spec.row(i);
+                equal_vectors += a == b;
                 for (int k = 0; k < d; ++k) {
                     const auto bits_at = [&](const std::vector<std::uint8_t>& r) {
                         int c = 0;
@@ -84,16 +88,19 @@ TEST_P(Encode, EqualsSpecificationButForNearTies) {
                     };
                     const int ca = bits_at(a), cb = bits_at(b);
                     same += ca == cb;
-                    ASSERT_LE(std::abs(ca - cb), 1);
+                    ASSERT_LE(std::abs(ca - cb), trellis() ? 1 << bits() : 1);
                 }
                 error += batch.error(i), spec_error += spec.error(i);
                 if (codec_info(codec()).rotated) {
                     const float sa = from_half(static_cast<std::uint16_t>(a[a.size() - 2] | a[a.size() - 1] << 8));
                     const float sb = from_half(static_cast<std::uint16_t>(b[b.size() - 2] | b[b.size() - 1] << 8));
-                    EXPECT_NEAR(sa / sb, 1, 0.002);
+                    EXPECT_NEAR(sa / sb, 1, scale_tolerance());
                 }
             }
-            EXPECT_GE(same, 0.999 * 100 * d);
+            if (trellis())
+                EXPECT_GE(equal_vectors, 97);
+            else
+                EXPECT_GE(same, 0.999 * 100 * d);
             EXPECT_NEAR(error, spec_error, 1e-3 * spec_error);
         }
 }
@@ -129,7 +136,7 @@ TEST_P(Encode, NormModes) {
         for (int i = 0; i < 64; ++i) {
             const auto a = batch.row(i), b = spec.row(i);
             const double sa = from_half(static_cast<std::uint16_t>(a[a.size() - 2] | a[a.size() - 1] << 8));
-            EXPECT_NEAR(sa / from_half(static_cast<std::uint16_t>(b[b.size() - 2] | b[b.size() - 1] << 8)), 1, 0.002);
+            EXPECT_NEAR(sa / from_half(static_cast<std::uint16_t>(b[b.size() - 2] | b[b.size() - 1] << 8)), 1, scale_tolerance());
         }
     }
 }

@@ -20,6 +20,9 @@ enum class CodecId : std::uint8_t {
     turbo6 = 5,
     turbo8 = 6,
     raw = 7,
+    tcq4 = 8,
+    tcq3 = 9,
+    tcq2 = 10,
     // Composite formats (composite.h), there to be compared with.
     outlier2 = 64,
     outlier3,
@@ -48,10 +51,11 @@ enum class Side : std::uint8_t { key, value };
 /// `raw`: n.  `corrected`: n/|c| (the norm is exact).  `eden`: n/<y,c> (unbiased; DRIVE/EDEN 2021-22).
 enum class NormMode : std::uint8_t { raw, corrected, eden };
 
-/// How a codec is built. All but `scalar` and `raw` are composite: composite.h.
+/// How a codec is built. The last four are composite: composite.h.
 enum class Family : std::uint8_t {
     scalar,    ///< one rotation, one codebook, one scale
     raw,       ///< f16 as it is
+    trellis,   ///< one rotation, one scale, trellis-coded levels: trellis.h
     outliers,  ///< channels of large RMS at outlier_bits, how many is measured (TileShape::n_outliers); the rest as scalar
     split,     ///< the quarter of the channels with the largest RMS at outlier_bits, the rest at bits, each part as scalar
     prod,      ///< bits-1 as scalar and one bit of sign sketch of the residual
@@ -77,6 +81,9 @@ inline constexpr CodecInfo kCodecs[] = {
     {CodecId::turbo6, "turbo6", 6, PanelKind::f32, true},
     {CodecId::turbo8, "turbo8", 8, PanelKind::f32, true},
     {CodecId::raw, "raw", 16, PanelKind::f32, false, Family::raw},
+    {CodecId::tcq4, "tcq4", 4, PanelKind::i8, true, Family::trellis},
+    {CodecId::tcq3, "tcq3", 3, PanelKind::i8, true, Family::trellis},
+    {CodecId::tcq2, "tcq2", 2, PanelKind::i8, true, Family::trellis},
     {CodecId::outlier2, "outlier2", 2, PanelKind::f32, false, Family::outliers, 8},
     {CodecId::outlier3, "outlier3", 3, PanelKind::f32, false, Family::outliers, 8},
     {CodecId::outlier4, "outlier4", 4, PanelKind::f32, false, Family::outliers, 8},
@@ -108,7 +115,7 @@ constexpr std::optional<CodecId> find_codec(std::string_view name) {
 
 /// Formats that are decoded as a whole, tile by tile, into the model's space (composite.h): there to be compared with, not for speed, and
 /// so no devices of their own in stock tools.
-constexpr bool is_composite(CodecId id) { return codec_info(id).family != Family::scalar && codec_info(id).family != Family::raw; }
+constexpr bool is_composite(CodecId id) { return codec_info(id).family >= Family::outliers; }
 /// Family::outliers: channels above so many times their head's median RMS are outliers, unless a SPEC says otherwise.
 inline constexpr float kOutlierRatio = 3;
 /// Composites whose outlier channels are chosen by measuring the first rows.

@@ -44,40 +44,74 @@ Quantizer::Quantizer(CodecId codec, int head_dim, NormMode mode) : codec_(codec)
     if (!codec_info(codec).rotated)
         throw std::invalid_argument("quantizer: codec '" + std::string(codec_info(codec).name) + "' is not of this kind");
     rotation_ = &rotation_for(head_dim);
-    codebook_ = &codebook_for(codec_info(codec).bits, head_dim);
+    if (codec_info(codec).family == Family::trellis)
+        trellis_ = &trellis_for(codec_info(codec).bits, head_dim);
+    else
+        codebook_ = &codebook_for(codec_info(codec).bits, head_dim);
 }
 
-QuantizedVector quantize_mse(const Rotation& rotation, const Codebook& codebook, NormMode mode, std::span<const float> x) {
+namespace {
+
+// Algorithm 1; `encode` writes the codes of a rotated unit vector and their levels.
+template <class Encode>
+QuantizedVector quantize_with(const Rotation& rotation, NormMode mode, std::span<const float> x, Encode encode) {
     check_size(x.size(), rotation.head_dim());
     const double norm = finite_norm(x);
     QuantizedVector out;
-    std::vector<float> y(x.size());
+    std::vector<float> y(x.size()), levels(x.size());
     if (norm > 0)
         for (std::size_t i = 0; i < x.size(); ++i) y[i] = static_cast<float>(x[i] / norm);
     rotation.forward(y);
+    out.codes.resize(x.size());
+    encode(y, out.codes, levels);
     double cc = 0, yc = 0;
-    for (float v : y) {
-        out.codes.push_back(static_cast<std::uint8_t>(codebook.quantize(v)));
-        const double c = codebook.centroids[out.codes.back()];
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const double c = levels[i];
         cc += c * c;
-        yc += c * v;
+        yc += c * y[i];
     }
     double scale = norm;
     if (norm > 0 && mode == NormMode::corrected) scale = norm / std::sqrt(cc);
-    if (norm > 0 && mode == NormMode::eden) scale = norm / yc;  // positive: level and value have the same sign
+    if (norm > 0 && mode == NormMode::eden) scale = norm / yc;  // positive: the levels are nearer to y than 0 is
     out.scale = from_half(to_half(static_cast<float>(std::min(scale, kMaxHalf))));
     return out;
 }
 
-QuantizedVector Quantizer::quantize(std::span<const float> x) const { return quantize_mse(*rotation_, *codebook_, mode_, x); }
+void levels_of(const TrellisCodebook& book, std::span<const std::uint8_t> codes, std::span<float> levels) {
+    std::vector<std::uint8_t> index(codes.size());
+    trellis_levels(book, codes, index);
+    for (std::size_t i = 0; i < codes.size(); ++i) levels[i] = book.centroids[index[i]];
+}
+
+}  // namespace
+
+QuantizedVector quantize_mse(const Rotation& rotation, const Codebook& codebook, NormMode mode, std::span<const float> x) {
+    return quantize_with(rotation, mode, x, [&](std::span<const float> y, std::span<std::uint8_t> codes, std::span<float> levels) {
+        for (std::size_t i = 0; i < y.size(); ++i) {
+            codes[i] = static_cast<std::uint8_t>(codebook.quantize(y[i]));
+            levels[i] = codebook.centroids[codes[i]];
+        }
+    });
+}
+
+QuantizedVector Quantizer::quantize(std::span<const float> x) const {
+    if (!trellis_) return quantize_mse(*rotation_, *codebook_, mode_, x);
+    return quantize_with(*rotation_, mode_, x, [&](std::span<const float> y, std::span<std::uint8_t> codes, std::span<float> levels) {
+        trellis_encode(*trellis_, y, codes);
+        levels_of(*trellis_, codes, levels);
+    });
+}
 
 void Quantizer::dequantize_rotated(const QuantizedVector& q, std::span<float> y) const {
     check_size(y.size(), head_dim_);
     check_size(q.codes.size(), head_dim_);
-    for (int i = 0; i < head_dim_; ++i) {
-        if (q.codes[i] >= codebook_->centroids.size()) throw std::invalid_argument("quantizer: code out of range");
-        y[i] = codebook_->centroids[q.codes[i]] * q.scale;
-    }
+    for (const std::uint8_t code : q.codes)
+        if (code >> codec_info(codec_).bits) throw std::invalid_argument("quantizer: code out of range");
+    if (trellis_)
+        levels_of(*trellis_, q.codes, y);
+    else
+        for (int i = 0; i < head_dim_; ++i) y[i] = codebook_->centroids[q.codes[i]];
+    for (float& v : y) v *= q.scale;
 }
 
 void Quantizer::dequantize(const QuantizedVector& q, std::span<float> x) const {
@@ -109,9 +143,9 @@ void tile_decode_rotated(const TileShape& shape, const std::uint8_t* tile, int s
         for (int i = 0; i < shape.head_dim; ++i) y[i] = load_half(tile + 2 * index(i));
         return;
     }
-    const Codebook& book = codebook_for(info.bits, shape.head_dim);
-    const float scale = load_half(tile + tile_code_bytes(shape) + 2 * slot);
-    for (int i = 0; i < shape.head_dim; ++i) y[i] = book.centroids[get_code(shape.codec, tile, index(i))] * scale;
+    QuantizedVector q{std::vector<std::uint8_t>(shape.head_dim), load_half(tile + tile_code_bytes(shape) + 2 * slot)};
+    for (int i = 0; i < shape.head_dim; ++i) q.codes[i] = static_cast<std::uint8_t>(get_code(shape.codec, tile, index(i)));
+    Quantizer(shape.codec, shape.head_dim).dequantize_rotated(q, y);
 }
 
 }  // namespace turboquant

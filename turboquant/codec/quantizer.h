@@ -11,6 +11,7 @@
 #include "turboquant/codec/codec.h"
 #include "turboquant/codec/rotation.h"
 #include "turboquant/codec/tile.h"
+#include "turboquant/codec/trellis.h"
 
 namespace turboquant {
 
@@ -39,7 +40,7 @@ class Quantizer {
     int head_dim() const { return head_dim_; }
     NormMode mode() const { return mode_; }
     const Rotation& rotation() const { return *rotation_; }
-    const Codebook& codebook() const { return *codebook_; }
+    const Codebook& codebook() const { return *codebook_; }  ///< not of trellis codecs
 
     /// x: head_dim values in the model's space. See quantize_mse.
     QuantizedVector quantize(std::span<const float> x) const;
@@ -54,14 +55,15 @@ class Quantizer {
     int head_dim_;
     NormMode mode_;
     const Rotation* rotation_;
-    const Codebook* codebook_;
+    const Codebook* codebook_ = nullptr;        // one of
+    const TrellisCodebook* trellis_ = nullptr;  // these two
 };
 
-/// Scalar specification of writing / reading a tile slot (any codec, raw and composites included). Values in the model's space for these; for rotated codecs
-/// encode takes the model's space and `tile_decode_rotated` returns the rotated space (what attention works in).
-/// Norm mode `corrected` unless given. Both throw std::invalid_argument on a wrong slot, size or head_dim; tile_encode throws
-/// std::domain_error on a non-finite value and then leaves the slot as it was. Decoding takes any bytes: a scale that is NaN or infinite
-/// gives non-finite values, nothing worse.
+/// Scalar specification of writing / reading a tile slot (any codec, raw and composites included). Values in the model's space for these;
+/// for rotated codecs encode takes the model's space and `tile_decode_rotated` returns the rotated space (what attention works in). Norm
+/// mode `corrected` unless given. Both throw std::invalid_argument on a wrong slot, size or head_dim; tile_encode throws std::domain_error
+/// on a non-finite value and then leaves the slot as it was. Decoding takes any bytes: a scale that is NaN or infinite gives non-finite
+/// values, nothing worse.
 void tile_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span<const float> x, NormMode mode = NormMode::corrected);
 void tile_decode_rotated(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> y);
 

@@ -57,6 +57,7 @@ std::uint32_t get_code(CodecId codec, const std::uint8_t* codes, std::size_t ind
         case CodecId::turbo2:
             return read<2>(unit, r);
         case CodecId::turbo3:
+        case CodecId::tcq3:
             return read<2>(unit, r) | read<1>(unit + plane_bytes(2), r) << 2;
         case CodecId::turbo4:
             return read<4>(unit, r);
@@ -64,6 +65,10 @@ std::uint32_t get_code(CodecId codec, const std::uint8_t* codes, std::size_t ind
             return read<4>(unit, r) | read<1>(unit + plane_bytes(4), r) << 4;
         case CodecId::turbo6:
             return read<4>(unit, r) | read<2>(unit + plane_bytes(4), r) << 4;
+        case CodecId::tcq2:
+            return read<1>(unit, r) | read<1>(unit + plane_bytes(1), r) << 1;
+        case CodecId::tcq4:
+            return read<2>(unit, r) | read<1>(unit + plane_bytes(2), r) << 2 | read<1>(unit + plane_bytes(3), r) << 3;
         case CodecId::turbo8:
             return read<8>(unit, r);
         default:
@@ -79,6 +84,7 @@ void set_code(CodecId codec, std::uint8_t* codes, std::size_t index, std::uint32
         case CodecId::turbo2:
             return write<2>(unit, r, code);
         case CodecId::turbo3:
+        case CodecId::tcq3:
             write<2>(unit, r, code);
             return write<1>(unit + plane_bytes(2), r, code >> 2);
         case CodecId::turbo4:
@@ -89,6 +95,13 @@ void set_code(CodecId codec, std::uint8_t* codes, std::size_t index, std::uint32
         case CodecId::turbo6:
             write<4>(unit, r, code);
             return write<2>(unit + plane_bytes(4), r, code >> 4);
+        case CodecId::tcq2:
+            write<1>(unit, r, code);
+            return write<1>(unit + plane_bytes(1), r, code >> 1);
+        case CodecId::tcq4:
+            write<2>(unit, r, code);
+            write<1>(unit + plane_bytes(2), r, code >> 2);
+            return write<1>(unit + plane_bytes(3), r, code >> 3);
         case CodecId::turbo8:
             return write<8>(unit, r, code);
         default:

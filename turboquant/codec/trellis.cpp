@@ -17,11 +17,10 @@ struct Polynomials {
 };
 
 // Ungerboeck 1982/1987, one-dimensional codes of 8 to 256 states.
-constexpr Polynomials kUngerboeck[] = {{013, 04}, {023, 04}, {045, 010}, {0103, 024}, {0235, 0126}, {0515, 0362}};
+constexpr Polynomials kUngerboeck[] = {{013, 04}, {023, 04}, {045, 010}, {0103, 024}, {kTrellisH0, kTrellisH1}, {0515, 0362}};
 constexpr int kMinMemory = 3, kMaxMemory = 8;
 
 // Trained by scripts/train_trellis.cpp.
-constexpr int kMemory = 7;
 struct Trained {
     float step;  // in units of sigma
     std::array<std::int8_t, 16> positive;
@@ -32,8 +31,7 @@ constexpr Trained kTrained[] = {
     {.025148f, {2, 7, 12, 17, 22, 27, 33, 38, 44, 51, 58, 66, 76, 87, 103, 125}},
 };
 
-constexpr int kMaxMetric = 255, kNormalizeEvery = 8;
-constexpr int kOverlap = 64;  // values on either side of the ring's joint that decide its state
+constexpr int kMaxMetric = 255;
 
 // Costs of the four subsets and the nearest point of each, for one value.
 void measure(const TrellisCodebook& t, float y, int* cost, std::uint8_t* points) {
@@ -72,7 +70,7 @@ class Pass {
                     next[2 * j + bit] = std::min(a, b);
                 }
             std::swap(metric_, next);
-            if (i % kNormalizeEvery == kNormalizeEvery - 1) {
+            if (i % kTrellisNormalizeEvery == kTrellisNormalizeEvery - 1) {
                 const int base = *std::min_element(metric_.begin(), metric_.end());
                 for (int& m : metric_) m -= base;
             }
@@ -125,7 +123,7 @@ TrellisCodebook make_trellis(int bits, int head_dim, int memory, std::vector<std
     for (std::int8_t level : t.i8) t.centroids.push_back(static_cast<float>(level) * t.i8_step);
     const std::size_t half = t.i8.size() / 2;
     const float gap = t.centroids[half] - t.centroids[half - 1];
-    t.cost_scale = 16 / (gap * gap);
+    t.cost_scale = 8 / (gap * gap);
     return t;
 }
 
@@ -141,7 +139,7 @@ const TrellisCodebook& trellis_for(int bits, int head_dim) {
         std::vector<std::int8_t> i8;
         for (std::size_t k = half; k-- > 0;) i8.push_back(static_cast<std::int8_t>(-trained.positive[k]));
         i8.insert(i8.end(), trained.positive.begin(), trained.positive.begin() + half);
-        it->second = make_trellis(bits, head_dim, kMemory, std::move(i8), trained.step);
+        it->second = make_trellis(bits, head_dim, kTrellisMemory, std::move(i8), trained.step);
     }
     return it->second;
 }
@@ -153,9 +151,9 @@ void trellis_encode(const TrellisCodebook& t, std::span<const float> y, std::spa
     std::vector<std::uint8_t> points(4 * n);
     for (std::size_t i = 0; i < n; ++i) measure(t, y[i], &costs[4 * i], &points[4 * i]);
 
-    const Pass joint(t, costs, (n - kOverlap % n) % n, 2 * kOverlap, std::vector<int>(n_states, 0));
+    const Pass joint(t, costs, (n - kTrellisOverlap % n) % n, 2 * kTrellisOverlap, std::vector<int>(n_states, 0));
     std::size_t state = joint.best_state();
-    for (std::size_t i = 2 * kOverlap; i-- > kOverlap;) state = joint.back(i, state);
+    for (std::size_t i = 2 * kTrellisOverlap; i-- > kTrellisOverlap;) state = joint.back(i, state);
 
     std::vector<int> metric(n_states, kMaxMetric);
     metric[state] = 0;

@@ -32,6 +32,12 @@
 
 namespace turboquant {
 
+/// The code in use: 128 states.
+inline constexpr int kTrellisMemory = 7;
+inline constexpr std::uint32_t kTrellisH0 = 0235, kTrellisH1 = 0126;
+inline constexpr int kTrellisOverlap = 64;  ///< values on either side of the ring's joint in pass 1
+inline constexpr int kTrellisNormalizeEvery = 8;
+
 /// Levels and code of one (bits, head_dim). Immutable.
 struct TrellisCodebook {
     int bits = 0;
@@ -41,7 +47,7 @@ struct TrellisCodebook {
     std::vector<std::int8_t> i8;   ///< 2^(bits+1) levels, ascending, symmetric
     float i8_step = 0;             ///< level = i8 * i8_step, for coordinates of a *unit* vector (rms 1/sqrt(head_dim))
     std::vector<float> centroids;  ///< i8 * i8_step
-    float cost_scale = 0;          ///< 16 units of cost per squared distance of the two innermost levels
+    float cost_scale = 0;          ///< 8 units of cost per squared distance of the two innermost levels
 
     /// Subset 0..3 of a value from its window of trellis bits.
     std::uint32_t subset(std::uint32_t window) const {

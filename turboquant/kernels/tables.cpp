@@ -10,6 +10,7 @@
 #include "turboquant/codec/codebook.h"
 #include "turboquant/codec/composite.h"
 #include "turboquant/codec/rotation.h"
+#include "turboquant/codec/trellis.h"
 
 namespace turboquant {
 namespace {
@@ -32,6 +33,21 @@ void fill_codebook(CodecTables& t) {
     }
 }
 
+void fill_trellis(CodecTables& t) {
+    const TrellisCodebook& book = trellis_for(t.bits, t.head_dim);
+    const int n_points = 1 << (t.bits - 1);
+    t.trellis = true;
+    t.lut_step = book.i8_step;
+    t.trellis_cost_scale = book.cost_scale;
+    for (int k = 0; k < 4; ++k)
+        for (int p = 0; p < n_points; ++p) {
+            t.trellis_lut[p | k << (t.bits - 1)] = book.i8[4 * p + k];
+            t.trellis_levels[k][p] = book.centroids[4 * p + k];
+            if (p > 0) t.trellis_bounds[k][p - 1] = (t.trellis_levels[k][p - 1] + t.trellis_levels[k][p]) / 2;
+        }
+    for (std::uint32_t j = 0; j < 64; ++j) t.trellis_subset[j] = static_cast<std::uint8_t>(book.subset(2 * j));
+}
+
 std::unique_ptr<CodecTables> build(CodecId codec, int head_dim) {
     auto t = std::make_unique<CodecTables>();
     const CodecInfo& info = codec_info(codec);
@@ -48,7 +64,10 @@ std::unique_ptr<CodecTables> build(CodecId codec, int head_dim) {
     t->signs_in = r.signs_in().data();
     t->signs_out = r.signs_out().data();
     t->hartley = r.hartley().data();
-    if (info.rotated) fill_codebook(*t);
+    if (info.family == Family::trellis)
+        fill_trellis(*t);
+    else if (info.rotated)
+        fill_codebook(*t);
     return t;
 }
 

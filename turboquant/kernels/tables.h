@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "turboquant/codec/tile.h"
+#include "turboquant/codec/trellis.h"
 
 namespace turboquant {
 
@@ -31,6 +32,13 @@ struct CodecTables {
     float levels[128];                 // half positive levels
     float cells_per_unit;              // cell of |t| = |t| * cells_per_unit
     std::uint8_t cells[kEncodeCells];  // level at the cell's lower edge
+
+    // Trellis codecs (codec/trellis.h); trellis_lut[point | subset << (bits-1)].
+    bool trellis;
+    std::int8_t trellis_lut[32];
+    float trellis_levels[4][8], trellis_bounds[4][8];  // per subset: levels, midpoints between them
+    float trellis_cost_scale;
+    std::uint8_t trellis_subset[64];  // of window 2*j, j < 64
 
     // Rotation: y = signs_out * T * signs_in * x.
     int pow2, odd;

@@ -96,7 +96,7 @@ inline void unpack_f32(const CodecTables& t, const TileView& view, const uint8_t
 
 inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows) {
     if (c.k->i8) {
-        unpack_i8(*c.k, tile, lut, s.k_panel);
+        unpack_i8(*c.k, Side::key, tile, lut, s.k_panel);
         multiply(KeyProductI8{s.q8, c.k->head_dim, s.k_panel, static_cast<int32_t*>(s.scores)}, n_rows, kTileKeys);
     } else {
         float* panel = reinterpret_cast<float*>(s.k_panel);
@@ -130,7 +130,7 @@ inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut,
         if (c.args->v_is_k)
             transpose_i8(s.k_panel, c.dim_v, s.v_panel);
         else
-            unpack_i8(*c.v, tile, lut, s.v_panel);
+            unpack_i8(*c.v, Side::value, tile, lut, s.v_panel);
         multiply(ValueProductI8{s.weights, s.v_panel, c.dim_v, s.alpha, s.step, acc}, n_rows, c.dim_v);
     } else {
         float* panel = reinterpret_cast<float*>(s.v_panel);

@@ -81,25 +81,30 @@ inline bool all_finite(const float* x, int n) {
     return true;
 }
 
-// Codes and scale of x; false (and zeros) if a value is not finite.
-inline bool quantize_vector(const CodecTables& t, NormMode mode, const float* x, uint8_t* codes, float* scale) {
-    alignas(64) float y[kMaxDim];
-    float square = sum_of_squares(x, t.head_dim), unit = 1;
-    bool good = true;
+// A vector, rotated and of norm 1 (or 0), with what is needed for its scale.
+struct UnitVector {
+    float norm, unit;  // the norm is norm/unit
+    bool good;         // all values are finite; else it is taken for zero
+};
+
+inline UnitVector normalize(const CodecTables& t, const float* x, float* y) {
+    UnitVector v{0, 1, true};
+    float square = sum_of_squares(x, t.head_dim);
     if (!(square > 1e-25f && square < 1e30f)) {  // rare: zero, not finite, or squares beyond the range of float
-        good = all_finite(x, t.head_dim);
-        unit = square > 1 ? 0x1p-100f : 0x1p100f;
-        for (int i = 0; i < t.head_dim; ++i) y[i] = good ? x[i] * unit : 0;
+        v.good = all_finite(x, t.head_dim);
+        v.unit = square > 1 ? 0x1p-100f : 0x1p100f;
+        for (int i = 0; i < t.head_dim; ++i) y[i] = v.good ? x[i] * v.unit : 0;
         square = sum_of_squares(y, t.head_dim);
         x = y;
     }
-    const float norm = __builtin_sqrtf(square);
-    rotate(t, x, y, square > 0 ? 1 / norm : 0, false);
-    float cc, yc;
-    quantize(t, y, codes, &cc, &yc);
+    v.norm = __builtin_sqrtf(square);
+    rotate(t, x, y, square > 0 ? 1 / v.norm : 0, false);
+    return v;
+}
+
+inline uint16_t stored_scale(const UnitVector& v, NormMode mode, float cc, float yc) {
     const float factor = mode == NormMode::raw ? 1 : mode == NormMode::corrected ? 1 / __builtin_sqrtf(cc) : 1 / yc;
-    *scale = square > 0 ? norm * factor / unit : 0;  // may be infinite: stored as the largest half
-    return good;
+    return to_half(v.norm > 0 ? v.norm * factor / v.unit : 0);  // the largest half if it is infinite
 }
 
 template <class Word>
@@ -117,15 +122,16 @@ inline void store_key_i8(const CodecTables& t, uint8_t* tile, int slot, const ui
         uint32_t c;
         memcpy(&c, codes + 4 * u, 4);
         uint8_t* unit = tile + 32 * t.bits * u;
-        if (t.bits == 4) {
+        if (t.bits == 4 && !t.trellis) {
             const int shift = quarter % 2 * 4;
             put<uint32_t>(unit + quarter / 2 * 64 + l, 0x0f0f0f0fu << shift, c << shift);
             continue;
         }
-        put<uint32_t>(unit + l, 0x03030303u << (2 * quarter), (c & 0x03030303u) << (2 * quarter));
-        if (t.bits == 3) {
-            const uint32_t high = ((c >> 2 & 0x01010101u) * 0x01020408u) >> 24 & 15u;  // bit 2 of each code, gathered
-            put<uint8_t>(unit + 64 + slot / 2, static_cast<uint8_t>(15 << slot % 2 * 4), static_cast<uint8_t>(high << slot % 2 * 4));
+        const bool wide = t.bits > 2 || !t.trellis;  // a 2-bit plane first, then 1-bit planes
+        if (wide) put<uint32_t>(unit + l, 0x03030303u << (2 * quarter), (c & 0x03030303u) << (2 * quarter));
+        for (int b = wide ? 2 : 0; b < t.bits; ++b) {
+            const uint32_t bit = ((c >> b & 0x01010101u) * 0x01020408u) >> 24 & 15u;  // bit b of each code, gathered
+            put<uint8_t>(unit + 32 * b + slot / 2, static_cast<uint8_t>(15 << slot % 2 * 4), static_cast<uint8_t>(bit << slot % 2 * 4));
         }
     }
 }
@@ -136,17 +142,20 @@ inline void store_value_i8(const CodecTables& t, uint8_t* tile, int slot, const 
     for (int d = 0; d < t.head_dim; d += 16) {
         const int lane = slot / 4 * t.head_dim + d, quarter = lane % 64 / 16;
         uint8_t* unit = tile + static_cast<size_t>(32) * t.bits * (lane / 64);
-        const int shift = 8 * byte + (t.bits == 4 ? quarter % 2 * 4 : 2 * quarter);
-        const uint32_t low = t.bits == 4 ? 15 : 3;
-        uint8_t* plane = unit + (t.bits == 4 ? quarter / 2 * 64 : 0);
-        uint32_t words[16];
-        memcpy(words, plane, 64);
-        for (int i = 0; i < 16; ++i) words[i] = (words[i] & ~(low << shift)) | (codes[d + i] & low) << shift;
-        memcpy(plane, words, 64);
-        if (t.bits == 3) {  // bits 4i + byte of 64
-            uint64_t high = 0;
-            for (int i = 0; i < 16; ++i) high |= static_cast<uint64_t>(codes[d + i] >> 2) << 4 * i;
-            put<uint64_t>(unit + 64 + quarter * 8, 0x1111111111111111u << byte, high << byte);
+        const bool nibbles = t.bits == 4 && !t.trellis, wide = t.bits > 2 || !t.trellis;
+        if (wide) {
+            const int shift = 8 * byte + (nibbles ? quarter % 2 * 4 : 2 * quarter);
+            const uint32_t low = nibbles ? 15 : 3;
+            uint8_t* plane = unit + (nibbles ? quarter / 2 * 64 : 0);
+            uint32_t words[16];
+            memcpy(words, plane, 64);
+            for (int i = 0; i < 16; ++i) words[i] = (words[i] & ~(low << shift)) | (codes[d + i] & low) << shift;
+            memcpy(plane, words, 64);
+        }
+        for (int b = nibbles ? 4 : wide ? 2 : 0; b < t.bits; ++b) {  // 1-bit planes: bits 4i + byte of 64
+            uint64_t bits = 0;
+            for (int i = 0; i < 16; ++i) bits |= static_cast<uint64_t>(codes[d + i] >> b & 1) << 4 * i;
+            put<uint64_t>(unit + 32 * b + quarter * 8, 0x1111111111111111u << byte, bits << byte);
         }
     }
 }
@@ -229,9 +238,47 @@ inline bool store_raw(const CodecTables& t, Side side, uint8_t* tile, int slot, 
     return good;
 }
 
+inline void store_codes(const CodecTables& t, Side side, uint8_t* tile, int slot, const uint8_t* codes, uint16_t scale) {
+    if (!t.i8)
+        store_f32(t, side, tile, slot, codes);
+    else if (side == Side::key)
+        store_key_i8(t, tile, slot, codes);
+    else
+        store_value_i8(t, tile, slot, codes);
+    memcpy(tile + static_cast<size_t>(8) * t.bits * t.head_dim + 2 * slot, &scale, 2);
+}
+
+// Vectors first..first+n-1 of the batch, searched in step.
+template <int n>
+inline bool encode_trellis(const EncodeArgs& a, const CodecTables& t, int first) {
+    alignas(64) float y[n][kMaxDim];
+    alignas(64) uint8_t codes[n][kMaxDim];
+    TrellisVector v[n];
+    UnitVector unit[n];
+    float cc[n], yc[n];
+    bool all_good = true;
+    for (int k = 0; k < n; ++k) {
+        unit[k] = normalize(t, a.x + static_cast<size_t>(first + k) * a.x_stride, y[k]);
+        all_good &= unit[k].good;
+    }
+    quantize_trellis<n>(t, y, v, codes, cc, yc);
+    for (int k = 0; k < n; ++k) {
+        const int64_t cell = a.cells[first + k];
+        store_codes(t, a.shape.side, a.tiles + cell / kTileKeys * a.tile_stride, static_cast<int>(cell % kTileKeys), codes[k],
+                    stored_scale(unit[k], a.norm_mode, cc[k], yc[k]));
+    }
+    return all_good;
+}
+
 inline bool encode(const EncodeArgs& a, const CodecTables& t) {
     bool all_good = true;
-    for (int i = 0; i < a.n; ++i) {
+    int i = 0;
+    if (t.trellis) {
+        constexpr int n = Simd::kTrellisVectors;
+        for (; i + n <= a.n; i += n) all_good &= encode_trellis<n>(a, t, i);
+        for (; i < a.n; ++i) all_good &= encode_trellis<1>(a, t, i);
+    }
+    for (; i < a.n; ++i) {
         uint8_t* tile = a.tiles + a.cells[i] / kTileKeys * a.tile_stride;
         const int slot = static_cast<int>(a.cells[i] % kTileKeys);
         const float* x = a.x + static_cast<size_t>(i) * a.x_stride;
@@ -239,17 +286,13 @@ inline bool encode(const EncodeArgs& a, const CodecTables& t) {
             all_good &= store_raw(t, a.shape.side, tile, slot, x);
             continue;
         }
+        alignas(64) float y[kMaxDim];
         alignas(64) uint8_t codes[kMaxDim];
-        float scale;
-        all_good &= quantize_vector(t, a.norm_mode, x, codes, &scale);
-        if (!t.i8)
-            store_f32(t, a.shape.side, tile, slot, codes);
-        else if (a.shape.side == Side::key)
-            store_key_i8(t, tile, slot, codes);
-        else
-            store_value_i8(t, tile, slot, codes);
-        const uint16_t half = to_half(scale);
-        memcpy(tile + static_cast<size_t>(8) * t.bits * t.head_dim + 2 * slot, &half, 2);
+        const UnitVector unit = normalize(t, x, y);
+        float cc, yc;
+        quantize(t, y, codes, &cc, &yc);
+        all_good &= unit.good;
+        store_codes(t, a.shape.side, tile, slot, codes, stored_scale(unit, a.norm_mode, cc, yc));
     }
     return all_good;
 }

@@ -14,6 +14,7 @@ struct Simd {
     static constexpr SimdLevel kLevel = SimdLevel::avx2;
     static constexpr int kFloats = 8, kBytes = 32;
     static constexpr int kMaxRows = 4, kMaxVecs = 2;
+    static constexpr int kTrellisVectors = 2;  // vectors whose trellis searches run in step
     static constexpr int kPanelBias = 0;
     static constexpr int kWeightMax = 128;  // vpmaddubsw adds two products in 16 bits: 2*128*127 just fits
 
@@ -31,17 +32,38 @@ struct Simd {
     }
     static B load_lut(const int8_t* lut) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(lut))); }
     static B lookup16(B lut, B index) { return _mm256_shuffle_epi8(lut, and_bytes(index, 15)); }
-    static B select_bits(const uint8_t* bits, B if0, B if1) {
+    // Bit i to all bits of byte i.
+    static B spread_bits(const uint8_t* bits) {
         int32_t w;
         memcpy(&w, bits, 4);
         const B spread =
             _mm256_shuffle_epi8(_mm256_set1_epi32(w), _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
         const B bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-        return _mm256_blendv_epi8(if0, if1, _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit));
+        return _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
     }
+    static B select_bits(const uint8_t* bits, B if0, B if1) { return _mm256_blendv_epi8(if0, if1, spread_bits(bits)); }
     static B and_bytes(B a, uint8_t mask) { return _mm256_and_si256(a, _mm256_set1_epi8(static_cast<char>(mask))); }
     static B or_bytes(B a, B b) { return _mm256_or_si256(a, b); }
     static B splat_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+
+    static B or_if_bits(const uint8_t* bits, B a, uint8_t x) { return or_bytes(a, and_bytes(spread_bits(bits), x)); }
+    static B lookup16_if_bits(const uint8_t* bits, B if0, B lut, B index) { return select_bits(bits, if0, lookup16(lut, index)); }
+    static B add_saturating(B a, B b) { return _mm256_adds_epu8(a, b); }
+    static B sub_bytes(B a, B b) { return _mm256_sub_epi8(a, b); }
+    static B min_bytes(B a, B b) { return _mm256_min_epu8(a, b); }
+    static uint8_t reduce_min_bytes(B a) {
+        const __m128i x = _mm_min_epu8(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+        return static_cast<uint8_t>(_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_min_epu8(x, _mm_srli_epi16(x, 8)))));
+    }
+    static void store_less(uint8_t* bits, B a, B b) {
+        const uint32_t k = ~static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(min_bytes(a, b), b)));
+        memcpy(bits, &k, 4);
+    }
+    static void interleave(B even, B odd, B* first, B* second) {
+        const B lo = _mm256_unpacklo_epi8(even, odd), hi = _mm256_unpackhi_epi8(even, odd);
+        *first = _mm256_permute2x128_si256(lo, hi, 0x20);
+        *second = _mm256_permute2x128_si256(lo, hi, 0x31);
+    }
 
     // int8 dot products
     static I zero_ints() { return _mm256_setzero_si256(); }

@@ -14,7 +14,8 @@ struct Simd {
     static constexpr SimdLevel kLevel = SimdLevel::avx512;
     static constexpr int kFloats = 16, kBytes = 64;
     static constexpr int kMaxRows = 6, kMaxVecs = 4;
-    static constexpr int kPanelBias = 128;  // vpdpbusd multiplies unsigned by signed: keys are stored + 128
+    static constexpr int kTrellisVectors = 2;  // vectors whose trellis searches run in step
+    static constexpr int kPanelBias = 128;     // vpdpbusd multiplies unsigned by signed: keys are stored + 128
     static constexpr int kWeightMax = 255;
 
     using F = __m512;
@@ -40,6 +41,38 @@ struct Simd {
     static B and_bytes(B a, uint8_t mask) { return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(mask))); }
     static B or_bytes(B a, B b) { return _mm512_or_si512(a, b); }
     static B splat_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+
+    static __mmask64 load_mask(const uint8_t* bits) {
+        uint64_t k;
+        memcpy(&k, bits, 8);
+        return k;
+    }
+    static B or_if_bits(const uint8_t* bits, B a, uint8_t x) {
+        return _mm512_mask_add_epi8(a, load_mask(bits), a, splat_bytes(x));
+    }  // the bit is not set in a
+    static B lookup16_if_bits(const uint8_t* bits, B if0, B lut, B index) {
+        return _mm512_mask_permutexvar_epi8(if0, load_mask(bits), index, lut);
+    }
+    static B add_saturating(B a, B b) { return _mm512_adds_epu8(a, b); }
+    static B sub_bytes(B a, B b) { return _mm512_sub_epi8(a, b); }
+    static B min_bytes(B a, B b) { return _mm512_min_epu8(a, b); }
+    static uint8_t reduce_min_bytes(B a) {
+        const __m256i x = _mm256_min_epu8(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+        const __m128i y = _mm_min_epu8(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+        return static_cast<uint8_t>(_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_min_epu8(y, _mm_srli_epi16(y, 8)))));
+    }
+    static void store_less(uint8_t* bits, B a, B b) {
+        const uint64_t k = _mm512_cmplt_epu8_mask(a, b);
+        memcpy(bits, &k, 8);
+    }
+    static void interleave(B even, B odd, B* first, B* second) {
+        alignas(64) static constexpr uint8_t order[64] = {
+            0,  64, 1,  65, 2,  66, 3,  67, 4,  68, 5,  69, 6,  70, 7,  71, 8,  72, 9,  73, 10, 74, 11, 75, 12, 76, 13, 77, 14, 78, 15, 79,
+            16, 80, 17, 81, 18, 82, 19, 83, 20, 84, 21, 85, 22, 86, 23, 87, 24, 88, 25, 89, 26, 90, 27, 91, 28, 92, 29, 93, 30, 94, 31, 95};
+        const B low = load_bytes(order);
+        *first = _mm512_permutex2var_epi8(even, low, odd);
+        *second = _mm512_permutex2var_epi8(even, or_bytes(low, splat_bytes(32)), odd);
+    }
 
     // int8 dot products
     static I zero_ints() { return _mm512_setzero_si512(); }

@@ -14,6 +14,7 @@ struct Simd {
     static constexpr SimdLevel kLevel = SimdLevel::neon;
     static constexpr int kFloats = 4, kBytes = 16;
     static constexpr int kMaxRows = 6, kMaxVecs = 4;
+    static constexpr int kTrellisVectors = 2;  // vectors whose trellis searches run in step
     static constexpr int kPanelBias = 0;
     static constexpr int kWeightMax = 127;  // sdot is signed by signed
 
@@ -38,6 +39,18 @@ struct Simd {
     static B and_bytes(B a, uint8_t mask) { return vandq_u8(a, vdupq_n_u8(mask)); }
     static B or_bytes(B a, B b) { return vorrq_u8(a, b); }
     static B splat_bytes(uint8_t x) { return vdupq_n_u8(x); }
+
+    static B or_if_bits(const uint8_t* bits, B a, uint8_t x) { return select_bits(bits, a, or_bytes(a, splat_bytes(x))); }
+    static B lookup16_if_bits(const uint8_t* bits, B if0, B lut, B index) { return select_bits(bits, if0, lookup16(lut, index)); }
+    static B add_saturating(B a, B b) { return vqaddq_u8(a, b); }
+    static B sub_bytes(B a, B b) { return vsubq_u8(a, b); }
+    static B min_bytes(B a, B b) { return vminq_u8(a, b); }
+    static uint8_t reduce_min_bytes(B a) { return vminvq_u8(a); }
+    static void store_less(uint8_t* bits, B a, B b) {
+        const B bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201)), k = vandq_u8(vcltq_u8(a, b), bit);
+        bits[0] = vaddv_u8(vget_low_u8(k)), bits[1] = vaddv_u8(vget_high_u8(k));
+    }
+    static void interleave(B even, B odd, B* first, B* second) { *first = vzip1q_u8(even, odd), *second = vzip2q_u8(even, odd); }
 
     // int8 dot products
     static I zero_ints() { return vdupq_n_s32(0); }

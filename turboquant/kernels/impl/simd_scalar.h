@@ -14,6 +14,7 @@ struct Simd {
     static constexpr SimdLevel kLevel = SimdLevel::scalar;
     static constexpr int kFloats = 8, kBytes = 32;
     static constexpr int kMaxRows = 4, kMaxVecs = 2;  // register block of the matrix products
+    static constexpr int kTrellisVectors = 1;         // vectors whose trellis searches run in step
     static constexpr int kPanelBias = 0;              // added to the bytes of key panels
     static constexpr int kWeightMax = 255;            // softmax weights are quantized to 0..kWeightMax, in a byte
 
@@ -78,6 +79,44 @@ struct Simd {
         B r;
         memset(r.v, x, kBytes);
         return r;
+    }
+
+    // Byte i: bit i of `bits` ? a | x : a.
+    static B or_if_bits(const uint8_t* bits, B a, uint8_t x) { return select_bits(bits, a, or_bytes(a, splat_bytes(x))); }
+    // Byte i: bit i of `bits` ? lookup16(lut, index) : if0.
+    static B lookup16_if_bits(const uint8_t* bits, const B& if0, const B& lut, const B& index) {
+        return select_bits(bits, if0, lookup16(lut, index));
+    }
+    static B add_saturating(B a, const B& b) {
+        for (int i = 0; i < kBytes; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] + b.v[i] > 255 ? 255 : a.v[i] + b.v[i]);
+        return a;
+    }
+    static B sub_bytes(B a, const B& b) {
+        for (int i = 0; i < kBytes; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] - b.v[i]);
+        return a;
+    }
+    static B min_bytes(B a, const B& b) {
+        for (int i = 0; i < kBytes; ++i) a.v[i] = b.v[i] < a.v[i] ? b.v[i] : a.v[i];
+        return a;
+    }
+    static uint8_t reduce_min_bytes(const B& a) {
+        uint8_t r = 255;
+        for (uint8_t x : a.v) r = x < r ? x : r;
+        return r;
+    }
+    // kBytes bits: a < b.
+    static void store_less(uint8_t* bits, const B& a, const B& b) {
+        for (int o = 0; o < kBytes; o += 8) {
+            bits[o / 8] = 0;
+            for (int i = 0; i < 8; ++i) bits[o / 8] = static_cast<uint8_t>(bits[o / 8] | (a.v[o + i] < b.v[o + i]) << i);
+        }
+    }
+    // even[0] odd[0] even[1] odd[1] ...
+    static void interleave(const B& even, const B& odd, B* first, B* second) {
+        for (int i = 0; i < kBytes / 2; ++i) {
+            first->v[2 * i] = even.v[i], first->v[2 * i + 1] = odd.v[i];
+            second->v[2 * i] = even.v[kBytes / 2 + i], second->v[2 * i + 1] = odd.v[kBytes / 2 + i];
+        }
     }
 
     // int8 dot products of 4 adjacent bytes, added to int32 lanes: query signed, weights 0..kWeightMax, panel signed (+ kPanelBias for

@@ -13,18 +13,19 @@ inline void for_each_2bit_run(Simd::B plane, Store store) {
     store(3, Simd::shift_right<6>(plane));
 }
 
-// The int8 table of a codec, ready for look-ups. turbo3's table is halved by its third bit; each half is repeated, so that only the low
-// two bits of an index are read.
+// The int8 table of a codec, ready for look-ups. turbo3's table is halved by its third bit and the trellis
+// codecs' by z1; each half is repeated, so that only the bits below are read.
 struct Lut {
     Simd::B lo, hi;
 };
 
 inline Lut load_lut(const CodecTables& t, int bias) {
     int8_t lo[16], hi[16];
-    const int low_codes = t.bits == 4 ? 16 : 4;
+    const int8_t* table = t.trellis ? t.trellis_lut : t.lut;
+    const int low_codes = t.trellis ? 1 << t.bits : t.bits == 4 ? 16 : 4, all = t.trellis ? 32 : 16;
     for (int i = 0; i < 16; ++i) {
-        lo[i] = static_cast<int8_t>(t.lut[i % low_codes] + bias);
-        hi[i] = static_cast<int8_t>(t.lut[(i % low_codes + low_codes) % 16] + bias);
+        lo[i] = static_cast<int8_t>(table[i % low_codes] + bias);
+        hi[i] = static_cast<int8_t>(table[(i % low_codes + low_codes) % all] + bias);
     }
     return {Simd::load_lut(lo), Simd::load_lut(hi)};
 }
@@ -48,8 +49,11 @@ inline void unpack_unit_i8(const uint8_t* codes, const Lut& lut, uint8_t* panel)
     }
 }
 
+inline void unpack_trellis(const CodecTables& t, Side side, const uint8_t* codes, const Lut& lut, uint8_t* panel);
+
 // Int8 panel of a tile; bias is added to every byte.
-inline void unpack_i8(const CodecTables& t, const uint8_t* codes, const Lut& table, uint8_t* panel) {
+inline void unpack_i8(const CodecTables& t, Side side, const uint8_t* codes, const Lut& table, uint8_t* panel) {
+    if (t.trellis) return unpack_trellis(t, side, codes, table, panel);
     const Lut lut = table;  // in registers: the panel's bytes may alias anything
     const int n_units = t.head_dim / 4;
     switch (t.bits) {
