@@ -66,7 +66,8 @@ struct Cache {
 };
 
 /// Relative squared error of what the cache holds against the keys written.
-double stored_error(const KvTensor& kv, const std::vector<float>& x, const std::vector<std::int64_t>& rows, const std::vector<std::int32_t>& pos) {
+double stored_error(const KvTensor& kv, const std::vector<float>& x, const std::vector<std::int64_t>& rows,
+                    const std::vector<std::int32_t>& pos) {
     std::vector<float> out(kEmbd);
     double error = 0;
     for (std::size_t i = 0; i < rows.size(); i++) {
@@ -133,8 +134,7 @@ TEST(KeyOffset, TokenByTokenIsAsGoodAsABatch) {
     const auto pos = iota32(200);
     const auto x = biased_keys(pos, some_bias(), 4);
     Cache c(CodecId::turbo3);
-    for (int i = 0; i < 200; i++)
-        ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data() + i * kEmbd, kEmbd, iota64(1, i), iota32(1, i)));
+    for (int i = 0; i < 200; i++) ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data() + i * kEmbd, kEmbd, iota64(1, i), iota32(1, i)));
     EXPECT_FALSE(c.kv->measuring());
     EXPECT_LT(stored_error(*c.kv, x, iota64(200), pos), 0.038);
 }
@@ -154,7 +154,8 @@ TEST(KeyOffset, SavedStateIsLossless) {
             ASSERT_EQ(b.kv->restore_rows(kernels(), 64, n, saved.data(), found.data()), RestoreResult::ok);  // other cells
             EXPECT_EQ(found, pos);
             EXPECT_EQ(a.kv->offset()->frozen(), b.kv->offset()->frozen());
-            EXPECT_TRUE(std::equal(a.kv->offset()->mu().begin(), a.kv->offset()->mu().end(), b.kv->offset()->mu().begin())) << codec.name << n;
+            EXPECT_TRUE(std::equal(a.kv->offset()->mu().begin(), a.kv->offset()->mu().end(), b.kv->offset()->mu().begin()))
+                << codec.name << n;
             for (int i = 0; i < n; i++) {
                 b.kv->save_row(64 + i, pos[i], again);
                 ASSERT_TRUE(std::equal(again.begin(), again.end(), saved.begin() + i * kEmbd)) << codec.name << " n=" << n << " row " << i;

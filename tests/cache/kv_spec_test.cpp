@@ -21,12 +21,14 @@ TEST(KvSpec, LongFormRoundTrips) {
 }
 
 TEST(KvSpec, BadTextSaysWhatIsKnown) {
-    for (const char* text : {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,k=", "turbo4,kx=turbo4", "turbo4,offset=maybe", "k0=turbo4", "turbo4,norm=best", ",", "turbo4,"}) {
+    for (const char* text : {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,k=", "turbo4,kx=turbo4",
+                             "turbo4,offset=maybe", "k0=turbo4", "turbo4,norm=best", ",", "turbo4,"}) {
         try {
             parse_kv_spec(text);
             ADD_FAILURE() << "accepted '" << text << "'";
         } catch (const std::invalid_argument& e) {
-            EXPECT_TRUE(std::string(e.what()).find("known") != std::string::npos || std::string(e.what()).find("both") != std::string::npos) << e.what();
+            EXPECT_TRUE(std::string(e.what()).find("known") != std::string::npos || std::string(e.what()).find("both") != std::string::npos)
+                << e.what();
         }
     }
 }

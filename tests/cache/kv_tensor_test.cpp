@@ -150,7 +150,8 @@ TEST(KvTensor, NonFiniteRowsAreRefused) {
 }
 
 TEST(KvTensor, SavedRowsOfAnotherFormatAreEncodedAnew) {
-    const KvTensor::Geometry g4{Side::value, CodecId::turbo4, NormMode::corrected, 256, 64, 1}, g3{Side::value, CodecId::turbo3, NormMode::corrected, 256, 64, 1};
+    const KvTensor::Geometry g4{Side::value, CodecId::turbo4, NormMode::corrected, 256, 64, 1},
+        g3{Side::value, CodecId::turbo3, NormMode::corrected, 256, 64, 1};
     Held a = make(g4, 128), b = make(g3, 128);
     const auto x = gaussian(256, 21);
     encode_rows(*a.kv, x, {3});

@@ -87,8 +87,10 @@ TEST_P(Buffer, PartsReadAreThePartsOfTheWhole) {
         const Bytes whole = get(t);
         std::mt19937 random(3);
         for (int i = 0; i < 50; i++) {
-            const size_t offset = random() % whole.size(), size = 1 + random() % std::min<size_t>(whole.size() - offset, i % 2 ? 300 : 40000);
-            EXPECT_EQ(get(t, offset, size), Bytes(whole.begin() + static_cast<long>(offset), whole.begin() + static_cast<long>(offset + size)));
+            const size_t offset = random() % whole.size(),
+                         size = 1 + random() % std::min<size_t>(whole.size() - offset, i % 2 ? 300 : 40000);
+            EXPECT_EQ(get(t, offset, size),
+                      Bytes(whole.begin() + static_cast<long>(offset), whole.begin() + static_cast<long>(offset + size)));
         }
     }
 }
@@ -100,7 +102,8 @@ TEST_P(Buffer, PartsWrittenBackChangeNothing) {
         const Bytes whole = get(t);
         std::mt19937 random(4);
         for (int i = 0; i < 50; i++) {
-            const size_t offset = random() % whole.size(), size = 1 + random() % std::min<size_t>(whole.size() - offset, i % 2 ? 300 : 40000);
+            const size_t offset = random() % whole.size(),
+                         size = 1 + random() % std::min<size_t>(whole.size() - offset, i % 2 ? 300 : 40000);
             set(t, Bytes(whole.begin() + static_cast<long>(offset), whole.begin() + static_cast<long>(offset + size)), offset);
         }
         EXPECT_EQ(get(t), whole);
@@ -109,7 +112,8 @@ TEST_P(Buffer, PartsWrittenBackChangeNothing) {
 }
 
 TEST_P(Buffer, RowsRestoredInAnyPiecesAndPlaces) {
-    // As a saved sequence comes back into a cache whose free cells lie scattered: each run of cells is one call, by way of views of one stream.
+    // As a saved sequence comes back into a cache whose free cells lie scattered: each run of cells is one call, by way of views of one
+    // stream.
     const auto rig = filled();
     const auto other = filled();
     write(*other, random_rows(0, 30, 60, 500)), write(*other, random_rows(0, 100, 25, 600));

@@ -17,7 +17,9 @@ void set_n_threads(ggml_backend_t backend, int n) {
         set(backend, n);
 }
 
-Owned<ggml_context> no_alloc_context(size_t n_tensors) { return Owned<ggml_context>(ggml_init({n_tensors * ggml_tensor_overhead(), nullptr, true})); }
+Owned<ggml_context> no_alloc_context(size_t n_tensors) {
+    return Owned<ggml_context>(ggml_init({n_tensors * ggml_tensor_overhead(), nullptr, true}));
+}
 
 }  // namespace
 
@@ -36,7 +38,8 @@ std::vector<float> as_f16(std::vector<float> x) {
 
 /// One graph and the inputs to be set once it is allocated.
 struct OpRig::Graph {
-    Owned<ggml_context> ctx{ggml_init({kGraphSize * ggml_tensor_overhead() + ggml_graph_overhead_custom(kGraphSize, false), nullptr, true})};
+    Owned<ggml_context> ctx{
+        ggml_init({kGraphSize * ggml_tensor_overhead() + ggml_graph_overhead_custom(kGraphSize, false), nullptr, true})};
     ggml_cgraph* graph = ggml_new_graph_custom(ctx.get(), kGraphSize, false);
     std::vector<std::tuple<ggml_tensor*, const void*>> inputs;
 
@@ -78,14 +81,15 @@ std::vector<float> OpRig::run(Graph& g, ggml_tensor* out) {
     ggml_backend_sched_reset(sched_.get());
     if (!ggml_backend_sched_alloc_graph(sched_.get(), g.graph)) throw std::runtime_error("the graph is not allocated: " + take_log());
     for (const auto& [tensor, data] : g.inputs) ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
-    if (ggml_backend_sched_graph_compute(sched_.get(), g.graph) != GGML_STATUS_SUCCESS) throw std::runtime_error("the graph fails: " + take_log());
+    if (ggml_backend_sched_graph_compute(sched_.get(), g.graph) != GGML_STATUS_SUCCESS)
+        throw std::runtime_error("the graph fails: " + take_log());
     std::vector<float> result(out ? static_cast<size_t>(ggml_nelements(out)) : 0);
     if (out) ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
     return result;
 }
 
-std::vector<float> OpRig::write(std::span<const int64_t> rows, std::span<const float> k, std::span<const float> v, std::optional<RopeOp> rope,
-                                std::span<const int32_t> pos) {
+std::vector<float> OpRig::write(std::span<const int64_t> rows, std::span<const float> k, std::span<const float> v,
+                                std::optional<RopeOp> rope, std::span<const int32_t> pos) {
     Graph g;
     ggml_context* c = g.ctx.get();
     const auto n = static_cast<int64_t>(rows.size());
@@ -115,7 +119,8 @@ std::vector<float> OpRig::attend(const AttendOp& op) {
     ggml_context* c = g.ctx.get();
     const int64_t all = static_cast<int64_t>(op.n_tokens) * op.n_streams;
     ggml_tensor* q = g.input(GGML_TYPE_F32, op.q.data(), shape_.k_dim, op.n_head, all);
-    q = ggml_view_4d(c, q, q->ne[0], q->ne[1], op.n_tokens, op.n_streams, q->nb[1], q->nb[2], q->nb[2] * static_cast<size_t>(op.n_tokens), 0);
+    q = ggml_view_4d(c, q, q->ne[0], q->ne[1], op.n_tokens, op.n_streams, q->nb[1], q->nb[2], q->nb[2] * static_cast<size_t>(op.n_tokens),
+                     0);
     const auto view = [&](ggml_tensor* t, int dim) {
         const size_t head = ggml_row_size(t->type, t == k_ ? shape_.k_dim : dim);
         return ggml_view_4d(c, t, dim, shape_.n_head_kv, op.n_kv, op.n_streams, head, t->nb[1], t->nb[2],
@@ -129,8 +134,8 @@ std::vector<float> OpRig::attend(const AttendOp& op) {
     std::vector<ggml_fp16_t> mask_half(op.mask.size());
     ggml_fp32_to_fp16_row(op.mask.data(), mask_half.data(), static_cast<int64_t>(op.mask.size()));
     ggml_tensor* mask = op.mask.empty() ? nullptr : g.input(GGML_TYPE_F16, mask_half.data(), op.n_kv, op.n_tokens, 1, op.n_streams);
-    ggml_tensor* out = ggml_flash_attn_ext(c, ggml_permute(c, q, 0, 2, 1, 3), ggml_permute(c, keys, 0, 2, 1, 3), ggml_permute(c, values, 0, 2, 1, 3),
-                                           mask, op.scale, op.max_bias, op.softcap);
+    ggml_tensor* out = ggml_flash_attn_ext(c, ggml_permute(c, q, 0, 2, 1, 3), ggml_permute(c, keys, 0, 2, 1, 3),
+                                           ggml_permute(c, values, 0, 2, 1, 3), mask, op.scale, op.max_bias, op.softcap);
     if (!op.sinks.empty()) ggml_flash_attn_ext_add_sinks(out, g.input(GGML_TYPE_F32, op.sinks.data(), op.n_head));
     // llama.cpp reads the result through a view, on another backend.
     return run(g, ggml_cont(c, ggml_reshape_2d(c, out, out->ne[0] * out->ne[1], out->ne[2] * out->ne[3])));

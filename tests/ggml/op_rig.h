@@ -1,5 +1,5 @@
-// KV tensors on one device, and the graphs that llama.cpp builds over them (llama-kv-cache.cpp, build_attn_mha), run by ggml's scheduler over
-// that device and the CPU. With "f16" the same graphs run on the CPU alone. And attention in double precision to compare with.
+// KV tensors on one device, and the graphs that llama.cpp builds over them (llama-kv-cache.cpp, build_attn_mha), run by ggml's scheduler
+// over that device and the CPU. With "f16" the same graphs run on the CPU alone. And attention in double precision to compare with.
 #pragma once
 
 #include <optional>
@@ -12,7 +12,7 @@ namespace turboquant::conformance {
 struct CacheShape {
     int k_dim = 128, v_dim = 128;
     int n_head_kv = 2;
-    int n_cells = 256;    ///< per stream
+    int n_cells = 256;  ///< per stream
     int n_streams = 1;
     bool v_in_k = false;  ///< a model without V (MLA): values are the first v_dim dims of the keys
 
@@ -27,12 +27,12 @@ struct RopeOp {
 
 struct AttendOp {
     int n_head = 4;
-    int n_tokens = 1;                    ///< per stream
+    int n_tokens = 1;  ///< per stream
     int n_kv = 256;
     int first_stream = 0, n_streams = 1;
-    std::vector<float> q;                ///< [stream][token][head][k_dim]
-    std::vector<float> mask;             ///< [stream][token][n_kv], empty: none
-    std::vector<float> sinks;            ///< [head], empty: none
+    std::vector<float> q;      ///< [stream][token][head][k_dim]
+    std::vector<float> mask;   ///< [stream][token][n_kv], empty: none
+    std::vector<float> sinks;  ///< [head], empty: none
     float scale = 1, max_bias = 0, softcap = 0;
 };
 
@@ -46,8 +46,8 @@ class OpRig {
     /// Throws std::runtime_error.
     OpRig(const std::string& device_name, const CacheShape& shape, const std::string& tag = "");
 
-    /// SET_ROWS of k [n][n_embd_k] (through ROPE at `pos` if given) and v [n][n_embd_v] (not with v_in_k) into cells `rows` (stream * n_cells + cell).
-    /// Returns the keys as written, after RoPE. Throws std::runtime_error if the graph fails.
+    /// SET_ROWS of k [n][n_embd_k] (through ROPE at `pos` if given) and v [n][n_embd_v] (not with v_in_k) into cells `rows` (stream *
+    /// n_cells + cell). Returns the keys as written, after RoPE. Throws std::runtime_error if the graph fails.
     std::vector<float> write(std::span<const int64_t> rows, std::span<const float> k, std::span<const float> v,
                              std::optional<RopeOp> rope = {}, std::span<const int32_t> pos = {});
     /// FLASH_ATTN_EXT: [stream][token][head][v_dim]. Throws std::runtime_error if the graph fails.
@@ -73,7 +73,8 @@ class OpRig {
     ggml_tensor *k_ = nullptr, *v_ = nullptr;
 };
 
-/// Attention in double precision over k [n_streams * n_cells][n_embd_k] and v [..][n_embd_v], ggml's definition of scale, cap, ALiBi and sinks.
+/// Attention in double precision over k [n_streams * n_cells][n_embd_k] and v [..][n_embd_v], ggml's definition of scale, cap, ALiBi and
+/// sinks.
 std::vector<float> reference_attention(const CacheShape& shape, const AttendOp& op, std::span<const float> k, std::span<const float> v);
 
 /// |a - b| / |b|.

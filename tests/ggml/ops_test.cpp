@@ -9,9 +9,9 @@
 namespace turboquant::conformance {
 namespace {
 
-/// Relative error of attention over Gaussian keys and values: about sqrt(2 D) with D the codec's squared error per unit norm, because keys and
-/// values contribute alike (scores of unit variance).
-const std::map<std::string, double> kSquaredError = {{"turbo4", .0094}, {"turbo3", .0342}, {"turbo2", .1170},
+/// Relative error of attention over Gaussian keys and values: about sqrt(2 D) with D the codec's squared error per unit norm, because keys
+/// and values contribute alike (scores of unit variance).
+const std::map<std::string, double> kSquaredError = {{"turbo4", .0094}, {"turbo3", .0342},  {"turbo2", .1170},
                                                      {"turbo5", .0025}, {"turbo6", .00065}, {"turbo8", .00005}};
 
 enum class Mask { none, causal, window, holes };
@@ -63,8 +63,8 @@ const OpCase kCases[] = {
 struct Scene {
     std::vector<int64_t> rows;
     std::vector<int32_t> pos;
-    std::vector<float> k, v;      ///< in the order of writing
-    std::vector<float> cache_v;   ///< by cell
+    std::vector<float> k, v;     ///< in the order of writing
+    std::vector<float> cache_v;  ///< by cell
     AttendOp attend;
 
     explicit Scene(const OpCase& c) {
@@ -90,7 +90,8 @@ struct Scene {
             for (int t = 0; t < c.n_tokens; t++) {
                 const int at = c.written - c.n_tokens + t;
                 for (int i = 0; i < s.n_cells; i++) {
-                    const bool seen = i <= at && !(c.mask == Mask::window && i <= at - 96) && !(c.mask == Mask::holes && i % 7 < 3 && i != at);
+                    const bool seen =
+                        i <= at && !(c.mask == Mask::window && i <= at - 96) && !(c.mask == Mask::holes && i % 7 < 3 && i != at);
                     // With ALiBi llama.cpp's mask holds the distance.
                     attend.mask.push_back(!seen ? -INFINITY : c.max_bias > 0 ? static_cast<float>(i - at) : 0.0f);
                 }

@@ -1,5 +1,7 @@
 #include "tests/ggml/support.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,8 +10,6 @@
 #include <mutex>
 #include <random>
 #include <stdexcept>
-
-#include <unistd.h>
 
 namespace turboquant::conformance {
 namespace {

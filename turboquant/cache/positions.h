@@ -15,7 +15,7 @@ class CellPositions {
     std::int64_t n_cells() const { return n_cells_; }
     std::size_t size() const { return pos_.size(); }
     std::size_t bytes() const { return pos_.size() * sizeof(std::int32_t); }
-    std::int32_t at(std::int64_t row) const { return pos_[row]; }   ///< row = stream * n_cells + cell
+    std::int32_t at(std::int64_t row) const { return pos_[row]; }  ///< row = stream * n_cells + cell
     void set(std::int64_t row, std::int32_t pos) { pos_[row] = pos; }
     const std::int32_t* stream(std::int64_t s) const { return pos_.data() + s * n_cells_; }
     void copy_stream(std::int64_t src, std::int64_t dst);

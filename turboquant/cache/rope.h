@@ -11,11 +11,11 @@ namespace turboquant {
 enum class RopePairs { adjacent, split };  ///< (2i, 2i+1), or (i, i + n_dims/2) as in GPT-NeoX
 
 struct RopeParams {
-    int n_dims = 0;          ///< rotated dims, even; the rest of the vector is left alone
-    int n_offset = 0;        ///< first rotated dim
+    int n_dims = 0;    ///< rotated dims, even; the rest of the vector is left alone
+    int n_offset = 0;  ///< first rotated dim
     RopePairs pairs = RopePairs::adjacent;
     float freq_base = 10000, freq_scale = 1;
-    int n_ctx_orig = 0;      ///< YaRN: original context length
+    int n_ctx_orig = 0;  ///< YaRN: original context length
     float ext_factor = 0, attn_factor = 1, beta_fast = 32, beta_slow = 1;
     const float* freq_factors = nullptr;  ///< n_dims/2 divisors of the angles, or null
 

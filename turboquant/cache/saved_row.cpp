@@ -56,7 +56,8 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
     const Division d = divide(row.size(), header.codec, header.head_dim);
     if (!mu.empty() && header.pos >= 0) {
         const std::size_t first = static_cast<std::size_t>(header.pos) % d.n_pieces * d.piece;
-        std::memcpy(p + kHeaderBytes + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first, std::min(d.piece, 2 * mu.size() - first));
+        std::memcpy(p + kHeaderBytes + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first,
+                    std::min(d.piece, 2 * mu.size() - first));
     }
     return {p + kHeaderBytes, d.codes};
 }
@@ -70,7 +71,8 @@ std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     std::memcpy(&h.pos, p + 8, 4);
     std::memcpy(&h.mu_hash, p + 12, 4);
     for (const CodecInfo& c : kCodecs)
-        if (p[4] == kVersion && static_cast<std::uint8_t>(c.id) == p[5] && c.rotated && head_dim_supported(h.head_dim) && fits(row.size(), c.id, h.head_dim)) {
+        if (p[4] == kVersion && static_cast<std::uint8_t>(c.id) == p[5] && c.rotated && head_dim_supported(h.head_dim) &&
+            fits(row.size(), c.id, h.head_dim)) {
             h.codec = c.id;
             return h;
         }
@@ -86,8 +88,8 @@ void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& heade
     const Division d = divide(row.size(), header.codec, header.head_dim);
     if (hash_ != header.mu_hash || seen_.size() != d.n_pieces) hash_ = header.mu_hash, seen_.assign(d.n_pieces, false);
     const std::size_t piece = static_cast<std::size_t>(header.pos) % d.n_pieces, first = piece * d.piece;
-    std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first, reinterpret_cast<const std::uint8_t*>(row.data()) + kHeaderBytes + d.codes,
-                std::min(d.piece, 2 * mu_.size() - first));
+    std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first,
+                reinterpret_cast<const std::uint8_t*>(row.data()) + kHeaderBytes + d.codes, std::min(d.piece, 2 * mu_.size() - first));
     seen_[piece] = true;
 }
 

@@ -1,14 +1,15 @@
 // The form in which rows of a KV tensor leave the cache (saved state, slots, llama-server's prompt cache) and come back.
 //
 // llama.cpp reserves 2*n_embd bytes a row, as for fp16. Three kinds of row fill them:
-//   packed     what is stored, bit for bit. It begins with two fp16 NaNs that no fp16 cache holds (a row with a NaN is refused when written): if a foreign f16
+//   packed     what is stored, bit for bit. It begins with two fp16 NaNs that no fp16 cache holds (a row with a NaN is refused when
+//   written): if a foreign f16
 //              cache loads it, attention over it is NaN, so it fails visibly instead of computing garbage.
-//   measuring  fp16 keys in the model's space while a layer's offset is not frozen yet; the position rides in the last mantissa bits (tag_keys)
-//   plain      anything else: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
+//   measuring  fp16 keys in the model's space while a layer's offset is not frozen yet; the position rides in the last mantissa bits
+//   (tag_keys) plain      anything else: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
 //
-// Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version (1), u8 codec, u8 head_dim / 16, u8 check (high byte; of these fields and the next
-// two); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); then row_bytes(codec, head_dim) bytes per head (codec/tile.h); then piece
-// number position % n_pieces of mu's fp16 values, in what is left.
+// Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version (1), u8 codec, u8 head_dim / 16, u8 check (high byte; of these
+// fields and the next two); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); then row_bytes(codec, head_dim) bytes
+// per head (codec/tile.h); then piece number position % n_pieces of mu's fp16 values, in what is left.
 #pragma once
 
 #include <cstdint>
@@ -52,8 +53,8 @@ class MuPieces {
     std::uint32_t hash_ = 0;
 };
 
-/// Puts a position into the last mantissa bits of the first 64 values of an fp16 row (32 bits, and 32 of check): one unit in the last place at
-/// most. Nothing if the row is shorter or pos < 0.
+/// Puts a position into the last mantissa bits of the first 64 values of an fp16 row (32 bits, and 32 of check): one unit in the last place
+/// at most. Nothing if the row is shorter or pos < 0.
 void tag_keys(std::span<std::uint16_t> row, std::int32_t pos);
 /// The position found in an fp16 row, or -1.
 std::int32_t read_tag(std::span<const std::uint16_t> row);

@@ -11,10 +11,10 @@ namespace turboquant::compat {
 
 /// Blocks of 128 values, byte-packed: fp16 corrected norm first.
 enum class Block : std::uint8_t {
-    turbo2,         ///< 34 bytes: norm, qs[32]
-    turbo3,         ///< 50 bytes: norm, qs[32], signs[16]
-    turbo4,         ///< 66 bytes: norm, qs[64]; since June 2026, corrected Lloyd-Max table
-    turbo4_rnorm,   ///< 68 bytes: norm, rnorm (= 0), qs[64]; March-June 2026
+    turbo2,        ///< 34 bytes: norm, qs[32]
+    turbo3,        ///< 50 bytes: norm, qs[32], signs[16]
+    turbo4,        ///< 66 bytes: norm, qs[64]; since June 2026, corrected Lloyd-Max table
+    turbo4_rnorm,  ///< 68 bytes: norm, rnorm (= 0), qs[64]; March-June 2026
 };
 
 /// Which 4-bit table was used: nothing in the bytes says so. `lloyd`: converged Lloyd-Max levels; ignored by turbo2 and turbo3.

@@ -1,5 +1,6 @@
-// ggml's backend interface, declared by us: ggml does not install it (ggml-backend-impl.h). Layout of GGML_BACKEND_API_VERSION 2 from ggml 0.10.2
-// on; it is checked at load against ggml_version() (host.h). Structs have ggml's own names because the public headers declare pointers to them.
+// ggml's backend interface, declared by us: ggml does not install it (ggml-backend-impl.h). Layout of GGML_BACKEND_API_VERSION 2 from ggml
+// 0.10.2 on; it is checked at load against ggml_version() (host.h). Structs have ggml's own names because the public headers declare
+// pointers to them.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,8 @@
 #include "turboquant/ggml/buffer.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
@@ -7,9 +10,6 @@
 #include <new>
 #include <stdexcept>
 #include <string_view>
-
-#include <sys/mman.h>
-#include <unistd.h>
 
 namespace turboquant::ggml {
 namespace {
@@ -72,7 +72,8 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     }
     if (!e->kv.bound()) {
         // llama.cpp reserves its graphs, and so shows us the head size, before it restores anything.
-        context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name + ": its head size is not known or not supported");
+        context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name +
+                                           ": its head size is not known or not supported");
         e->refused = true;
         return;
     }
@@ -94,8 +95,9 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     e->refused = result == RestoreResult::offset_missing;
     context_of(buffer).device().refuse(
         std::string("cannot restore all of ") + root(t)->name +
-        (result == RestoreResult::not_finite ? ": saved values that are not finite were set to zero"
-                                             : ": the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset"));
+        (result == RestoreResult::not_finite
+             ? ": saved values that are not finite were set to zero"
+             : ": the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset"));
 }
 
 void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, uint8_t value, size_t offset, size_t size) {
@@ -116,9 +118,11 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
     }
     if (!s || s != d || !s->kv.bound()) return false;
     const std::size_t stream_bytes = root(src)->nb[2];
-    if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || src->view_offs % stream_bytes || dst->view_offs % stream_bytes)
+    if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || src->view_offs % stream_bytes ||
+        dst->view_offs % stream_bytes)
         return false;
-    const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes), to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
+    const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes),
+               to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
     s->kv.freeze();
     s->kv.copy_stream(from, to);
     if (s->kv.geometry().side == Side::key) s->positions->copy_stream(from, to);
@@ -192,7 +196,8 @@ void KvBuffer::init_tensor(ggml_tensor* t) {
     const KvTensor::Geometry& g = e->kv.geometry();
     if (t->type != GGML_TYPE_F16) {
         e->refused = true;
-        device_.refuse(std::string(t->name) + " is asked for as " + ggml_type_name(t->type) + ": leave -ctk and -ctv at f16, the device sets the format");
+        device_.refuse(std::string(t->name) + " is asked for as " + ggml_type_name(t->type) +
+                       ": leave -ctk and -ctv at f16, the device sets the format");
     }
     for (const auto& p : positions_)
         if (p->n_cells() == g.n_cells && p->size() == static_cast<std::size_t>(g.n_cells * g.n_streams)) e->positions = p.get();

@@ -17,8 +17,8 @@ namespace turboquant::ggml {
 struct KvExtra {
     KvTensor kv;
     CellPositions* positions = nullptr;
-    bool rope_known = false;      ///< its RoPE was found, or it was found to have none
-    bool refused = false;         ///< its type or head size cannot be served; every op on it fails
+    bool rope_known = false;  ///< its RoPE was found, or it was found to have none
+    bool refused = false;     ///< its type or head size cannot be served; every op on it fails
 };
 
 /// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7", with or without a tag before the letter), nullopt for any other tensor.
@@ -26,7 +26,8 @@ std::optional<Side> kv_side(const ggml_tensor* t);
 /// The extra of the tensor under t, or null (not a KV tensor, or not allocated: llama.cpp measures with dummy buffers).
 KvExtra* kv_extra(const ggml_tensor* t);
 
-/// Learns head sizes and RoPE from an attention or row-writing op. A size that cannot be served marks the tensor refused; the op then fails in compute.
+/// Learns head sizes and RoPE from an attention or row-writing op. A size that cannot be served marks the tensor refused; the op then fails
+/// in compute.
 void bind_from_op(const Device& d, const ggml_tensor* op);
 
 /// Context of one ggml buffer.

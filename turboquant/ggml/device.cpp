@@ -1,9 +1,9 @@
 #include "turboquant/ggml/device.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <unistd.h>
 
 #include "turboquant/ggml/buffer.h"
 
@@ -30,8 +30,8 @@ void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
     props->caps.mmap_support = true;
 }
 
-/// Everything that touches a KV tensor is claimed, also what cannot be computed: such a graph then fails with a message in graph_compute, where
-/// a "no" here would make the scheduler abort the process, or copy compressed bytes to another backend as if they were f16.
+/// Everything that touches a KV tensor is claimed, also what cannot be computed: such a graph then fails with a message in graph_compute,
+/// where a "no" here would make the scheduler abort the process, or copy compressed bytes to another backend as if they were f16.
 bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
     const Device& d = device_of(dev);
     if (is_view_op(d.ops, op)) return true;
@@ -77,9 +77,7 @@ ggml_backend_buffer_type_i buft_interface() {
     return i;
 }
 
-bool is_device_buft(ggml_backend_buffer_type_t buft) {
-    return buft && buft->iface.alloc_buffer == alloc_buffer;
-}
+bool is_device_buft(ggml_backend_buffer_type_t buft) { return buft && buft->iface.alloc_buffer == alloc_buffer; }
 
 }  // namespace
 

@@ -49,8 +49,8 @@ inline const ggml_tensor* root(const ggml_tensor* t) { return t->view_src ? t->v
 
 // Implemented in their own files.
 ggml_backend_t init_backend(ggml_backend_dev_t dev, const char* params);           // backend.cpp
-void set_n_threads(ggml_backend_t backend, int n_threads);                          // backend.cpp
-ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);   // buffer.cpp
-size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t);           // buffer.cpp
+void set_n_threads(ggml_backend_t backend, int n_threads);                         // backend.cpp
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);  // buffer.cpp
+size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t);          // buffer.cpp
 
 }  // namespace turboquant::ggml

@@ -47,8 +47,8 @@ std::string check_ggml_version(const char* version) {
     const bool known = parse_version(version, v);
     std::get<2>(newest) = std::get<2>(v);
     if (known && v >= oldest && v <= newest) return {};
-    return "ggml " + std::string(version ? version : "?") + " is outside the range this turboquant was checked with (" + kOldestGgml + " to " +
-           kNewestGgml + ".x). Update turboquant, or load it all the same with TURBOQUANT_KV=\"turbo4,abi=any\" at your own risk";
+    return "ggml " + std::string(version ? version : "?") + " is outside the range this turboquant was checked with (" + kOldestGgml +
+           " to " + kNewestGgml + ".x). Update turboquant, or load it all the same with TURBOQUANT_KV=\"turbo4,abi=any\" at your own risk";
 }
 
 bool is_view_op(const Ops& ops, const ggml_tensor* t) {

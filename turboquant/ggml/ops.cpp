@@ -12,7 +12,8 @@ namespace turboquant::ggml {
 namespace {
 
 constexpr const char* kNeedsFlashAttention =
-    "flash attention is off for this model or context (its cache is then laid out in a way that cannot be compressed): run with -fa on, or without a "
+    "flash attention is off for this model or context (its cache is then laid out in a way that cannot be compressed): run with -fa on, or "
+    "without a "
     "turboquant device";
 
 const float* floats(const ggml_tensor* t) { return static_cast<const float*>(t->data); }
@@ -75,7 +76,8 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     if (e->kv.offset() || e->kv.measuring()) {
         ctx.positions.resize(n);
         for (std::int64_t i = 0; i < n; i++) ctx.positions[i] = g.side == Side::key ? e->positions->at(ctx.rows[i]) : -1;
-        return e->kv.encode_rows(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, ctx.positions) ? std::string() : not_finite(op);
+        return e->kv.encode_rows(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, ctx.positions) ? std::string()
+                                                                                                             : not_finite(op);
     }
 
     // Split over heads: tiles of different heads are disjoint.
@@ -125,8 +127,10 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     const std::int64_t first_row = static_cast<std::int64_t>(k->view_offs) / row_bytes;
     if (k->view_offs % row_bytes || first_row % n_cells || (!a.v_is_k && v->view_offs != root(v)->nb[2] * (first_row / n_cells)) ||
         (a.v_is_k && v->view_offs != k->view_offs) || k->ne[0] != ke->kv.head_dim() || a.n_head_kv != ke->kv.n_head())
-        return "attention over a part of " + name_of(k) + " that does not begin with a sequence's first cell is not supported; please report the model";
-    if (ke->kv.geometry().n_cells != ve->kv.geometry().n_cells || a.n_kv > n_cells) return "sizes of " + name_of(k) + " and " + name_of(v) + " differ";
+        return "attention over a part of " + name_of(k) +
+               " that does not begin with a sequence's first cell is not supported; please report the model";
+    if (ke->kv.geometry().n_cells != ve->kv.geometry().n_cells || a.n_kv > n_cells)
+        return "sizes of " + name_of(k) + " and " + name_of(v) + " differ";
 
     for (std::int64_t s = 0; s < q->ne[3]; s++) {
         a.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + s * q->nb[3]);
@@ -151,7 +155,8 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     KvExtra* e = kv_extra(op->src[0]);
     const ggml_tensor *x = op->src[0], *shift = op->src[1];
     if (!e || e->refused || !e->kv.bound()) return "cannot shift " + name_of(op) + ": " + ctx.device->last_error();
-    if (op->view_src != x->view_src || e->kv.geometry().side != Side::key) return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
+    if (op->view_src != x->view_src || e->kv.geometry().side != Side::key)
+        return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
     if (op->op_params[2] & kRopeMultiAxis) return "context shift with M-RoPE positions is not supported; run without --context-shift";
     RopeParams p = rope_params(op);
     p.n_offset += static_cast<int>(x->view_offs / sizeof(std::uint16_t));

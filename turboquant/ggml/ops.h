@@ -21,11 +21,11 @@ struct OpContext {
     const Device* device;
     const Kernels* kernels;
     int n_threads = 1;
-    std::vector<std::uint8_t> workspace;   ///< grown as needed, reused
+    std::vector<std::uint8_t> workspace;  ///< grown as needed, reused
     std::vector<std::int64_t> rows, cells;
     std::vector<std::int32_t> positions;
-    std::vector<float> q_terms;            ///< score terms of the queries of one attention call
-    std::vector<TrigTable> trig;           ///< one per RoPE of the model (layers may differ in it)
+    std::vector<float> q_terms;   ///< score terms of the queries of one attention call
+    std::vector<TrigTable> trig;  ///< one per RoPE of the model (layers may differ in it)
 };
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);

@@ -42,8 +42,8 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
 
 const char* device_config(ggml_backend_dev_t dev) {
     static thread_local std::string text;
-    text = "keys " + std::string(codec_info(device_of(dev).spec.k).name) + ", values " + std::string(codec_info(device_of(dev).spec.v).name) +
-           ", simd " + std::string(simd_level_name(kernels_level(kernels())));
+    text = "keys " + std::string(codec_info(device_of(dev).spec.k).name) + ", values " +
+           std::string(codec_info(device_of(dev).spec.v).name) + ", simd " + std::string(simd_level_name(kernels_level(kernels())));
     return text.c_str();
 }
 
@@ -67,7 +67,8 @@ void* get_proc_address(ggml_backend_reg_t, const char* name) {
 
 ggml_backend_reg_t make_registry() {
     const Config config = load_config();
-    if (const std::string problem = check_ggml_version(ggml_version()); !problem.empty() && !config.any_abi) throw std::runtime_error(problem);
+    if (const std::string problem = check_ggml_version(ggml_version()); !problem.empty() && !config.any_abi)
+        throw std::runtime_error(problem);
     Registry& r = registry();
     r.ops = resolve_ops();
     r.reg.api_version = kBackendApiVersion;
@@ -83,8 +84,9 @@ ggml_backend_reg_t make_registry() {
         r.devices.emplace_back(&r.reg, r.ops, std::string(c.name), spec);
     }
     r.n_listed = r.devices.size();
-    log_info(std::string("KV cache formats ") + (config.spec ? "turboquant (" + to_string(*config.spec) + "), " : "") + known_codec_words() +
-             "; default " + r.devices.front().name + "; simd " + std::string(simd_level_name(kernels_level(kernels()))));
+    log_info(std::string("KV cache formats ") + (config.spec ? "turboquant (" + to_string(*config.spec) + "), " : "") +
+             known_codec_words() + "; default " + r.devices.front().name + "; simd " +
+             std::string(simd_level_name(kernels_level(kernels()))));
     return &r.reg;
 }
 

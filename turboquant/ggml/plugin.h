@@ -1,7 +1,8 @@
 /* What libggml-turboquant.so offers beyond ggml's backend interface, through ggml_backend_reg_get_proc_address(reg, NAME). Plain C.
  *
- * The registry is named "turboquant"; its devices are named by SPEC words: turbo4 (first, the default), turbo3, turbo2, turbo5, turbo6, turbo8,
- * raw. If the environment variable TURBOQUANT_KV is set when the library is loaded, a device "turboquant" with that SPEC comes first.
+ * The registry is named "turboquant"; its devices are named by SPEC words: turbo4 (first, the default), turbo3, turbo2, turbo5, turbo6,
+ * turbo8, raw. If the environment variable TURBOQUANT_KV is set when the library is loaded, a device "turboquant" with that SPEC comes
+ * first.
  */
 #pragma once
 
@@ -14,27 +15,28 @@
 extern "C" {
 #endif
 
-/* NAME "turboquant_device": the device for any SPEC text (also "k=turbo4,v=turbo3"), made on first use and kept for the life of the process.
- * Use it in llama_model_params.devices. NULL on a bad SPEC; then `error` (if not NULL) holds the reason, truncated to error_size. */
-typedef ggml_backend_dev_t (*turboquant_device_t)(const char * spec, char * error, size_t error_size);
+/* NAME "turboquant_device": the device for any SPEC text (also "k=turbo4,v=turbo3"), made on first use and kept for the life of the
+ * process. Use it in llama_model_params.devices. NULL on a bad SPEC; then `error` (if not NULL) holds the reason, truncated to error_size.
+ */
+typedef ggml_backend_dev_t (*turboquant_device_t)(const char* spec, char* error, size_t error_size);
 
 /* Memory of all live KV tensors that belong to a device. */
 struct turboquant_kv_stats {
-    size_t n_tensors;       /* KV tensors (K and V of each layer) */
-    size_t reserved_bytes;  /* address space asked for by llama.cpp (worst case over head sizes; untouched pages cost nothing) */
-    size_t format_bytes;    /* bytes that the formats need for all cells, everything counted (codes, scales, positions): the formula */
-    size_t touched_bytes;   /* bytes of the pages that hold cells written so far */
-    double bits_per_value;  /* 8 * format_bytes / (cells * values per cell), 0 before the first token */
-    double f16_bytes;       /* the same cells in f16 */
+    size_t n_tensors;      /* KV tensors (K and V of each layer) */
+    size_t reserved_bytes; /* address space asked for by llama.cpp (worst case over head sizes; untouched pages cost nothing) */
+    size_t format_bytes;   /* bytes that the formats need for all cells, everything counted (codes, scales, positions): the formula */
+    size_t touched_bytes;  /* bytes of the pages that hold cells written so far */
+    double bits_per_value; /* 8 * format_bytes / (cells * values per cell), 0 before the first token */
+    double f16_bytes;      /* the same cells in f16 */
 };
 /* NAME "turboquant_kv_stats" */
-typedef void (*turboquant_kv_stats_t)(ggml_backend_dev_t dev, struct turboquant_kv_stats * out);
+typedef void (*turboquant_kv_stats_t)(ggml_backend_dev_t dev, struct turboquant_kv_stats* out);
 
 /* NAME "turboquant_last_error": text of the last refusal on this device ("" if none); valid until the next call. */
-typedef const char * (*turboquant_last_error_t)(ggml_backend_dev_t dev);
+typedef const char* (*turboquant_last_error_t)(ggml_backend_dev_t dev);
 
 /* NAME "turboquant_config": one line naming the effective configuration of a device (formats, SIMD level, threads). */
-typedef const char * (*turboquant_config_t)(ggml_backend_dev_t dev);
+typedef const char* (*turboquant_config_t)(ggml_backend_dev_t dev);
 
 #ifdef __cplusplus
 }
