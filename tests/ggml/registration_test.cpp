@@ -1,0 +1,176 @@
+// How the library presents itself: the registry, its devices, the extra procedures, the configuration variable, refusals.
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include <sys/wait.h>
+
+#include "tests/ggml/support.h"
+
+namespace turboquant::conformance {
+namespace {
+
+TEST(Registration, OneDevicePerWordInOrder) {
+    const ggml_backend_reg_t reg = plugin();
+    EXPECT_STREQ(ggml_backend_reg_name(reg), "turboquant");
+    ASSERT_EQ(ggml_backend_reg_dev_count(reg), kFormats.size());
+    for (size_t i = 0; i < kFormats.size(); i++) {
+        const ggml_backend_dev_t dev = ggml_backend_reg_dev_get(reg, i);
+        EXPECT_EQ(ggml_backend_dev_name(dev), kFormats[i]);
+        EXPECT_EQ(dev, ggml_backend_dev_by_name(kFormats[i].c_str()));
+        EXPECT_EQ(ggml_backend_dev_backend_reg(dev), reg);
+        EXPECT_EQ(ggml_backend_dev_type(dev), GGML_BACKEND_DEVICE_TYPE_GPU);
+        ggml_backend_dev_props props;
+        ggml_backend_dev_get_props(dev, &props);
+        EXPECT_EQ(props.name, kFormats[i]);
+        ASSERT_TRUE(props.device_id);
+        EXPECT_STREQ(props.device_id, "turboquant");  // the same for all: llama.cpp takes the first and skips the rest
+        EXPECT_NE(std::string(ggml_backend_dev_description(dev)).find("TurboQuant"), std::string::npos);
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        EXPECT_GT(total, size_t{1} << 28);
+        EXPECT_LE(free, total);
+    }
+}
+
+TEST(Registration, BuffersAreNotHostMemoryButHostMemoryIsTaken) {
+    for (const std::string& name : kFormats) {
+        const ggml_backend_dev_t dev = device(name);
+        const ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(dev);
+        EXPECT_FALSE(ggml_backend_buft_is_host(buft)) << "the CPU would read compressed bytes as f16";
+        EXPECT_EQ(ggml_backend_buft_get_device(buft), dev);
+        EXPECT_TRUE(ggml_backend_dev_supports_buft(dev, buft));
+        EXPECT_TRUE(ggml_backend_dev_supports_buft(dev, ggml_backend_cpu_buffer_type()));
+        for (const std::string& other : kFormats)
+            EXPECT_EQ(ggml_backend_dev_supports_buft(dev, ggml_backend_dev_buffer_type(device(other))), other == name);
+    }
+}
+
+TEST(Registration, SaysNoToOperationsThatAreNotTheCaches) {
+    Owned<ggml_context> ctx(ggml_init({32 * ggml_tensor_overhead(), nullptr, true}));
+    ggml_tensor* a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 64, 64);
+    ggml_tensor* idx = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 64);
+    ggml_tensor* half = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 64, 64);
+    for (const std::string& name : kFormats) {
+        const ggml_backend_dev_t dev = device(name);
+        EXPECT_FALSE(ggml_backend_dev_supports_op(dev, ggml_mul_mat(ctx.get(), a, a)));
+        EXPECT_FALSE(ggml_backend_dev_supports_op(dev, ggml_add(ctx.get(), a, a)));
+        EXPECT_FALSE(ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx.get(), half, a, idx))) << "not a KV tensor";
+        EXPECT_TRUE(ggml_backend_dev_supports_op(dev, ggml_view_1d(ctx.get(), a, 64, 0)));
+        ctx.reset(ggml_init({32 * ggml_tensor_overhead(), nullptr, true}));
+        a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 64, 64);
+        idx = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 64);
+        half = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 64, 64);
+    }
+}
+
+TEST(Registration, LoadsTwiceWithoutHarm) {
+    const ggml_backend_reg_t first = plugin();
+    const ggml_backend_dev_t dev = device("turbo4");
+    const ggml_backend_reg_t second = ggml_backend_load(TQ_PLUGIN_PATH);
+    EXPECT_TRUE(second == first || second == nullptr);
+    EXPECT_EQ(device("turbo4"), dev);
+    EXPECT_EQ(ggml_backend_reg_dev_count(first), kFormats.size());
+    const ContextPtr ctx = make_context(demo("turbo4"));
+    EXPECT_GT(decode(ctx.get(), text_tokens(demo("turbo4"), 8)).rows(), 0);
+}
+
+TEST(Registration, AnySpecHasADevice) {
+    const auto get = procedure<turboquant_device_t>("turboquant_device");
+    ASSERT_TRUE(get);
+    char error[512] = "";
+    EXPECT_EQ(get("turbo4", error, sizeof error), device("turbo4"));
+    const ggml_backend_dev_t mixed = get("k=turbo4,v=turbo2", error, sizeof error);
+    ASSERT_TRUE(mixed) << error;
+    EXPECT_EQ(get("k=turbo4,v=turbo2", nullptr, 0), mixed);
+    EXPECT_EQ(ggml_backend_reg_dev_count(plugin()), kFormats.size()) << "not listed: llama.cpp would offer it";
+    const std::string config = procedure<turboquant_config_t>("turboquant_config")(mixed);
+    EXPECT_NE(config.find("turbo4"), std::string::npos) << config;
+    EXPECT_NE(config.find("turbo2"), std::string::npos) << config;
+}
+
+TEST(Registration, WrongSpecsAreRefusedWithTheWordsKnown) {
+    const auto get = procedure<turboquant_device_t>("turboquant_device");
+    for (const char* bad : {"turbo9", "", "k=turbo4", "k=turbo4,v=", "k=q8_0,v=turbo4", "f16", "turbo4,turbo3", "=", ",", "k=turbo4,v=turbo4,x=1"}) {
+        char error[512] = "";
+        EXPECT_EQ(get(bad, error, sizeof error), nullptr) << bad;
+        EXPECT_NE(std::string(error), "") << bad;
+        EXPECT_EQ(get(bad, nullptr, 0), nullptr) << bad;
+    }
+    char error[512] = "", few[8];
+    get("turbo9", error, sizeof error);
+    EXPECT_NE(std::string(error).find("turbo9"), std::string::npos) << error;
+    for (const std::string& name : kFormats) EXPECT_NE(std::string(error).find(name), std::string::npos) << error;
+    std::memset(few, 'x', sizeof few);
+    get("turbo9", few, sizeof few);
+    EXPECT_EQ(few[sizeof few - 1], '\0');
+    EXPECT_EQ(get(nullptr, error, sizeof error), nullptr);
+    EXPECT_EQ(ggml_backend_reg_get_proc_address(plugin(), "no_such_procedure"), nullptr);
+}
+
+TEST(Registration, FlashAttentionOffAndQuantizedTypesAreRefusedWithAMessage) {
+    const std::vector<llama_token> tokens = text_tokens(demo("turbo4"), 8);
+    take_log();
+    {
+        ContextOptions options;
+        options.flash_attn = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        const ContextPtr ctx = make_context(demo("turbo4"), options);
+        EXPECT_NE(try_decode(ctx.get(), tokens), 0);
+        EXPECT_NE(last_error("turbo4").find("-fa on"), std::string::npos) << last_error("turbo4");
+        EXPECT_NE(take_log().find("flash attention"), std::string::npos) << "the user sees it";
+    }
+    {
+        llama_context_params params = llama_context_default_params();
+        params.n_ctx = 512;
+        params.type_k = params.type_v = GGML_TYPE_Q8_0;
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        const ContextPtr ctx(llama_init_from_model(demo("turbo3"), params));
+        if (ctx) {
+            EXPECT_NE(try_decode(ctx.get(), tokens), 0);
+        }
+        EXPECT_NE(last_error("turbo3").find("-ctk"), std::string::npos) << last_error("turbo3");
+    }
+}
+
+/// The configuration variable is read when the library is loaded: in processes of their own.
+struct Probe {
+    int exit_code;
+    std::string text;
+};
+Probe probe(const std::string& setting, const std::string& device_name) {
+    const std::string out = temp_path("probe");
+    const int status = std::system((setting + " '" TQ_CONFIG_PROBE "' '" TQ_PLUGIN_PATH "' '" TQ_DEMO_MODEL "' " + device_name + " >'" + out + "' 2>&1").c_str());
+    std::ostringstream text;
+    text << std::ifstream(out).rdbuf();
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), text.str()};
+}
+
+TEST(Configuration, VariableMakesTheFirstDevice) {
+    const Probe plain = probe("", "default");
+    ASSERT_EQ(plain.exit_code, 0) << plain.text;
+    EXPECT_NE(plain.text.find("first device turbo4\n"), std::string::npos) << plain.text;
+    EXPECT_NE(plain.text.find("bits 4."), std::string::npos) << plain.text;
+
+    const Probe mixed = probe("TURBOQUANT_KV=k=turbo4,v=turbo2", "default");
+    ASSERT_EQ(mixed.exit_code, 0) << mixed.text;
+    EXPECT_NE(mixed.text.find("first device turboquant\n"), std::string::npos) << mixed.text;
+    EXPECT_NE(mixed.text.find("keys turbo4, values turbo2"), std::string::npos) << mixed.text;
+    EXPECT_NE(mixed.text.find("bits 3."), std::string::npos) << mixed.text;
+
+    const Probe named = probe("TURBOQUANT_KV=turbo8", "turbo3");
+    ASSERT_EQ(named.exit_code, 0) << named.text;
+    EXPECT_NE(named.text.find("bits 3."), std::string::npos) << "a device named in so many words is that device: " << named.text;
+}
+
+TEST(Configuration, BadValueIsRefusedAndSaysSo) {
+    const Probe bad = probe("TURBOQUANT_KV=turbo9", "default");
+    EXPECT_EQ(bad.exit_code, 3) << bad.text;  // the library does not load, the process goes on
+    EXPECT_NE(bad.text.find("turbo9"), std::string::npos) << bad.text;
+    EXPECT_NE(bad.text.find("turbo4"), std::string::npos) << "names the known words: " << bad.text;
+    const Probe empty = probe("TURBOQUANT_KV=", "default");
+    EXPECT_EQ(empty.exit_code, 0) << empty.text;
+}
+
+}  // namespace
+}  // namespace turboquant::conformance
