@@ -1,10 +1,10 @@
 // How the library presents itself: the registry, its devices, the extra procedures, the configuration variable, refusals.
+#include <sys/wait.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
-
-#include <sys/wait.h>
 
 #include "tests/ggml/support.h"
 
@@ -92,7 +92,8 @@ TEST(Registration, AnySpecHasADevice) {
 
 TEST(Registration, WrongSpecsAreRefusedWithTheWordsKnown) {
     const auto get = procedure<turboquant_device_t>("turboquant_device");
-    for (const char* bad : {"turbo9", "", "k=turbo4", "k=turbo4,v=", "k=q8_0,v=turbo4", "f16", "turbo4,turbo3", "=", ",", "k=turbo4,v=turbo4,x=1"}) {
+    for (const char* bad :
+         {"turbo9", "", "k=turbo4", "k=turbo4,v=", "k=q8_0,v=turbo4", "f16", "turbo4,turbo3", "=", ",", "k=turbo4,v=turbo4,x=1"}) {
         char error[512] = "";
         EXPECT_EQ(get(bad, error, sizeof error), nullptr) << bad;
         EXPECT_NE(std::string(error), "") << bad;
@@ -140,7 +141,8 @@ struct Probe {
 };
 Probe probe(const std::string& setting, const std::string& device_name) {
     const std::string out = temp_path("probe");
-    const int status = std::system((setting + " '" TQ_CONFIG_PROBE "' '" TQ_PLUGIN_PATH "' '" TQ_DEMO_MODEL "' " + device_name + " >'" + out + "' 2>&1").c_str());
+    const int status = std::system(
+        (setting + " '" TQ_CONFIG_PROBE "' '" TQ_PLUGIN_PATH "' '" TQ_DEMO_MODEL "' " + device_name + " >'" + out + "' 2>&1").c_str());
     std::ostringstream text;
     text << std::ifstream(out).rdbuf();
     return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), text.str()};

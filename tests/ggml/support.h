@@ -18,7 +18,14 @@
 
 namespace turboquant::conformance {
 
-inline const std::vector<std::string> kFormats = {"turbo4", "turbo3", "turbo2", "turbo5", "turbo6", "turbo8", "raw"};
+/// All devices, in the order of the registry.
+inline const std::vector<std::string> kFormats = {"turbo4", "turbo3", "turbo2", "turbo5", "turbo6",
+                                                  "turbo8", "raw",    "tcq4",   "tcq3",   "tcq2"};
+inline std::vector<std::string> with_f16() {
+    std::vector<std::string> names = kFormats;
+    names.insert(names.begin(), "f16");
+    return names;
+}
 
 /// The library's registry, loaded on first use. Throws std::runtime_error.
 ggml_backend_reg_t plugin();

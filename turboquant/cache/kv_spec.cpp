@@ -73,12 +73,13 @@ KvSpec parse_kv_spec(std::string_view text) {
         const std::size_t eq = item.find('=');
         const std::string_view key = eq == item.npos ? std::string_view{} : item.substr(0, eq);
         const std::string_view word = eq == item.npos ? item : item.substr(eq + 1);
-        if (eq == item.npos && (have_k || have_v))
-            throw std::invalid_argument("KV format '" + std::string(text) + "': '" + std::string(word) +
-                                        "' would replace what stands before it; for keys and values apart write k=WORD,v=WORD");
-        if (eq == item.npos)
-            spec.k = spec.v = codec_word(word), have_k = have_v = true;
-        else if (key == "k")
+        if (eq == item.npos) {
+            const CodecId id = codec_word(word);
+            if (have_k || have_v)
+                throw std::invalid_argument("KV format '" + std::string(text) + "': '" + std::string(word) +
+                                            "' would replace what stands before it; for keys and values apart write k=WORD,v=WORD");
+            spec.k = spec.v = id, have_k = have_v = true;
+        } else if (key == "k")
             spec.k = codec_word(word), have_k = true;
         else if (key == "v")
             spec.v = codec_word(word), have_v = true;
