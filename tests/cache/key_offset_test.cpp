@@ -61,21 +61,29 @@ struct Cache {
         if (offset) kv->enable_offset(), kv->offset()->set_rope(rope());
     }
     KvTensor::Geometry g;
+    bool write(const std::vector<float>& x, const std::vector<std::int64_t>& rows, const std::vector<std::int32_t>& pos, int from = 0) {
+        cells.place(rows, pos);
+        return kv->encode_keys(kernels(), x.data() + from * kEmbd, kEmbd, rows, cells);
+    }
+    std::vector<std::uint16_t> save(int first, int n) const {
+        std::vector<std::uint16_t> out(n * kEmbd);
+        for (int i = 0; i < n; i++) kv->save_row(first + i, cells, std::span(out).subspan(i * kEmbd, kEmbd));
+        return out;
+    }
+    /// Mean squared error of what the cache holds against the keys written.
+    double error(const std::vector<float>& x, int first, int n) const {
+        std::vector<float> out(kEmbd);
+        double e = 0;
+        for (int i = 0; i < n; i++) {
+            kv->read_row(first + i, cells, out);
+            for (int j = 0; j < kEmbd; j++) e += std::pow(out[j] - x[i * kEmbd + j], 2);
+        }
+        return e / (n * kEmbd);
+    }
     std::vector<std::uint8_t> memory;
+    CellPositions cells{512, 2};
     std::unique_ptr<KvTensor> kv;
 };
-
-/// Relative squared error of what the cache holds against the keys written.
-double stored_error(const KvTensor& kv, const std::vector<float>& x, const std::vector<std::int64_t>& rows,
-                    const std::vector<std::int32_t>& pos) {
-    std::vector<float> out(kEmbd);
-    double error = 0;
-    for (std::size_t i = 0; i < rows.size(); i++) {
-        kv.read_row(rows[i], pos[i], out);
-        for (int j = 0; j < kEmbd; j++) error += std::pow(out[j] - x[i * kEmbd + j], 2);
-    }
-    return error / static_cast<double>(rows.size() * kEmbd);
-}
 
 }  // namespace
 
@@ -83,121 +91,142 @@ TEST(KeyOffset, FindsTheConstantPartBeforeRope) {
     const auto bias = some_bias();
     KeyOffset offset(kHeads, kDim);
     offset.set_rope(rope());
+    offset.begin(3, 1);
     const auto pos = iota32(300, 1000);
     const auto x = biased_keys(pos, bias, 1);
-    FirstRows rows;
-    rows.add(x.data(), kEmbd, kEmbd, iota64(300), pos, false);
-    EXPECT_TRUE(rows.enough());
-    EXPECT_EQ(rows.rows().size(), FirstRows::kMeasureRows);
-    offset.measure(rows.rows());
+    EXPECT_TRUE(offset.observe(3, x.data(), kEmbd, iota64(300), pos));
+    EXPECT_TRUE(offset.frozen(3));
     double error = 0;
-    for (int i = 0; i < kEmbd; i++) error += std::pow(offset.mu()[i] - bias[i], 2) / kEmbd;
+    for (int i = 0; i < kEmbd; i++) error += std::pow(offset.mu(3)[i] - bias[i], 2) / kEmbd;
     EXPECT_LT(error, 2.0 / 256) << "the mean of 256 rows of unit variance";
     EXPECT_GT(error, 0.2 / 256);
+    offset.begin(3, 2);
+    EXPECT_FALSE(offset.frozen(3)) << "another sequence";
 }
 
 TEST(KeyOffset, DoesNotDependOnHowRowsAreCut) {
-    const auto pos = iota32(50);
-    const auto x = biased_keys(pos, some_bias(), 2);
-    KeyOffset one(kHeads, kDim), many(kHeads, kDim);
-    one.set_rope(rope()), many.set_rope(rope());
-    FirstRows all, parts;
-    all.add(x.data(), kEmbd, kEmbd, iota64(50), pos, false);
-    for (int i = 49; i >= 0; i--) parts.add(x.data() + i * kEmbd, kEmbd, kEmbd, iota64(1, i), iota32(1, i), false);
-    EXPECT_FALSE(all.enough());
-    one.measure(all.rows()), many.measure(parts.rows());
-    EXPECT_TRUE(std::equal(one.mu().begin(), one.mu().end(), many.mu().begin()));
+    for (const int n : {50, 300}) {
+        const auto pos = iota32(n);
+        const auto x = biased_keys(pos, some_bias(), 2);
+        KeyOffset one(kHeads, kDim), many(kHeads, kDim);
+        one.set_rope(rope()), many.set_rope(rope());
+        one.begin(0, 1), many.begin(0, 1);
+        one.observe(0, x.data(), kEmbd, iota64(n), pos);
+        for (int i = 0; i < n; i++) many.observe(0, x.data() + i * kEmbd, kEmbd, iota64(1, i), iota32(1, i));
+        EXPECT_EQ(one.frozen(0), n == 300);
+        EXPECT_EQ(many.frozen(0), n == 300);
+        EXPECT_TRUE(std::equal(one.mu(0).begin(), one.mu(0).end(), many.mu(0).begin()));
+    }
 }
 
 TEST(KeyOffset, TakesTheBiasOutOfTheError) {
     const auto pos = iota32(400);
-    const auto rows = iota64(400);
     const auto x = biased_keys(pos, some_bias(), 3);
-    double error[2];
-    for (const bool on : {false, true}) {
-        Cache c(CodecId::turbo3, on);
-        if (on) {
-            ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data(), kEmbd, rows, pos));
-        } else {
-            std::vector<std::int64_t> scratch(rows.size());
-            for (int h = 0; h < kHeads; h++) ASSERT_TRUE(c.kv->encode(kernels(), h, x.data() + h * kDim, kEmbd, rows, scratch));
-        }
-        error[on] = stored_error(*c.kv, x, rows, pos);
-    }
+    Cache with(CodecId::turbo3), without(CodecId::turbo3, false);
+    ASSERT_TRUE(with.write(x, iota64(400), pos));
+    std::vector<std::int64_t> rows = iota64(400), scratch(400);
+    for (int h = 0; h < kHeads; h++) ASSERT_TRUE(without.kv->encode(kernels(), h, x.data() + h * kDim, kEmbd, rows, scratch));
     // Variance 1 a value remains: 3-bit error .0336 of it. With the bias in, about 60 times the energy is quantized.
-    EXPECT_GT(error[1], 0.030);
-    EXPECT_LT(error[1], 0.038);
-    EXPECT_GT(error[0], 20 * error[1]);
+    EXPECT_GT(with.error(x, 0, 400), 0.030);
+    EXPECT_LT(with.error(x, 0, 400), 0.038);
+    EXPECT_GT(without.error(x, 0, 400), 20 * with.error(x, 0, 400));
 }
 
-TEST(KeyOffset, TokenByTokenIsAsGoodAsABatch) {
-    const auto pos = iota32(200);
-    const auto x = biased_keys(pos, some_bias(), 4);
-    Cache c(CodecId::turbo3);
-    for (int i = 0; i < 200; i++) ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data() + i * kEmbd, kEmbd, iota64(1, i), iota32(1, i)));
-    EXPECT_FALSE(c.kv->measuring());
-    EXPECT_LT(stored_error(*c.kv, x, iota64(200), pos), 0.038);
+TEST(KeyOffset, TokenByTokenGivesTheBytesOfABatch) {
+    for (const int n : {100, 400}) {
+        const auto pos = iota32(n);
+        const auto x = biased_keys(pos, some_bias(), 4);
+        Cache batch(CodecId::turbo3), tokens(CodecId::turbo3);
+        ASSERT_TRUE(batch.write(x, iota64(n), pos));
+        for (int i = 0; i < n; i++) ASSERT_TRUE(tokens.write(x, iota64(1, i), iota32(1, i), i));
+        EXPECT_LT(tokens.error(x, 0, n), 0.038);
+        EXPECT_EQ(batch.save(0, n), tokens.save(0, n));
+    }
+}
+
+// Each sequence is encoded as if it were alone in the cache.
+TEST(KeyOffset, SequencesDoNotDisturbEachOther) {
+    const auto pos = iota32(300);
+    const auto x = biased_keys(pos, some_bias(), 10), y = biased_keys(pos, some_bias(), 11);
+    Cache alone(CodecId::turbo4), shared(CodecId::turbo4);
+    ASSERT_TRUE(alone.write(y, iota64(100), iota32(100)));
+    ASSERT_TRUE(shared.write(x, iota64(300), pos));
+    ASSERT_TRUE(shared.write(y, iota64(40, 300), iota32(40)));
+    ASSERT_TRUE(shared.write(y, iota64(60, 340), iota32(60, 40), 40));
+    std::vector<float> a(kEmbd), b(kEmbd);
+    for (int i = 0; i < 100; i++) {
+        alone.kv->read_row(i, alone.cells, a), shared.kv->read_row(300 + i, shared.cells, b);
+        EXPECT_EQ(a, b) << i;
+    }
 }
 
 // Saved and restored into an empty cache of another process: the same codes and the same offset, before and after freezing.
 TEST(KeyOffset, SavedStateIsLossless) {
     for (const CodecInfo& codec : kCodecs) {
         if (!codec.rotated) continue;
-        for (const int n : {10, 200}) {
-            const auto pos = iota32(n, 37);
+        for (const int n : {10, 300}) {
+            const auto pos = iota32(n, 0);
             const auto x = biased_keys(pos, some_bias(), 5);
             Cache a(codec.id), b(codec.id);
-            ASSERT_TRUE(a.kv->encode_rows(kernels(), x.data(), kEmbd, iota64(n), pos));
-            std::vector<std::uint16_t> saved(n * kEmbd), again(kEmbd);
-            for (int i = 0; i < n; i++) a.kv->save_row(i, pos[i], std::span(saved).subspan(i * kEmbd, kEmbd));
-            std::vector<std::int32_t> found(n);
-            ASSERT_EQ(b.kv->restore_rows(kernels(), 64, n, saved.data(), found.data()), RestoreResult::ok);  // other cells
-            EXPECT_EQ(found, pos);
-            EXPECT_EQ(a.kv->offset()->frozen(), b.kv->offset()->frozen());
-            EXPECT_TRUE(std::equal(a.kv->offset()->mu().begin(), a.kv->offset()->mu().end(), b.kv->offset()->mu().begin()))
-                << codec.name << n;
+            ASSERT_TRUE(a.write(x, iota64(n), pos));
+            const auto saved = a.save(0, n);
+            ASSERT_EQ(b.kv->restore_rows(kernels(), 64, n, saved.data(), b.cells, true), RestoreResult::ok);
+            std::vector<float> before(kEmbd), after(kEmbd);
             for (int i = 0; i < n; i++) {
-                b.kv->save_row(64 + i, pos[i], again);
-                ASSERT_TRUE(std::equal(again.begin(), again.end(), saved.begin() + i * kEmbd)) << codec.name << " n=" << n << " row " << i;
+                EXPECT_EQ(b.cells.at(64 + i), i);
+                a.kv->read_row(i, a.cells, before), b.kv->read_row(64 + i, b.cells, after);
+                ASSERT_EQ(before, after) << codec.name << " n=" << n << " row " << i;
+            }
+            // Both go on alike.
+            const auto next = iota32(50, n);
+            const auto y = biased_keys(next, some_bias(), 12);
+            ASSERT_TRUE(a.write(y, iota64(50, n), next));
+            ASSERT_TRUE(b.write(y, iota64(50, 64 + n), next));
+            for (int i = 0; i < n + 50; i++) {
+                a.kv->read_row(i, a.cells, before), b.kv->read_row(64 + i, b.cells, after);
+                ASSERT_EQ(before, after) << codec.name << " n=" << n << " row " << i << " after going on";
             }
         }
     }
 }
 
 TEST(KeyOffset, RowsOfAnF16CacheCanBeRestored) {
-    const auto pos = iota32(100);
-    const auto x = biased_keys(pos, some_bias(), 6);
+    const auto x = biased_keys(iota32(100), some_bias(), 6);
     std::vector<std::uint16_t> rows(100 * kEmbd);
     std::transform(x.begin(), x.end(), rows.begin(), to_half);
     Cache c(CodecId::turbo8);
-    std::vector<std::int32_t> found(100);
-    ASSERT_EQ(c.kv->restore_rows(kernels(), 0, 100, rows.data(), found.data()), RestoreResult::ok);
-    EXPECT_EQ(found[5], -1) << "no position is known: kept as it is, without an offset";
-    EXPECT_LT(stored_error(*c.kv, x, iota64(100), found), 60 * 1e-4);
-}
-
-TEST(KeyOffset, ResetForgets) {
-    Cache c(CodecId::turbo4);
-    const auto pos = iota32(100);
-    const auto x = biased_keys(pos, some_bias(), 7);
-    ASSERT_TRUE(c.kv->encode_rows(kernels(), x.data(), kEmbd, iota64(100), pos));
-    c.kv->offset()->reset();
-    EXPECT_FALSE(c.kv->offset()->frozen());
-    for (const float m : c.kv->offset()->mu()) EXPECT_EQ(m, 0);
+    ASSERT_EQ(c.kv->restore_rows(kernels(), 0, 100, rows.data(), c.cells, true), RestoreResult::ok);
+    EXPECT_EQ(c.cells.at(5), -1) << "no position is known: kept as it is, without an offset";
+    EXPECT_LT(c.error(x, 0, 100), 60 * 1e-4);
 }
 
 TEST(KeyOffset, StateMovesBetweenFormatsAndOffsets) {
-    const auto pos = iota32(100);
+    const auto pos = iota32(300);
     const auto x = biased_keys(pos, some_bias(), 8), y = biased_keys(pos, some_bias(), 9);
     Cache a(CodecId::turbo8), b(CodecId::turbo6);
-    ASSERT_TRUE(a.kv->encode_rows(kernels(), x.data(), kEmbd, iota64(100), pos));
-    ASSERT_TRUE(b.kv->encode_rows(kernels(), y.data(), kEmbd, iota64(100), pos));  // has another mu, frozen
-    std::vector<std::uint16_t> saved(100 * kEmbd);
-    for (int i = 0; i < 100; i++) a.kv->save_row(i, pos[i], std::span(saved).subspan(i * kEmbd, kEmbd));
-    std::vector<std::int32_t> found(100);
-    ASSERT_EQ(b.kv->restore_rows(kernels(), 200, 100, saved.data(), found.data()), RestoreResult::ok);
-    EXPECT_LT(stored_error(*b.kv, x, iota64(100, 200), pos), 0.002);
-    EXPECT_LT(stored_error(*b.kv, y, iota64(100), pos), 0.002);
-    // One row alone does not tell its offset.
-    EXPECT_EQ(b.kv->restore_rows(kernels(), 300, 1, saved.data(), found.data()), RestoreResult::offset_missing);
+    ASSERT_TRUE(a.write(x, iota64(300), pos));
+    ASSERT_TRUE(b.write(y, iota64(100), iota32(100)));
+    const auto saved = a.save(0, 300);
+    ASSERT_EQ(b.kv->restore_rows(kernels(), 200, 300, saved.data(), b.cells, true), RestoreResult::ok);
+    EXPECT_LT(b.error(x, 200, 300), 0.002);
+    EXPECT_LT(b.error(y, 0, 100), 0.002);
+    // One row alone does not tell its offset to a cache that does not have it.
+    Cache c(CodecId::turbo8);
+    EXPECT_EQ(c.kv->restore_rows(kernels(), 300, 1, saved.data(), c.cells, true), RestoreResult::offset_missing);
+}
+
+TEST(KeyOffset, FreezingAndResetting) {
+    Cache c(CodecId::turbo4);
+    const auto pos = iota32(100);
+    const auto x = biased_keys(pos, some_bias(), 7);
+    ASSERT_TRUE(c.write(x, iota64(100), pos));
+    const int id = c.cells.offset_id(0);
+    EXPECT_FALSE(c.kv->offset()->frozen(id));
+    c.kv->freeze();
+    EXPECT_TRUE(c.kv->offset()->frozen(id));
+    EXPECT_LT(c.error(x, 0, 100), 0.012);
+    c.kv->reset();
+    c.cells.clear();
+    ASSERT_TRUE(c.write(x, iota64(100), pos));
+    EXPECT_FALSE(c.kv->offset()->frozen(c.cells.offset_id(0)));
 }

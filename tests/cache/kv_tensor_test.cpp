@@ -11,6 +11,8 @@ using namespace turboquant;
 
 namespace {
 
+CellPositions none(4096, 4);  // no cell has a position: plain rows
+
 struct Held {
     std::unique_ptr<std::uint8_t, decltype(&std::free)> memory{nullptr, &std::free};
     std::unique_ptr<KvTensor> kv;
@@ -54,10 +56,9 @@ TEST(KvTensor, SavedRowsAreLossless) {
                 encode_rows(*h.kv, gaussian(rows.size() * g.n_embd, 7 * d + static_cast<int>(side), 3), rows);
                 std::vector<std::uint16_t> saved(g.n_embd), again(g.n_embd);
                 for (const std::int64_t row : rows) {
-                    h.kv->save_row(row, -1, saved);
-                    std::int32_t pos;
-                    ASSERT_EQ(h.kv->restore_rows(kernels(), 9, 1, saved.data(), &pos), RestoreResult::ok);
-                    h.kv->save_row(9, -1, again);
+                    h.kv->save_row(row, none, saved);
+                    ASSERT_EQ(h.kv->restore_rows(kernels(), 9, 1, saved.data(), none, true), RestoreResult::ok);
+                    h.kv->save_row(9, none, again);
                     EXPECT_EQ(saved, again) << c.name << " d=" << d << " row " << row;
                 }
             }
@@ -73,7 +74,7 @@ TEST(KvTensor, RowsDoNotDisturbEachOther) {
     std::vector<float> out(256);
     double error = 0, energy = 0;
     for (int i = 0; i < 192; i++) {
-        h.kv->read_row(rows[i], -1, out);
+        h.kv->read_row(rows[i], none, out);
         for (int j = 0; j < 256; j++) {
             const double e = out[j] - x[i * 256 + j];
             error += e * e, energy += x[i * 256 + j] * x[i * 256 + j];
@@ -90,11 +91,11 @@ TEST(KvTensor, CopyStreamAndZeroCells) {
     h.kv->copy_stream(0, 2);
     std::vector<std::uint16_t> a(128), b(128);
     for (const int cell : {1, 99}) {
-        h.kv->save_row(cell, -1, a), h.kv->save_row(200 + cell, -1, b);
+        h.kv->save_row(cell, none, a), h.kv->save_row(200 + cell, none, b);
         EXPECT_EQ(a, b);
     }
     std::vector<float> x(128);
-    h.kv->read_row(150, -1, x);
+    h.kv->read_row(150, none, x);
     for (const auto v : x) EXPECT_EQ(v, 0) << "cells never written read as zero";
 }
 
@@ -112,7 +113,7 @@ TEST(KvTensor, ShiftedKeysAreTheKeysOfTheNewPosition) {
     rope_table(rope, -40, shift);
     h.kv->rotate_row(5, rope, shift);
     std::vector<float> out(128);
-    h.kv->read_row(5, -1, out);
+    h.kv->read_row(5, none, out);
     double error = 0, energy = 0, unshifted = 0;
     for (int i = 0; i < 128; i++) {
         error += std::pow(out[i] - at60[i], 2), energy += std::pow(at60[i], 2), unshifted += std::pow(at100[i] - at60[i], 2);
@@ -142,10 +143,9 @@ TEST(KvTensor, NonFiniteRowsAreRefused) {
     Held h = make(g, 64);
     std::vector<std::uint16_t> row(64, to_half(1.0f));
     row[3] = 0x7e00;
-    std::int32_t pos;
-    EXPECT_EQ(h.kv->restore_rows(kernels(), 0, 1, row.data(), &pos), RestoreResult::not_finite);
+    EXPECT_EQ(h.kv->restore_rows(kernels(), 0, 1, row.data(), none, true), RestoreResult::not_finite);
     std::vector<float> x(64);
-    h.kv->read_row(0, -1, x);
+    h.kv->read_row(0, none, x);
     for (const auto v : x) EXPECT_EQ(v, 0);
 }
 
@@ -156,11 +156,10 @@ TEST(KvTensor, SavedRowsOfAnotherFormatAreEncodedAnew) {
     const auto x = gaussian(256, 21);
     encode_rows(*a.kv, x, {3});
     std::vector<std::uint16_t> saved(256);
-    a.kv->save_row(3, -1, saved);
-    std::int32_t pos;
-    ASSERT_EQ(b.kv->restore_rows(kernels(), 7, 1, saved.data(), &pos), RestoreResult::ok);
+    a.kv->save_row(3, none, saved);
+    ASSERT_EQ(b.kv->restore_rows(kernels(), 7, 1, saved.data(), none, true), RestoreResult::ok);
     std::vector<float> y(256);
-    b.kv->read_row(7, -1, y);
+    b.kv->read_row(7, none, y);
     double error = 0, energy = 0;
     for (int i = 0; i < 256; i++) error += std::pow(y[i] - x[i], 2), energy += x[i] * x[i];
     EXPECT_GT(error / energy, 0.03);
@@ -178,13 +177,12 @@ TEST(KvTensor, RestoringRandomBytesDoesNoHarm) {
             std::vector<std::uint16_t> rows(4 * 128);
             for (auto& v : rows) v = static_cast<std::uint16_t>(rng());
             if (trial % 2) {  // a good header on bad contents
-                h.kv->save_row(0, 5, std::span(rows).first(128));
+                h.kv->save_row(0, none, std::span(rows).first(128));
                 rows[1 + rng() % 127] ^= static_cast<std::uint16_t>(1 << rng() % 16);
             }
-            std::int32_t pos[4];
-            h.kv->restore_rows(kernels(), 0, 4, rows.data(), pos);
+            h.kv->restore_rows(kernels(), 0, 4, rows.data(), none, true);
             std::vector<float> x(128);
-            h.kv->read_row(0, pos[0], x);
+            h.kv->read_row(0, none, x);
         }
     }
 }

@@ -43,19 +43,19 @@ struct Cache {
         kv->bind_head_dim(kDim);
     }
     bool write(const std::vector<float>& x, int first_row, int n, int first_x = 0) {
-        return kv->encode_rows(kernels(), x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row),
-                               std::vector<std::int32_t>(n, -1));
+        return kv->encode_rows(kernels(), x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row));
     }
     // Mean squared error a value against x.
     double error(const std::vector<float>& x, int first_row, int n) const {
         std::vector<float> out(kEmbd);
         double e = 0;
         for (int i = 0; i < n; i++) {
-            kv->read_row(first_row + i, -1, out);
+            kv->read_row(first_row + i, cells, out);
             for (int j = 0; j < kEmbd; j++) e += std::pow(out[j] - x[i * kEmbd + j], 2);
         }
         return e / (n * kEmbd);
     }
+    CellPositions cells{320, 2};
     KvTensor::Geometry g;
     std::vector<std::uint8_t> memory;
     std::unique_ptr<KvTensor> kv;
@@ -127,9 +127,9 @@ TEST(Outliers, TokenByTokenEndsAsABatch) {
         // The batch came in float, the tokens were kept in fp16.
         EXPECT_NEAR(tokens.error(x, 0, 64) / batch.error(x, 0, 64), 1, 0.01);
         std::vector<float> a(kEmbd);
-        batch.kv->read_row(64, -1, a);
+        batch.kv->read_row(64, batch.cells, a);
         EXPECT_EQ(a, std::vector<float>(kEmbd)) << "cells never written read as zero";
-        tokens.kv->read_row(64, -1, a);
+        tokens.kv->read_row(64, batch.cells, a);
         EXPECT_EQ(a, std::vector<float>(kEmbd)) << "left over from an earlier layout";
     }
 }
@@ -169,29 +169,17 @@ TEST(Outliers, SavedRowsComeBack) {
         for (const Side side : {Side::key, Side::value})
             for (const int n : {20, 150}) {
                 Cache a(info.id, side), b(info.id, side);
-                if (side == Side::key) {
-                    for (Cache* c : {&a, &b}) {
-                        RopeParams rope;
-                        rope.n_dims = kDim;
-                        c->kv->enable_offset();
-                        c->kv->offset()->set_rope(rope);
-                    }
-                }
-                const auto pos = side == Side::key ? iota<std::int32_t>(n, 9) : std::vector<std::int32_t>(n, -1);
-                ASSERT_TRUE(a.kv->encode_rows(kernels(), x.data(), kEmbd, iota<std::int64_t>(n), pos));
+                ASSERT_TRUE(a.kv->encode_rows(kernels(), x.data(), kEmbd, iota<std::int64_t>(n)));
                 std::vector<std::uint16_t> saved(n * kEmbd);
-                std::vector<std::int32_t> found(n);
-                for (int i = 0; i < n; i++) a.kv->save_row(i, pos[i], std::span(saved).subspan(i * kEmbd, kEmbd));
+                for (int i = 0; i < n; i++) a.kv->save_row(i, a.cells, std::span(saved).subspan(i * kEmbd, kEmbd));
                 std::vector<float> before(kEmbd), after(kEmbd), restored(kEmbd);
                 double same = 0, other = 0, energy = 0;
-                for (Cache* c : {&a, &b}) {
-                    ASSERT_EQ(c->kv->restore_rows(kernels(), 150, n, saved.data(), found.data()), RestoreResult::ok);
-                    EXPECT_EQ(found, pos);
-                }
+                for (Cache* c : {&a, &b})
+                    ASSERT_EQ(c->kv->restore_rows(kernels(), 150, n, saved.data(), c->cells, false), RestoreResult::ok);
                 for (int i = 0; i < n; i++) {
-                    a.kv->read_row(i, pos[i], before);
-                    a.kv->read_row(150 + i, pos[i], after);
-                    b.kv->read_row(150 + i, pos[i], restored);
+                    a.kv->read_row(i, a.cells, before);
+                    a.kv->read_row(150 + i, a.cells, after);
+                    b.kv->read_row(150 + i, b.cells, restored);
                     for (int j = 0; j < kEmbd; j++) {
                         same += std::pow(after[j] - before[j], 2), other += std::pow(restored[j] - before[j], 2),
                             energy += std::pow(before[j], 2);

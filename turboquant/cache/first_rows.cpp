@@ -22,7 +22,7 @@ void FirstRows::add(const float* x, std::size_t stride, std::size_t n_embd, std:
         if (pos[i] < 0 && !unknown_too) continue;
         Row kept{rows[i], pos[i], std::vector<std::uint16_t>(n_embd)};
         std::transform(x + i * stride, x + i * stride + n_embd, kept.values.begin(), to_half);
-        tag_keys(kept.values, pos[i]);
+        tag_keys(kept.values, pos[i], 0);
         const auto at = place_of(rows_, rows[i]);
         if (at != rows_.end() && at->row == rows[i])
             *at = std::move(kept);

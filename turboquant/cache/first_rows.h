@@ -1,7 +1,7 @@
-// The first rows written to a KV tensor, kept in fp16 beside it while something is measured on them: the key offset (key_offset.h), the
-// outlier channels (outlier_channels.h). With every batch it is measured again and all rows are encoded again, so every cell is always
-// encoded by what is in force, and what is measured depends on the rows alone, not on how they were cut into batches. From kFreezeRows rows
-// on it stays as it is (a prompt gets there with its first batch), and the rows are dropped.
+// The first rows written to a KV tensor, kept in fp16 beside it while its outlier channels (outlier_channels.h) are measured on them. With
+// every batch it is measured again and all rows are encoded again, so every cell is always encoded by what is in force, and what is
+// measured depends on the rows alone, not on how they were cut into batches. From kFreezeRows rows on it stays as it is (a prompt gets
+// there with its first batch), and the rows are dropped.
 #pragma once
 
 #include <cstdint>

@@ -1,57 +1,88 @@
 // Key offset removal: what is stored is k - R(p) mu, with mu the mean of a layer's keys per KV head before RoPE and R(p) the model's own
 // RoPE at the key's position p. It costs no bits, and attention adds q . R(p) mu back to each score exactly (attention/attention.h,
-// KeyTerm). Source: our measurement, docs/quality.md; subtracting one fixed vector from all keys leaves softmax unchanged, and keys have a
-// constant part before RoPE.
+// ScoreTerm). Source: our measurement, docs/quality.md; subtracting one fixed vector from all keys leaves softmax unchanged, and keys have
+// a constant part before RoPE.
 //
-// mu is measured on the first keys written (first_rows.h), and then frozen.
+// Every sequence has its own mu (ids: positions.h), measured on its first tokens: the mean of the first 1, 2, 4, ... kMeasureRows of them,
+// the largest such number that was seen. So mu depends on the sequence alone, not on how it was cut into batches. Until it is frozen the
+// rows are kept in fp16 beside the cache, and when mu has changed they are encoded again: every cell is always encoded against the mu in
+// force.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "turboquant/cache/first_rows.h"
 #include "turboquant/cache/rope.h"
 
 namespace turboquant {
 
 class KeyOffset {
   public:
-    KeyOffset(int n_head, int head_dim) : n_head_(n_head), head_dim_(head_dim), mu_(static_cast<std::size_t>(n_head) * head_dim) {}
+    static constexpr std::size_t kMeasureRows = 256;  ///< 64 rows leave the key error 9 % above that of 256
+
+    KeyOffset(int n_head, int head_dim) : n_head_(n_head), head_dim_(head_dim) {}
 
     /// RoPE of this layer; freq_factors are copied. Without it the offset is the plain mean (models without RoPE).
     void set_rope(const RopeParams& rope);
     bool has_rope() const { return has_rope_; }
     const RopeParams& rope() const { return rope_; }
 
-    bool frozen() const { return frozen_; }
-    std::span<const float> mu() const { return mu_; }  ///< [n_head][head_dim], fp16 values
-    std::vector<std::uint16_t> mu_halves() const;
-    void freeze() { frozen_ = true; }
-    void freeze(std::span<const std::uint16_t> mu);
-    /// Forgets mu (the cache was emptied).
-    void reset();
+    /// A row kept while measuring, in fp16 without what a tag would change (saved_row.h), so that saving and restoring it changes nothing.
+    /// It is encoded from these values.
+    struct Row {
+        std::int64_t row;
+        std::int32_t pos;
+        std::vector<std::uint16_t> values;  ///< n_head*head_dim fp16 values, after RoPE
+    };
 
-    /// Measures mu on rows of keys; those of unknown position are left out. Does nothing once frozen.
-    void measure(std::span<const FirstRows::Row> rows);
+    /// Must precede any use of an id: forgets what an earlier generation of it had.
+    void begin(int id, std::uint32_t generation);
+    bool frozen(int id) const { return at(id).frozen; }
+    std::span<const float> mu(int id) const { return at(id).mu; }  ///< [n_head][head_dim], fp16 values
+    std::uint32_t mu_hash(int id) const { return at(id).hash; }    ///< of a frozen mu (saved_row.h), else 0
+    std::vector<std::uint16_t> mu_halves(int id) const;
+    void freeze(int id, std::span<const std::uint16_t> mu);
+    /// What was measured so far stays for all ids (kept rows are about to become wrong).
+    void freeze_all();
+    /// Forgets everything (the cache was emptied).
+    void reset() { entries_.clear(); }
+
+    /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0). Returns true if mu changed: then kept(id) must be encoded
+    /// again, and settle(id) called. Nothing to do once frozen.
+    bool observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
+    std::span<const Row> kept(int id) const { return at(id).kept; }
+    const Row* find_kept(int id, std::int64_t row, std::int32_t pos) const;
+    void settle(int id);
 
     /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE
     /// leaves alone.
     int n_freq() const { return (has_rope_ ? rope_.n_dims / 2 : 0) + (!has_rope_ || rope_.n_dims < head_dim_); }
     /// a_0.., b_0.. (2*n_freq floats) of one query vector for KV head `head`.
-    void query_terms(std::span<const float> q, int head, std::span<float> terms) const;
+    void query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const;
     /// cos(p w_0).., sin(p w_0).. (2*n_freq floats, YaRN's magnitude included).
     void trig_row(std::int32_t pos, std::span<float> row) const;
 
     /// x -= R(pos) mu for one row (all heads); nothing if pos < 0. `sign` -1 adds instead.
-    void remove(std::span<float> x, std::int32_t pos, float sign = 1) const;
+    void remove(int id, std::span<float> x, std::int32_t pos, float sign = 1) const;
 
   private:
+    struct Entry {
+        std::uint32_t generation = 0;
+        bool frozen = false;
+        std::uint32_t hash = 0;
+        std::size_t measured = 0;  ///< rows in mu
+        std::vector<float> mu;
+        std::vector<Row> kept;  ///< by ascending position
+    };
+    const Entry& at(int id) const { return entries_[id]; }
+    void measure(Entry& e) const;
+
     int n_head_, head_dim_;
-    std::vector<float> mu_;
-    bool frozen_ = false, has_rope_ = false;
+    bool has_rope_ = false;
     RopeParams rope_;
     std::vector<float> freq_factors_;
+    std::vector<Entry> entries_;
 };
 
 }  // namespace turboquant

@@ -79,37 +79,27 @@ void KvTensor::decode_head(std::int64_t row, int head, std::span<float> x) const
     if (codec_info(g_.codec).rotated) rotation_for(head_dim_).inverse(x);
 }
 
-bool KvTensor::encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
-                               std::vector<float>& x) {
+bool KvTensor::encode_plain(const Kernels& k, std::span<const std::int64_t> rows, const std::vector<float>& x) {
     std::vector<std::int64_t> scratch(rows.size());
     bool finite = true;
-    if (offset_)
-        for (std::size_t i = 0; i < rows.size(); i++) offset_->remove(std::span(x).subspan(i * g_.n_embd, g_.n_embd), pos[i]);
     for (int h = 0; h < n_head(); h++) finite = encode(k, h, x.data() + h * head_dim_, g_.n_embd, rows, scratch) && finite;
     return finite;
 }
 
 bool KvTensor::encode_first_rows(const Kernels& k) {
     std::vector<std::int64_t> rows;
-    std::vector<std::int32_t> pos;
     std::vector<float> x;
     for (const FirstRows::Row& r : first_.rows()) {
-        rows.push_back(r.row), pos.push_back(r.pos);
+        rows.push_back(r.row);
         for (const std::uint16_t h : r.values) x.push_back(from_half(h));
     }
-    const bool finite = encode_centered(k, rows, pos, x);
-    if (!measuring()) first_.clear();
-    return finite;
+    return encode_plain(k, rows, x);
 }
 
 void KvTensor::measure() {
-    if (offset_) offset_->measure(first_.rows());
-    if (!outliers_ || outliers_->frozen()) return;
     std::vector<float> x;
     for (const FirstRows::Row& r : first_.rows()) {
-        const std::size_t at = x.size();
         for (const std::uint16_t h : r.values) x.push_back(from_half(h));
-        if (offset_) offset_->remove(std::span(x).subspan(at), r.pos);
         // The layout may change: what was written in the old one, these rows and no others, becomes zero.
         for (int h = 0; h < n_head(); h++) std::fill_n(tile(r.row, h), tile_bytes(shape()), std::uint8_t{0});
     }
@@ -117,9 +107,8 @@ void KvTensor::measure() {
 }
 
 void KvTensor::freeze() {
-    if (first_.rows().empty()) return;
-    if (offset_) offset_->freeze();
-    if (outliers_) outliers_->freeze();
+    if (offset_) offset_->freeze_all();
+    if (outliers_ && !first_.rows().empty()) outliers_->freeze();
     first_.clear();
 }
 
@@ -129,20 +118,66 @@ void KvTensor::reset() {
     first_.clear();
 }
 
-bool KvTensor::encode_rows(const Kernels& k, const float* values, std::size_t stride, std::span<const std::int64_t> rows,
-                           std::span<const std::int32_t> pos) {
+bool KvTensor::encode_rows(const Kernels& k, const float* values, std::size_t stride, std::span<const std::int64_t> rows) {
     const bool was_measuring = measuring();
     if (was_measuring) {
-        first_.add(values, stride, g_.n_embd, rows, pos, outliers_ != nullptr);
+        first_.add(values, stride, g_.n_embd, rows, std::vector<std::int32_t>(rows.size(), -1), true);
         measure();
     }
     std::vector<float> x(rows.size() * g_.n_embd);
     for (std::size_t i = 0; i < rows.size(); i++) std::copy_n(values + i * stride, g_.n_embd, x.data() + i * g_.n_embd);
-    bool finite = encode_centered(k, rows, pos, x);
+    bool finite = encode_plain(k, rows, x);
     if (was_measuring) {
         finite = encode_first_rows(k) && finite;
         if (first_.enough()) freeze();
     }
+    return finite;
+}
+
+bool KvTensor::encode_centered(const Kernels& k, std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<float>& x) {
+    for (std::size_t i = 0; i < rows.size(); i++)
+        offset_->remove(cells.offset_id(rows[i]), std::span(x).subspan(i * g_.n_embd, g_.n_embd), cells.at(rows[i]));
+    return encode_plain(k, rows, x);
+}
+
+// All kept rows, or those among `only` (if it is not empty).
+bool KvTensor::encode_kept(const Kernels& k, int id, const CellPositions& cells, std::span<const std::int64_t> only) {
+    std::vector<std::int64_t> rows;
+    std::vector<float> x;
+    for (const KeyOffset::Row& r : offset_->kept(id)) {
+        if (cells.at(r.row) != r.pos || cells.offset_id(r.row) != id) continue;  // the cell holds another token by now
+        if (!only.empty() && std::find(only.begin(), only.end(), r.row) == only.end()) continue;
+        rows.push_back(r.row);
+        for (const std::uint16_t h : r.values) x.push_back(from_half(h));
+    }
+    const bool finite = encode_centered(k, rows, cells, x);
+    offset_->settle(id);
+    return finite;
+}
+
+bool KvTensor::encode_keys(const Kernels& k, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
+                           const CellPositions& cells) {
+    // By sequence: runs of rows with one id, as batches have them.
+    struct Measured {
+        int id;
+        std::span<const std::int64_t> rows;  ///< to encode from what was kept; empty: all, mu has changed
+    };
+    std::vector<Measured> measured;
+    for (std::size_t i = 0, end; i < rows.size(); i = end) {
+        const int id = cells.offset_id(rows[i]);
+        std::vector<std::int32_t> pos;
+        for (end = i; end < rows.size() && cells.offset_id(rows[end]) == id && (cells.at(rows[end]) >= 0 || end == i); end++)
+            pos.push_back(cells.at(rows[end]));
+        offset_->begin(id, cells.generation(id));
+        if (pos[0] < 0 || offset_->frozen(id)) continue;
+        const auto batch = rows.subspan(i, end - i);
+        const bool changed = offset_->observe(id, keys + i * stride, stride, batch, pos);
+        measured.push_back({id, changed ? std::span<const std::int64_t>() : batch});
+    }
+    std::vector<float> x(rows.size() * g_.n_embd);
+    for (std::size_t i = 0; i < rows.size(); i++) std::copy_n(keys + i * stride, g_.n_embd, x.data() + i * g_.n_embd);
+    bool finite = encode_centered(k, rows, cells, x);
+    for (const Measured& m : measured) finite = encode_kept(k, m.id, cells, m.rows) && finite;
     return finite;
 }
 

@@ -12,9 +12,12 @@
 #include <vector>
 
 #include "turboquant/attention/attention.h"
+#include "turboquant/cache/first_rows.h"
 #include "turboquant/cache/key_offset.h"
 #include "turboquant/cache/outlier_channels.h"
+#include "turboquant/cache/positions.h"
 #include "turboquant/cache/rope.h"
+#include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/kernels/kernels.h"
 
@@ -36,8 +39,8 @@ class KvTensor {
         float outlier_ratio = kOutlierRatio;  ///< see OutlierChannels
     };
 
-    /// Bytes to reserve: the largest need over all head sizes that divide n_embd and all numbers of outlier channels; rows of fp16 if no
-    /// size does (such a tensor can be allocated, and is refused at bind_head_dim).
+    /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd; rows of fp16 if none
+    /// does (such a tensor can be allocated, and is refused at bind_head_dim).
     static std::size_t reserved_bytes(const Geometry& g);
 
     /// `memory`: reserved_bytes(g) bytes, all zero, 64-byte aligned, outliving this object.
@@ -65,12 +68,16 @@ class KvTensor {
     bool encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
                 std::span<std::int64_t> scratch);
 
-    /// Encodes a batch of rows with all that is measured on the first of them: while measuring(), the measurement is brought up to date and
-    /// what was written before is encoded again. Must be used instead of encode() while measuring, and always for keys with offset removal.
-    /// x[i*stride ..+n_embd); pos[i] is the position of rows[i], -1: unknown, its offset stays. False as encode.
-    bool encode_rows(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows,
-                     std::span<const std::int32_t> pos);
-    bool measuring() const { return (offset_ && !offset_->frozen()) || (outliers_ && !outliers_->frozen()); }
+    /// Encodes a batch of rows while outlier channels are measured on the first of them: while measuring(), the measurement is brought up
+    /// to date and what was written before is encoded again. Must be used instead of encode() while measuring. x[i*stride ..+n_embd). False
+    /// as encode.
+    bool encode_rows(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows);
+    bool measuring() const { return outliers_ && !outliers_->frozen(); }
+
+    /// Encodes a batch of key rows with offset removal; `cells` says where they stand and which offset they have (CellPositions::place).
+    /// Cells without a position are encoded as they are. False as encode.
+    bool encode_keys(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells);
+
     /// What was measured so far stays; nothing if nothing was.
     void freeze();
     /// Forgets what was measured: the memory was zeroed.
@@ -83,14 +90,15 @@ class KvTensor {
     void enable_offset() { offset_ = std::make_unique<KeyOffset>(n_head(), head_dim()); }
 
     /// Decoded row in the model's space, offset included (n_embd values).
-    void read_row(std::int64_t row, std::int32_t pos, std::span<float> x) const;
+    void read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
 
-    /// Saved form of a row (saved_row.h); `pos` is the cell's position (-1: unknown). Restoring it gives the same bytes: saved state is
-    /// lossless. Only composites are saved decoded, as fp16, and encoded again with the masks in force: they are there to be compared with.
-    void save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const;
-    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]; pos[i] receives the position found in row i, -1 if none. Also rows of other
-    /// formats of ours and of llama.cpp's own f16 cache. Rows that cannot be restored become zero, and the result says why.
-    RestoreResult restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos);
+    /// Saved form of a row (saved_row.h). Restoring it gives the same bytes: saved state is lossless.
+    void save_row(std::int64_t row, const CellPositions& cells, std::span<std::uint16_t> out) const;
+    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]. Also rows of other formats of ours and of llama.cpp's own f16 cache. Rows
+    /// that cannot be restored become zero, and the result says why. `places`: this tensor sets the positions and offset ids of the cells
+    /// (the first key tensor with offset removal), the other key tensors of the cache follow it.
+    RestoreResult restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
+                               bool places);
 
     /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode. The removed offset moves with the
     /// cell's position by itself.
@@ -109,7 +117,10 @@ class KvTensor {
     bool encode_first_rows(const Kernels& k);
     void measure();
     void set_mask(std::span<const std::int64_t> rows, int head);
-    bool encode_centered(const Kernels& k, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::vector<float>& x);
+    bool encode_plain(const Kernels& k, std::span<const std::int64_t> rows, const std::vector<float>& x);
+    bool encode_centered(const Kernels& k, std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<float>& x);
+    bool encode_kept(const Kernels& k, int id, const CellPositions& cells, std::span<const std::int64_t> only);
+    void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells);
 
     Geometry g_;
     std::uint8_t* memory_;

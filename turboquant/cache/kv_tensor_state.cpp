@@ -1,6 +1,8 @@
 // Saving and restoring rows (saved_row.h).
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <optional>
 
 #include "turboquant/cache/kv_tensor.h"
 #include "turboquant/cache/saved_row.h"
@@ -22,15 +24,6 @@ void decode_packed(std::span<const std::uint16_t> row, const PackedHeader& h, st
     }
 }
 
-/// False for a damaged row: the scale at the end of a head's codes is infinite or NaN.
-bool scales_finite(std::span<const std::uint16_t> row, const PackedHeader& h) {
-    const std::span<const std::uint8_t> codes = packed_codes(row, h);
-    const std::size_t bytes = row_bytes(h.codec, h.head_dim);
-    for (std::size_t end = bytes; end <= codes.size(); end += bytes)
-        if ((codes[end - 1] & 0x7c) == 0x7c) return false;
-    return true;
-}
-
 /// Plain fp16 values; false if one is not finite, then all are zero.
 bool decode_plain(std::span<const std::uint16_t> row, std::span<float> x) {
     std::transform(row.begin(), row.end(), x.begin(), from_half);
@@ -41,87 +34,107 @@ bool decode_plain(std::span<const std::uint16_t> row, std::span<float> x) {
 
 }  // namespace
 
-void KvTensor::read_row(std::int64_t row, std::int32_t pos, std::span<float> x) const {
+void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
     for (int h = 0; h < n_head(); h++) decode_head(row, h, x.subspan(h * head_dim_, head_dim_));
-    if (offset_) offset_->remove(x, pos, -1);
+    if (offset_ && cells.at(row) >= 0) offset_->remove(cells.offset_id(row), x, cells.at(row), -1);
 }
 
-void KvTensor::save_row(std::int64_t row, std::int32_t pos, std::span<std::uint16_t> out) const {
-    if (const FirstRows::Row* kept = first_.find(row); kept && (kept->pos == pos || g_.side == Side::value)) {
+void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<std::uint16_t> out) const {
+    if (const FirstRows::Row* kept = first_.find(row)) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         return;
     }
     if (!codec_info(g_.codec).rotated) {
         std::vector<float> x(g_.n_embd);
-        read_row(row, pos, x);
+        read_row(row, cells, x);
         std::transform(x.begin(), x.end(), out.begin(), to_half);
-        if (offset_) tag_keys(out, pos);
         return;
     }
-    const bool frozen = offset_ && offset_->frozen();
-    const std::vector<std::uint16_t> mu = frozen && pos >= 0 ? offset_->mu_halves() : std::vector<std::uint16_t>();
-    const auto codes = pack_row(out, {g_.codec, head_dim_, pos, mu.empty() ? 0 : hash_mu(mu)}, mu);
+    const int id = cells.offset_id(row);
+    const std::int32_t pos = offset_ ? cells.at(row) : -1;
+    if (const KeyOffset::Row* kept = pos >= 0 && !offset_->frozen(id) ? offset_->find_kept(id, row, pos) : nullptr) {
+        std::copy(kept->values.begin(), kept->values.end(), out.begin());
+        tag_keys(out, pos, id);
+        return;
+    }
+    PackedHeader header{g_.codec, head_dim_, pos, 0};
+    std::vector<std::uint16_t> mu;
+    if (pos >= 0) mu = offset_->mu_halves(id), header.mu_hash = hash_mu(mu);
+    const auto codes = pack_row(out, header, mu);
     const std::size_t bytes = row_bytes(g_.codec, head_dim_);
     for (int h = 0; h < n_head(); h++) tile_get_row(shape(), tile(row, h), slot(row), codes.data() + h * bytes);
 }
 
-RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, std::int32_t* pos) {
+void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
+    if (packed ? packed->pos < 0 || packed->mu_hash == 0 : tag.pos < 0) {
+        cells.forget(row);
+        return;
+    }
+    int known = -1;
+    for (int id = 0; packed && id < CellPositions::kMaxOffsets; id++) {
+        offset_->begin(id, cells.generation(id));
+        if (offset_->mu_hash(id) == packed->mu_hash) known = id;
+    }
+    const auto name = packed ? std::pair(-1, packed->mu_hash) : std::pair(tag.offset_id, 0u);
+    const int id = cells.restore(row, packed ? packed->pos : tag.pos, name, known);
+    offset_->begin(id, cells.generation(id));
+}
+
+RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
+                                     bool places) {
     const std::size_t n_embd = g_.n_embd;
     const auto saved = [&](std::int64_t i) { return std::span<const std::uint16_t>(in + i * n_embd, n_embd); };
     std::vector<std::optional<PackedHeader>> headers(n);
-    MuPieces pieces(n_embd);
+    std::map<std::uint32_t, MuPieces> pieces;  // by hash
     for (std::int64_t i = 0; i < n; i++) {
         headers[i] = packed_header(saved(i));
-        if (headers[i]) pieces.add(saved(i), *headers[i]);
-        pos[i] = headers[i] ? headers[i]->pos : read_tag(saved(i));
+        if (headers[i] && headers[i]->mu_hash) pieces.try_emplace(headers[i]->mu_hash, n_embd).first->second.add(saved(i), *headers[i]);
+        if (offset_ && places) place_restored(first + i, headers[i] ? &*headers[i] : nullptr, read_tag(saved(i)), cells);
     }
-    const auto saved_mu = pieces.complete();
-    if (offset_ && !offset_->frozen() && saved_mu) {  // an empty cache takes over the offset of the state it restores
-        offset_->freeze(*saved_mu);
-        encode_first_rows(k);
-    }
-    const std::uint32_t mu_hash = offset_ && offset_->frozen() ? hash_mu(offset_->mu_halves()) : 0;
 
     // Rows of this very format go back bit for bit, the others are decoded and encoded.
     RestoreResult result = RestoreResult::ok;
     std::vector<std::int64_t> rows;
-    std::vector<std::int32_t> at;
     std::vector<float> x, one(n_embd);
     for (std::int64_t i = 0; i < n; i++) {
         const std::optional<PackedHeader>& h = headers[i];
-        if (h && !scales_finite(saved(i), *h)) {
-            std::fill(one.begin(), one.end(), 0.0f);
-            result = RestoreResult::not_finite;
-            rows.push_back(first + i), at.push_back(pos[i] = -1);
-            x.insert(x.end(), one.begin(), one.end());
-            continue;
+        const std::int64_t row = first + i;
+        const int id = offset_ && cells.at(row) >= 0 ? cells.offset_id(row) : -1;
+        const auto mu = h && h->mu_hash ? pieces.at(h->mu_hash).complete() : std::nullopt;
+        if (id >= 0) {
+            offset_->begin(id, cells.generation(id));
+            // An id that is new here takes over the offset of the state it restores.
+            if (h && !offset_->frozen(id) && offset_->kept(id).empty() && mu) offset_->freeze(id, *mu);
         }
-        if (h && h->codec == g_.codec && h->head_dim == head_dim_ && (h->mu_hash == mu_hash || (h->mu_hash == 0 && h->pos < 0))) {
+        const std::uint32_t here = id >= 0 ? offset_->mu_hash(id) : 0;
+        if (h && h->codec == g_.codec && h->head_dim == head_dim_ && h->mu_hash == here) {
             const std::span<const std::uint8_t> codes = packed_codes(saved(i), *h);
             for (int head = 0; head < n_head(); head++)
-                tile_set_row(shape(), tile(first + i, head), slot(first + i), codes.data() + head * row_bytes(g_.codec, head_dim_));
+                tile_set_row(shape(), tile(row, head), slot(row), codes.data() + head * row_bytes(g_.codec, head_dim_));
             continue;
         }
-        if (h && h->mu_hash != 0 && !saved_mu) {  // what was removed from these keys is not known
+        if (h && h->mu_hash && (!mu || !offset_)) {  // what was removed from these keys is not known, or cannot be given back
             std::fill(one.begin(), one.end(), 0.0f);
             result = RestoreResult::offset_missing;
         } else if (h) {
             decode_packed(saved(i), *h, one);
-            if (h->mu_hash != 0) {
-                KeyOffset other(static_cast<int>(n_embd) / h->head_dim, h->head_dim);
-                if (offset_ && offset_->has_rope()) other.set_rope(offset_->rope());
-                if (!offset_) result = RestoreResult::offset_missing;  // without RoPE's parameters R(p) mu cannot be given back
-                other.freeze(*saved_mu);
-                other.remove(one, h->pos, -1);
+            if (h->mu_hash) {
+                KeyOffset other(n_head(), head_dim_);
+                if (offset_->has_rope()) other.set_rope(offset_->rope());
+                other.begin(0, 0);
+                other.freeze(0, *mu);
+                other.remove(0, one, h->pos, -1);
             }
         } else if (!decode_plain(saved(i), one)) {
             result = RestoreResult::not_finite;
         }
-        rows.push_back(first + i), at.push_back(pos[i]);
+        rows.push_back(row);
         x.insert(x.end(), one.begin(), one.end());
     }
     if (rows.empty()) return result;
-    const bool finite = measuring() ? encode_rows(k, x.data(), n_embd, rows, at) : encode_centered(k, rows, at, x);
+    const bool finite = offset_       ? encode_keys(k, x.data(), n_embd, rows, cells)
+                        : measuring() ? encode_rows(k, x.data(), n_embd, rows)
+                                      : encode_plain(k, rows, x);
     return finite ? result : RestoreResult::not_finite;
 }
 

@@ -1,19 +1,89 @@
 #include "turboquant/cache/positions.h"
 
 #include <algorithm>
+#include <bitset>
 
 namespace turboquant {
-void CellPositions::copy_stream(std::int64_t src, std::int64_t dst) {
-    std::copy_n(pos_.begin() + src * n_cells_, n_cells_, pos_.begin() + dst * n_cells_);
+
+void CellPositions::put(std::int64_t row, std::int32_t pos, int id) {
+    pos_[row] = pos;
+    offset_[row] = static_cast<std::uint8_t>(id);
+    ids_[id].last_pos = pos;
+    ids_[id].stream = row / n_cells_;
+    ids_[id].used = ++clock_;
 }
 
-void CellPositions::clear() { std::fill(pos_.begin(), pos_.end(), -1); }
+int CellPositions::begin_sequence() {
+    std::bitset<kMaxOffsets> in_use;
+    for (std::size_t i = 0; i < size(); i++)
+        if (pos_[i] >= 0) in_use.set(offset_[i]);
+    int best = -1;
+    for (int id = 0; id < kMaxOffsets; id++)
+        if (!in_use.test(id) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
+    if (best >= 0) {
+        ids_[best] = {ids_[best].generation + 1, -2, -1, ++clock_};
+        return best;
+    }
+    // More sequences left traces than there are ids: share the newest offset.
+    return static_cast<int>(std::max_element(ids_, ids_ + kMaxOffsets, [](const Id& a, const Id& b) { return a.used < b.used; }) - ids_);
+}
+
+int CellPositions::continue_sequence(std::int64_t stream, std::int32_t pos, int previous) {
+    const auto goes_on = [&](const Id& id) { return id.stream == stream && id.last_pos == pos - 1; };
+    if (previous >= 0 && goes_on(ids_[previous])) return previous;
+    // Of sequences of equal length, batches list them in the same order every time: the one that waited longest.
+    int best = -1;
+    for (int id = 0; id < kMaxOffsets; id++)
+        if (goes_on(ids_[id]) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
+    if (best >= 0) return best;
+    // Cut back, shifted or restored: some cell holds the token before.
+    for (std::int64_t row = stream * n_cells_; row < (stream + 1) * n_cells_; row++)
+        if (pos_[row] == pos - 1 && (best < 0 || ids_[offset_[row]].used > ids_[best].used)) best = offset_[row];
+    return best >= 0 ? best : begin_sequence();
+}
+
+void CellPositions::place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos) {
+    restored_.clear();
+    int id = -1;
+    for (std::size_t i = 0; i < rows.size(); i++) {
+        if (pos[i] < 0) {
+            forget(rows[i]);
+            continue;
+        }
+        id = pos[i] == 0 ? begin_sequence() : continue_sequence(rows[i] / n_cells_, pos[i], id);
+        put(rows[i], pos[i], id);
+    }
+}
+
+void CellPositions::place_without_rope(std::span<const std::int64_t> rows) {
+    for (const std::int64_t row : rows) put(row, static_cast<std::int32_t>(row % n_cells_), 0);
+}
+
+int CellPositions::restore(std::int64_t row, std::int32_t pos, std::pair<int, std::uint32_t> saved, int known) {
+    const auto found = restored_.find(saved);
+    const int id = known >= 0 ? known : found != restored_.end() ? found->second : begin_sequence();
+    restored_[saved] = id;
+    put(row, pos, id);
+    return id;
+}
+
+void CellPositions::copy_stream(std::int64_t src, std::int64_t dst) {
+    std::copy_n(pos_.begin() + src * n_cells_, n_cells_, pos_.begin() + dst * n_cells_);
+    std::copy_n(offset_.begin() + src * n_cells_, n_cells_, offset_.begin() + dst * n_cells_);
+}
+
+void CellPositions::clear() {
+    std::fill(pos_.begin(), pos_.end(), -1);
+    restored_.clear();
+    for (Id& id : ids_) id = {id.generation + 1, -2, -1, 0};
+}
 
 void CellPositions::shift(std::span<const std::int32_t> shift, std::uint64_t& generation) {
-    if (++generation <= generation_) return;
-    generation_ = generation;
+    if (++generation <= shifts_) return;
+    shifts_ = generation;
     for (std::size_t i = 0; i < std::min(pos_.size(), shift.size()); i++)
         if (pos_[i] >= 0) pos_[i] = std::max(pos_[i] + shift[i], 0);
+    for (Id& id : ids_) id.last_pos = -2;  // found again by their cells
 }
 
 }  // namespace turboquant

@@ -1,23 +1,47 @@
-// Token position of every cell, shared by all layers of one cache.
+// What a cache knows of its cells, shared by all its layers: the token position of each, and which key offset was removed from it.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace turboquant {
 
-/// Positions of the cells of one cache (all its layers use the same cells). -1: unknown or never written.
+/// Every sequence gets a key offset of its own (key_offset.h), measured on its own first tokens, so that its answers do not depend on what
+/// the cache held before. Sequences are not visible where cells are written; a token at position 0 begins one, and a token at position p
+/// goes on with the one whose last token stands at p-1. A wrong guess costs nothing but that: any offset is exact as long as cell and
+/// attention agree on it.
 class CellPositions {
   public:
-    CellPositions(std::int64_t n_cells, std::int64_t n_streams) : n_cells_(n_cells), pos_(n_cells * n_streams, -1) {}
+    static constexpr int kMaxOffsets = 64;
+
+    CellPositions(std::int64_t n_cells, std::int64_t n_streams)
+        : n_cells_(n_cells), pos_(n_cells * n_streams, -1), offset_(n_cells * n_streams, 0) {}
 
     std::int64_t n_cells() const { return n_cells_; }
     std::size_t size() const { return pos_.size(); }
-    std::size_t bytes() const { return pos_.size() * sizeof(std::int32_t); }
-    std::int32_t at(std::int64_t row) const { return pos_[row]; }  ///< row = stream * n_cells + cell
-    void set(std::int64_t row, std::int32_t pos) { pos_[row] = pos; }
+    std::size_t bytes() const { return size() * (sizeof(std::int32_t) + sizeof(std::uint8_t)); }
+
+    /// row = stream * n_cells + cell. Position -1: unknown or never written; no offset was removed from such a cell.
+    std::int32_t at(std::int64_t row) const { return pos_[row]; }
+    int offset_id(std::int64_t row) const { return offset_[row]; }
+    /// An id is used again for another sequence when no cell has it any more; its generation then changes.
+    std::uint32_t generation(int id) const { return ids_[id].generation; }
     const std::int32_t* stream(std::int64_t s) const { return pos_.data() + s * n_cells_; }
+    const std::uint8_t* stream_offset_ids(std::int64_t s) const { return offset_.data() + s * n_cells_; }
+
+    /// Tokens at positions pos[i] are about to be written to rows[i].
+    void place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
+    /// As place, for models without RoPE, where positions do not matter: all cells share offset 0.
+    void place_without_rope(std::span<const std::int64_t> rows);
+    void forget(std::int64_t row) { pos_[row] = -1; }
+
+    /// A restored cell. `saved`: what names the offset in the saved state; equal names get the same id until the next place().
+    /// `known`: an id that already has this offset, or -1.
+    int restore(std::int64_t row, std::int32_t pos, std::pair<int, std::uint32_t> saved, int known);
+
     void copy_stream(std::int64_t src, std::int64_t dst);
     void clear();
 
@@ -27,11 +51,26 @@ class CellPositions {
 
     /// The layer whose RoPE input sets the positions (the first that has one: the input may be gone when later layers run), or null.
     const void* setter = nullptr;
+    /// The layer that restored rows are placed by: the first with offset removal, or null.
+    const void* restorer = nullptr;
 
   private:
+    struct Id {
+        std::uint32_t generation = 0;
+        std::int32_t last_pos = -2;  ///< of the last token written
+        std::int64_t stream = -1;
+        std::uint64_t used = 0;  ///< time of the last token
+    };
+    int begin_sequence();
+    int continue_sequence(std::int64_t stream, std::int32_t pos, int previous);
+    void put(std::int64_t row, std::int32_t pos, int id);
+
     std::int64_t n_cells_;
     std::vector<std::int32_t> pos_;
-    std::uint64_t generation_ = 0;
+    std::vector<std::uint8_t> offset_;
+    Id ids_[kMaxOffsets];
+    std::uint64_t clock_ = 0, shifts_ = 0;
+    std::map<std::pair<int, std::uint32_t>, int> restored_;
 };
 
 }  // namespace turboquant

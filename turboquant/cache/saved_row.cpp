@@ -13,7 +13,8 @@ constexpr std::size_t kHeaderBytes = 16;
 constexpr std::size_t kTagBits = 64;
 constexpr int kHeadDimUnit = 16;
 
-constexpr std::uint32_t check_word(std::uint32_t pos) { return (pos * 0x9E3779B1u) ^ 0x54517631u; }
+constexpr int kMaxIds = 64;
+constexpr std::uint32_t check_word(std::uint32_t pos, int id) { return ((pos * 0x9E3779B1u) ^ 0x54517631u) + static_cast<std::uint32_t>(id); }
 
 /// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
 std::uint16_t header_check(const std::uint8_t* p) {
@@ -98,19 +99,24 @@ std::optional<std::vector<std::uint16_t>> MuPieces::complete() const {
     return mu_;
 }
 
-void tag_keys(std::span<std::uint16_t> row, std::int32_t pos) {
+void tag_keys(std::span<std::uint16_t> row, std::int32_t pos, int offset_id) {
     if (row.size() < kTagBits || pos < 0) return;
     const auto p = static_cast<std::uint32_t>(pos);
-    const std::uint64_t bits = p | static_cast<std::uint64_t>(check_word(p)) << 32;
+    const std::uint64_t bits = p | static_cast<std::uint64_t>(check_word(p, offset_id)) << 32;
     for (std::size_t i = 0; i < kTagBits; i++) row[i] = static_cast<std::uint16_t>((row[i] & ~1u) | (bits >> i & 1));
 }
 
-std::int32_t read_tag(std::span<const std::uint16_t> row) {
-    if (row.size() < kTagBits) return -1;
+void clear_tag(std::span<std::uint16_t> row) {
+    for (std::size_t i = 0; i < kTagBits && row.size() >= kTagBits; i++) row[i] &= static_cast<std::uint16_t>(~1u);
+}
+
+KeyTag read_tag(std::span<const std::uint16_t> row) {
+    if (row.size() < kTagBits) return {};
     std::uint64_t bits = 0;
     for (std::size_t i = 0; i < kTagBits; i++) bits |= static_cast<std::uint64_t>(row[i] & 1) << i;
     const auto pos = static_cast<std::uint32_t>(bits);
-    return static_cast<std::uint32_t>(bits >> 32) == check_word(pos) && pos <= 0x7fffffffu ? static_cast<std::int32_t>(pos) : -1;
+    const std::uint32_t id = static_cast<std::uint32_t>(bits >> 32) - check_word(pos, 0);
+    return id < kMaxIds && pos <= 0x7fffffffu ? KeyTag{static_cast<std::int32_t>(pos), static_cast<int>(id)} : KeyTag{};
 }
 
 }  // namespace turboquant

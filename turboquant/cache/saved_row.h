@@ -7,9 +7,9 @@
 //   measuring  fp16 keys in the model's space while a layer's offset is not frozen yet; the position rides in the last mantissa bits
 //   (tag_keys) plain      anything else: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
 //
-// Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version (1), u8 codec, u8 head_dim / 16, u8 check (high byte; of these
-// fields and the next two); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); then row_bytes(codec, head_dim) bytes
-// per head (codec/tile.h); then piece number position % n_pieces of mu's fp16 values, in what is left.
+// Packed row, little-endian: u16 0x7e54, u16 0x7e51; u8 version (1); u8 codec; u16 head_dim; i32 position (-1: unknown); u32 hash of the
+// removed offset mu (0: none); then row_bytes(codec, head_dim) bytes per head (codec/tile.h); then piece number position % n_pieces of mu's
+// fp16 values, in what is left.
 #pragma once
 
 #include <cstdint>
@@ -53,10 +53,16 @@ class MuPieces {
     std::uint32_t hash_ = 0;
 };
 
-/// Puts a position into the last mantissa bits of the first 64 values of an fp16 row (32 bits, and 32 of check): one unit in the last place
-/// at most. Nothing if the row is shorter or pos < 0.
-void tag_keys(std::span<std::uint16_t> row, std::int32_t pos);
-/// The position found in an fp16 row, or -1.
-std::int32_t read_tag(std::span<const std::uint16_t> row);
+struct KeyTag {
+    std::int32_t pos = -1;
+    int offset_id = 0;  ///< tells sequences of one saved state apart
+};
+/// Puts a position and an offset id (< 64) into the last mantissa bits of the first 64 values of an fp16 row (32 bits, and 32 of check):
+/// one unit in the last place at most. Nothing if the row is shorter or pos < 0.
+void tag_keys(std::span<std::uint16_t> row, std::int32_t pos, int offset_id);
+/// Clears the bits that a tag would take: keys with their tag cleared are the same before saving and after restoring.
+void clear_tag(std::span<std::uint16_t> row);
+/// The tag found in an fp16 row; pos = -1 if there is none.
+KeyTag read_tag(std::span<const std::uint16_t> row);
 
 }  // namespace turboquant

@@ -51,6 +51,7 @@ class TurboquantCache final : public BenchCache {
           k_({Side::key, spec.k, spec.norm_mode, static_cast<std::int64_t>(shape.n_embd_kv()), shape.n_kv, 1}, shape.head_dim),
           v_({Side::value, spec.v, spec.norm_mode, static_cast<std::int64_t>(shape.n_embd_kv()), shape.n_kv, 1}, shape.head_dim),
           rows_(static_cast<std::size_t>(shape.n_kv)),
+          cells_(shape.n_kv, 1),
           output_(data.q.size()),
           team_(shape.n_threads) {
         std::iota(rows_.begin(), rows_.end(), 0);
@@ -64,14 +65,14 @@ class TurboquantCache final : public BenchCache {
         args_.v_dim_out = shape.head_dim;
         args_.mask = data.mask.data(), args_.mask_token_stride = static_cast<std::size_t>(shape.n_kv);
         args_.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
-        if (spec.offset && spec.k != CodecId::raw) enable_offset();
+        if (spec.offset && codec_info(spec.k).rotated) enable_offset();
         plan_ = plan_attention(kernels_, args_, shape.n_threads);
         workspace_ = std::make_unique<AlignedBytes>(plan_.workspace_bytes);
     }
 
     void encode() override {
         const auto d = static_cast<std::size_t>(shape_.head_dim);
-        if (k_.tensor.offset()) k_.tensor.encode_rows(kernels_, data_.k.data(), shape_.n_embd_kv(), rows_, positions_);
+        if (k_.tensor.offset()) k_.tensor.encode_keys(kernels_, data_.k.data(), shape_.n_embd_kv(), rows_, cells_);
         const int first = k_.tensor.offset() ? shape_.n_head_kv : 0;
         team_.run([&](int ith) {
             for (int part = first + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
@@ -101,20 +102,21 @@ class TurboquantCache final : public BenchCache {
         rope.n_dims = shape_.head_dim;
         rope.pairs = RopePairs::split;
         offset.set_rope(rope);
-        positions_.resize(rows_.size());
-        std::iota(positions_.begin(), positions_.end(), 0);
+        std::vector<std::int32_t> positions(rows_.size());
+        std::iota(positions.begin(), positions.end(), 0);
+        cells_.place(rows_, positions);
         const auto width = 2 * static_cast<std::size_t>(offset.n_freq());
         trig_.resize(rows_.size() * width);
-        for (const std::int32_t p : positions_) offset.trig_row(p, std::span(trig_).subspan(static_cast<std::size_t>(p) * width, width));
+        for (const std::int32_t p : positions) offset.trig_row(p, std::span(trig_).subspan(static_cast<std::size_t>(p) * width, width));
         q_terms_.resize(static_cast<std::size_t>(shape_.n_tokens) * shape_.n_head * width);
-        args_.term = {offset.n_freq(), q_terms_.data(), trig_.data(), positions_.data()};
+        args_.term = {offset.n_freq(), q_terms_.data(), trig_.data(), cells_.stream(0), 1, nullptr};
     }
 
     void set_query_terms() {
         const auto d = static_cast<std::size_t>(shape_.head_dim), width = 2 * static_cast<std::size_t>(args_.term.n_freq);
         const int group = shape_.n_head / shape_.n_head_kv;
         for (std::size_t row = 0; row < data_.q.size() / d; row++)
-            k_.tensor.offset()->query_terms(std::span(data_.q).subspan(row * d, d), static_cast<int>(row) % shape_.n_head / group,
+            k_.tensor.offset()->query_terms(cells_.offset_id(0), std::span(data_.q).subspan(row * d, d), static_cast<int>(row) % shape_.n_head / group,
                                             std::span(q_terms_).subspan(row * width, width));
     }
 
@@ -124,7 +126,7 @@ class TurboquantCache final : public BenchCache {
     OurTensor k_, v_;
     std::vector<std::int64_t> rows_;
     std::vector<std::vector<std::int64_t>> scratch_;  // one per thread
-    std::vector<std::int32_t> positions_;
+    CellPositions cells_;
     std::vector<float> trig_, q_terms_;
     std::vector<float> output_;
     AttentionArgs args_;

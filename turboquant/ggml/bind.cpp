@@ -31,7 +31,10 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
         const KvTensor::Geometry& g = e->kv.geometry();
         // Keys that are values too must be whole: attention can give the offset back to scores only.
         const auto& buffer = *static_cast<const KvBuffer*>(root(t)->buffer->context);
-        if (g.side == Side::key && d.spec.offset && g.codec != CodecId::raw && buffer.has_values_of(t)) e->kv.enable_offset();
+        if (g.side == Side::key && d.spec.offset && codec_info(g.codec).rotated && buffer.has_values_of(t)) {
+            e->kv.enable_offset();
+            if (!e->positions->restorer) e->positions->restorer = e;
+        }
     } catch (const std::invalid_argument& error) {
         e->refused = true;
         const_cast<Device&>(d).refuse(std::string(root(t)->name) + ": " + error.what());
@@ -83,11 +86,15 @@ void set_positions(const Device& d, KvExtra& e, const ggml_tensor* set_rows, std
         // With M-RoPE the first n_tokens entries are the temporal positions: all that text has.
         const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
         const auto* pos = rope ? static_cast<const std::int32_t*>(rope->src[1]->data) : nullptr;
-        for (std::size_t i = 0; i < rows.size(); i++) e.positions->set(rows[i], pos ? pos[i] : -1);
+        if (pos)
+            e.positions->place(rows, {pos, rows.size()});
+        else
+            for (const std::int64_t row : rows) e.positions->forget(row);
     } else if (!e.positions->setter) {
-        // No layer has RoPE: positions do not matter, any known one says that the cell's offset was removed.
-        for (const std::int64_t row : rows) e.positions->set(row, 0);
+        e.positions->place_without_rope(rows);
     }
 }
+
+bool removes_offset(const KvExtra& e) { return e.kv.offset() && (e.kv.offset()->has_rope() || !e.positions->setter); }
 
 }  // namespace turboquant::ggml

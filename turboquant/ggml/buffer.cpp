@@ -59,7 +59,7 @@ void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t 
     }
     std::vector<std::uint16_t> row(e->kv.geometry().n_embd);
     for_each_row(nominal_range(t, offset, size), [&](std::int64_t r, std::size_t in_row, std::size_t n, std::size_t at) {
-        e->kv.save_row(r, e->positions->at(r), row);
+        e->kv.save_row(r, *e->positions, row);
         std::memcpy(static_cast<char*>(data) + at, reinterpret_cast<const char*>(row.data()) + in_row, n);
     });
 }
@@ -83,14 +83,11 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     const auto first = static_cast<std::int64_t>(range.first / range.row_bytes);
     const auto end = static_cast<std::int64_t>((range.end + range.row_bytes - 1) / range.row_bytes);
     std::vector<std::uint16_t> rows((end - first) * n_embd);
-    std::vector<std::int32_t> pos(end - first);
     for (const std::int64_t r : {first, end - 1})
         if (range.first > r * range.row_bytes || range.end < (r + 1) * range.row_bytes)
-            e->kv.save_row(r, e->positions->at(r), std::span(rows).subspan((r - first) * n_embd, n_embd));
+            e->kv.save_row(r, *e->positions, std::span(rows).subspan((r - first) * n_embd, n_embd));
     std::memcpy(reinterpret_cast<char*>(rows.data()) + (range.first - first * range.row_bytes), data, size);
-    const RestoreResult result = e->kv.restore_rows(kernels(), first, end - first, rows.data(), pos.data());
-    if (e->kv.geometry().side == Side::key)
-        for (std::int64_t r = first; r < end; r++) e->positions->set(r, pos[r - first]);
+    const RestoreResult result = e->kv.restore_rows(kernels(), first, end - first, rows.data(), *e->positions, e->positions->restorer == e);
     if (result == RestoreResult::ok) return;
     e->refused = result == RestoreResult::offset_missing;
     context_of(buffer).device().refuse(

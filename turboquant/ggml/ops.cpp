@@ -39,17 +39,54 @@ const float* trig_rows(OpContext& ctx, const KeyOffset& offset, std::int32_t las
     return table->rows.data();
 }
 
+/// Offset ids of the cells that some query token sees, in ctx.cell_terms as indices into the returned list. Cells of ended sequences keep
+/// their ids until they are overwritten, so only the mask tells.
+std::vector<int> visible_offsets(OpContext& ctx, const CellPositions& cells, std::int64_t stream, const AttentionArgs& a) {
+    const std::uint8_t* ids = cells.stream_offset_ids(stream);
+    const std::int32_t* pos = cells.stream(stream);
+    constexpr std::uint16_t kHidden = 0xfc00;
+    std::vector<std::uint8_t> visible(a.n_kv, !a.mask);
+    for (int t = 0; a.mask && t < a.n_tokens; t++) {
+        const std::uint16_t* mask = a.mask + t * a.mask_token_stride;
+        for (int j = 0; j < a.n_kv; j++) visible[j] |= mask[j] != kHidden;
+    }
+    std::vector<int> list;
+    int index[CellPositions::kMaxOffsets];
+    std::fill(std::begin(index), std::end(index), -1);
+    ctx.cell_terms.assign(a.n_kv, 0);
+    for (int j = 0; j < a.n_kv; j++) {
+        if (!visible[j] || pos[j] < 0) continue;
+        int& i = index[ids[j]];
+        if (i < 0) i = static_cast<int>(list.size()), list.push_back(ids[j]);
+        ctx.cell_terms[j] = static_cast<std::uint8_t>(i);
+    }
+    // Hidden cells go with their neighbours: one term per tile is the fast case.
+    for (int j = 1; j < a.n_kv; j++)
+        if (!visible[j]) ctx.cell_terms[j] = ctx.cell_terms[j - 1];
+    return list;
+}
+
 /// Score terms that give back what offset removal took from the keys: q.R(p)mu.
-void set_score_term(OpContext& ctx, const KvExtra& e, std::int64_t stream, AttentionArgs& a) {
-    const KeyOffset& offset = *e.kv.offset();
+void set_score_term(OpContext& ctx, KvExtra& e, std::int64_t stream, AttentionArgs& a) {
+    KeyOffset& offset = *e.kv.offset();
+    const std::vector<int> ids = visible_offsets(ctx, *e.positions, stream, a);
+    if (ids.empty()) return;
     const std::size_t row = 2 * offset.n_freq(), d = e.kv.head_dim();
     const std::int32_t* pos = e.positions->stream(stream);
-    ctx.q_terms.resize(static_cast<std::size_t>(a.n_tokens) * a.n_head * row);
-    for (int t = 0; t < a.n_tokens; t++)
-        for (int h = 0; h < a.n_head; h++)
-            offset.query_terms({a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv),
-                               std::span(ctx.q_terms).subspan((static_cast<std::size_t>(t) * a.n_head + h) * row, row));
-    a.term = {offset.n_freq(), ctx.q_terms.data(), trig_rows(ctx, offset, std::max(0, *std::max_element(pos, pos + a.n_kv))), pos};
+    ctx.q_terms.resize(ids.size() * a.n_tokens * a.n_head * row);
+    float* terms = ctx.q_terms.data();
+    for (const int id : ids) {
+        offset.begin(id, e.positions->generation(id));
+        for (int t = 0; t < a.n_tokens; t++)
+            for (int h = 0; h < a.n_head; h++, terms += row)
+                offset.query_terms(id, {a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv), {terms, row});
+    }
+    a.term = {offset.n_freq(),
+              ctx.q_terms.data(),
+              trig_rows(ctx, offset, std::max(0, *std::max_element(pos, pos + a.n_kv))),
+              pos,
+              static_cast<int>(ids.size()),
+              ctx.cell_terms.data()};
 }
 
 }  // namespace
@@ -73,12 +110,11 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
     }
     if (g.side == Side::key) set_positions(*ctx.device, *e, op, ctx.rows);
-    if (e->kv.offset() || e->kv.measuring()) {
-        ctx.positions.resize(n);
-        for (std::int64_t i = 0; i < n; i++) ctx.positions[i] = g.side == Side::key ? e->positions->at(ctx.rows[i]) : -1;
-        return e->kv.encode_rows(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, ctx.positions) ? std::string()
+    if (g.side == Side::key && removes_offset(*e))
+        return e->kv.encode_keys(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, *e->positions) ? std::string()
                                                                                                              : not_finite(op);
-    }
+    if (e->kv.measuring())
+        return e->kv.encode_rows(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows) ? std::string() : not_finite(op);
 
     // Split over heads: tiles of different heads are disjoint.
     const int n_head = e->kv.n_head(), head_dim = e->kv.head_dim();
@@ -138,7 +174,8 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
         if (mask) a.mask = reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3]);
         a.k = ke->kv.view(first_row / n_cells + s);
         a.v = ve->kv.view(first_row / n_cells + s);
-        if (ke->kv.offset()) set_score_term(ctx, *ke, first_row / n_cells + s, a);
+        a.term = {};
+        if (removes_offset(*ke)) set_score_term(ctx, *ke, first_row / n_cells + s, a);
         if (const char* error = check_attention_args(a)) return "attention over " + name_of(k) + ": " + error;
         const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
         const int n_threads = work < 4096 ? 1 : ctx.n_threads;

@@ -23,8 +23,8 @@ struct OpContext {
     int n_threads = 1;
     std::vector<std::uint8_t> workspace;  ///< grown as needed, reused
     std::vector<std::int64_t> rows, cells;
-    std::vector<std::int32_t> positions;
-    std::vector<float> q_terms;   ///< score terms of the queries of one attention call
+    std::vector<float> q_terms;  ///< score terms of the queries of one attention call
+    std::vector<std::uint8_t> cell_terms;
     std::vector<TrigTable> trig;  ///< one per RoPE of the model (layers may differ in it)
 };
 
