@@ -61,18 +61,15 @@ bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span
     if (e.frozen) return false;
     for (std::size_t i = 0; i < rows.size(); i++) {
         const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), pos[i], [](const Row& r, std::int32_t p) { return r.pos < p; });
-        const bool replaces = at != e.kept.end() && at->pos == pos[i];
-        if (!replaces && e.kept.size() >= kMeasureRows) continue;
+        e.kept.erase(at, e.kept.end());
+        if (e.kept.size() >= kMeasureRows) continue;
         Row row{rows[i], pos[i], std::vector<std::uint16_t>(e.mu.size())};
         std::transform(keys + i * stride, keys + i * stride + e.mu.size(), row.values.begin(), to_half);
         clear_tag(row.values);
-        if (replaces)
-            *at = std::move(row);
-        else
-            e.kept.insert(at, std::move(row));
+        e.kept.push_back(std::move(row));
     }
     const std::size_t n = e.kept.empty() ? 0 : std::bit_floor(e.kept.size());
-    if (n <= e.measured) return false;
+    if (n == e.measured) return false;
     e.measured = n;
     measure(e);
     if (n >= kMeasureRows) {
