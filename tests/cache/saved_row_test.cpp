@@ -27,7 +27,7 @@ TEST(SavedRow, PackedLayoutIsPinned) {
     const auto codes = pack_row(row, {CodecId::turbo4, 64, 258, hash_mu(mu)}, mu);
     EXPECT_EQ(codes.size(), 68u);
     const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
-    const std::uint8_t head[] = {0x54, 0x7e, 0x51, 0x7e, 1, 1, 64, 0, 2, 1, 0, 0};
+    const std::uint8_t head[] = {0x54, 0x7e, 0xdd, 0x7e, 1, 1, 4, 0xdb, 2, 1, 0, 0};
     EXPECT_EQ(std::memcmp(p, head, sizeof head), 0);
     EXPECT_TRUE(std::isnan(from_half(row[0]))) << "a foreign f16 cache must fail visibly";
     const auto h = packed_header(row);
@@ -56,8 +56,12 @@ TEST(SavedRow, ForeignRowsAreNotPacked) {
         EXPECT_EQ(read_tag(row).pos, -1);
     }
     pack_row(row, {CodecId::turbo4, 64, 0, 0}, {});
-    row[3] = 48;  // a head size that does not fit
-    EXPECT_FALSE(packed_header(row));
+    const auto packed = row;
+    for (std::size_t bit = 0; bit < 16 * 8; bit++) {  // a damaged header
+        row = packed;
+        row[bit / 16] ^= static_cast<std::uint16_t>(1u << bit % 16);
+        EXPECT_FALSE(packed_header(row)) << bit;
+    }
     EXPECT_EQ(read_tag(std::vector<std::uint16_t>(64, 0)).pos, -1) << "an unwritten row must not look like position 0";
     EXPECT_EQ(read_tag(std::vector<std::uint16_t>(32, 0)).pos, -1);
 }

@@ -24,6 +24,15 @@ void decode_packed(std::span<const std::uint16_t> row, const PackedHeader& h, st
     }
 }
 
+/// False for a damaged row: the scale at the end of a head's codes is infinite or NaN.
+bool scales_finite(std::span<const std::uint16_t> row, const PackedHeader& h) {
+    const std::span<const std::uint8_t> codes = packed_codes(row, h);
+    const std::size_t bytes = row_bytes(h.codec, h.head_dim);
+    for (std::size_t end = bytes; end <= codes.size(); end += bytes)
+        if ((codes[end - 1] & 0x7c) == 0x7c) return false;
+    return true;
+}
+
 /// Plain fp16 values; false if one is not finite, then all are zero.
 bool decode_plain(std::span<const std::uint16_t> row, std::span<float> x) {
     std::transform(row.begin(), row.end(), x.begin(), from_half);
@@ -66,7 +75,9 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
 }
 
 void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
-    if (packed ? packed->pos < 0 || packed->mu_hash == 0 : tag.pos < 0) {
+    constexpr std::int32_t kMaxPosition = 1 << 24;  // beyond any context: random bytes that look like a position
+    const std::int32_t pos = packed ? (packed->mu_hash ? packed->pos : -1) : tag.pos;
+    if (pos < 0 || pos >= kMaxPosition) {
         cells.forget(row);
         return;
     }
@@ -76,7 +87,7 @@ void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, cons
         if (offset_->mu_hash(id) == packed->mu_hash) known = id;
     }
     const auto name = packed ? std::pair(-1, packed->mu_hash) : std::pair(tag.offset_id, 0u);
-    const int id = cells.restore(row, packed ? packed->pos : tag.pos, name, known);
+    const int id = cells.restore(row, pos, name, known);
     offset_->begin(id, cells.generation(id));
 }
 
@@ -107,6 +118,13 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
             if (h && !offset_->frozen(id) && offset_->kept(id).empty() && mu) offset_->freeze(id, *mu);
         }
         const std::uint32_t here = id >= 0 ? offset_->mu_hash(id) : 0;
+        if (h && !scales_finite(saved(i), *h)) {
+            std::fill(one.begin(), one.end(), 0.0f);
+            result = RestoreResult::not_finite;
+            rows.push_back(row);
+            x.insert(x.end(), one.begin(), one.end());
+            continue;
+        }
         if (h && h->codec == g_.codec && h->head_dim == head_dim_ && h->mu_hash == here) {
             const std::span<const std::uint8_t> codes = packed_codes(saved(i), *h);
             for (int head = 0; head < n_head(); head++)

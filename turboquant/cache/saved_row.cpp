@@ -14,7 +14,9 @@ constexpr std::size_t kTagBits = 64;
 constexpr int kHeadDimUnit = 16;
 
 constexpr int kMaxIds = 64;
-constexpr std::uint32_t check_word(std::uint32_t pos, int id) { return ((pos * 0x9E3779B1u) ^ 0x54517631u) + static_cast<std::uint32_t>(id); }
+constexpr std::uint32_t check_word(std::uint32_t pos, int id) {
+    return ((pos * 0x9E3779B1u) ^ 0x54517631u) + static_cast<std::uint32_t>(id);
+}
 
 /// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
 std::uint16_t header_check(const std::uint8_t* p) {

@@ -7,9 +7,9 @@
 //   measuring  fp16 keys in the model's space while a layer's offset is not frozen yet; the position rides in the last mantissa bits
 //   (tag_keys) plain      anything else: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
 //
-// Packed row, little-endian: u16 0x7e54, u16 0x7e51; u8 version (1); u8 codec; u16 head_dim; i32 position (-1: unknown); u32 hash of the
-// removed offset mu (0: none); then row_bytes(codec, head_dim) bytes per head (codec/tile.h); then piece number position % n_pieces of mu's
-// fp16 values, in what is left.
+// Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version (1), u8 codec, u8 head_dim / 16, u8 check (high byte; of these
+// fields and the next two); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); then row_bytes(codec, head_dim) bytes
+// per head (codec/tile.h); then piece number position % n_pieces of mu's fp16 values, in what is left.
 #pragma once
 
 #include <cstdint>

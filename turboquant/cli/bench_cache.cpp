@@ -116,8 +116,8 @@ class TurboquantCache final : public BenchCache {
         const auto d = static_cast<std::size_t>(shape_.head_dim), width = 2 * static_cast<std::size_t>(args_.term.n_freq);
         const int group = shape_.n_head / shape_.n_head_kv;
         for (std::size_t row = 0; row < data_.q.size() / d; row++)
-            k_.tensor.offset()->query_terms(cells_.offset_id(0), std::span(data_.q).subspan(row * d, d), static_cast<int>(row) % shape_.n_head / group,
-                                            std::span(q_terms_).subspan(row * width, width));
+            k_.tensor.offset()->query_terms(cells_.offset_id(0), std::span(data_.q).subspan(row * d, d),
+                                            static_cast<int>(row) % shape_.n_head / group, std::span(q_terms_).subspan(row * width, width));
     }
 
     BenchShape shape_;

@@ -23,8 +23,8 @@ RopeParams rope_params(const ggml_tensor* rope);
 /// Stores the positions of rows that a SET_ROWS op on keys writes, if this layer is the one to do it (CellPositions::setter).
 void set_positions(const Device& d, KvExtra& e, const ggml_tensor* set_rows, std::span<const std::int64_t> rows);
 
-/// Whether the offset is removed from a layer's keys. Not where a layer without RoPE shares its cells with layers that have it: the positions, and
-/// with them the offsets of the sequences, are known only when the first of those runs.
+/// Whether the offset is removed from a layer's keys. Not where a layer without RoPE shares its cells with layers that have it: the
+/// positions, and with them the offsets of the sequences, are known only when the first of those runs.
 bool removes_offset(const KvExtra& e);
 
 }  // namespace turboquant::ggml
