@@ -9,6 +9,8 @@
 #include "fmt/format.h"
 #include "nlohmann/json.hpp"
 #include "turboquant/cli/command.h"
+#include "turboquant/cli/kv_resolve.h"
+#include "turboquant/cli/parallel.h"
 #include "turboquant/cli/score.h"
 #include "turboquant/cli/session.h"
 #include "turboquant/cli/table.h"
@@ -20,25 +22,13 @@ namespace {
 enum class Mode { batch, decode };
 
 struct EvalOptions {
-    std::string model, text_file;
+    std::string model, text_file, calib_file;
     std::vector<std::string> kv;
     ContextOptions context;
     int chunks = 6;
     Mode mode = Mode::batch;
     bool json = false;
 };
-
-/// Calls f(i) for i < n on n_threads threads. f must not throw.
-template <class F>
-void parallel_for(std::size_t n, int n_threads, F&& f) {
-    std::vector<std::jthread> threads;
-    const auto step = static_cast<std::size_t>(n_threads);
-    for (std::size_t t = 1; t < step; t++)
-        threads.emplace_back([&f, n, t, step] {
-            for (std::size_t i = t; i < n; i += step) f(i);
-        });
-    for (std::size_t i = 0; i < n; i += step) f(i);
-}
 
 /// Runs one chunk through a session and hands each piece of logits on: sink(first position, count, logits). Scored are positions
 /// n/2 .. n-2: the second half, except the last token, whose successor lies outside.
@@ -106,12 +96,14 @@ std::vector<llama_token> chunked_tokens(const llama_vocab* vocab, const EvalOpti
 }
 
 std::vector<Result> evaluate(EvalOptions o, const GlobalOptions& global) {
-    const std::vector<CacheSpec> specs = parse_cache_specs(o.kv);
+    const KvArguments arguments(o.kv);
     if (o.context.n_threads == 0) o.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     ModelFile file(o.model, global);
     const CacheSpec f16 = parse_cache_spec("f16");
     ModelFile::Loaded plain = file.load(f16);
     const std::vector<llama_token> tokens = chunked_tokens(llama_model_get_vocab(plain.model.get()), o);
+    const std::vector<CacheSpec> specs =
+        arguments.resolve(file, o.model, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads});
     const auto n_ctx = static_cast<std::size_t>(o.context.n_ctx);
     const std::size_t n_chunks = tokens.size() / n_ctx, n_scored = n_ctx - 1 - n_ctx / 2;
 
@@ -169,7 +161,9 @@ void add_eval(CLI::App& app, const GlobalOptions& global) {
     CLI::App* cmd = app.add_subcommand("eval", "Perplexity and KL divergence of KV cache formats against llama.cpp's own f16 cache");
     cmd->add_option("-m,--model", o->model, "Model file (GGUF)")->required();
     cmd->add_option("-f,--file", o->text_file, "Text to evaluate on")->required();
-    cmd->add_option("--kv", o->kv, "KV cache formats, any number; see `turboquant formats`")->required();
+    cmd->add_option("--kv", o->kv, "KV cache formats, any number: see `turboquant formats`, or auto:BITS, auto:SIZE, PLAN.json")
+        ->required();
+    cmd->add_option("--calib", o->calib_file, "Text on which auto: measures (default: the model writes one)");
     cmd->add_option("-c,--ctx-size", o->context.n_ctx, "Tokens per chunk; the second half of each is scored")
         ->check(CLI::Range(8, 1 << 30))
         ->capture_default_str();

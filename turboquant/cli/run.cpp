@@ -5,6 +5,7 @@
 #include "CLI/CLI.hpp"
 #include "fmt/format.h"
 #include "turboquant/cli/command.h"
+#include "turboquant/cli/kv_resolve.h"
 #include "turboquant/cli/session.h"
 #include "turboquant/cli/text.h"
 
@@ -12,7 +13,7 @@ namespace turboquant::cli {
 namespace {
 
 struct RunOptions {
-    std::string model, prompt, prompt_file, kv{kCodecs[0].name};
+    std::string model, prompt, prompt_file, kv{kCodecs[0].name}, calib_file;
     ContextOptions context{.n_ctx = 0};
     int n_predict = 128, top_k = 40;
     float temp = 0, top_p = 0.95f, min_p = 0.05f;
@@ -54,10 +55,12 @@ void print_memory(const Session& session) {
 }
 
 void run(RunOptions o, const GlobalOptions& global) {
-    const CacheSpec spec = parse_cache_spec(o.kv);
+    const KvArguments arguments({o.kv});
     const std::string prompt = o.prompt_file.empty() ? o.prompt : read_text_file(o.prompt_file);
     if (prompt.empty()) throw CommandError("the prompt is empty; give one with -p TEXT or -f FILE");
     ModelFile file(o.model, global);
+    const CacheSpec spec =
+        arguments.resolve(file, o.model, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads}).at(0);
     ModelFile::Loaded loaded = file.load(spec);
     const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(loaded.model.get()), prompt, true);
     const auto needed = tokens.size() + static_cast<std::size_t>(o.n_predict);
@@ -119,7 +122,8 @@ void add_run(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--ubatch-size", o->context.n_ubatch, "Prompt tokens computed at once (also -ub)")
         ->check(CLI::Range(1, 1 << 20))
         ->capture_default_str();
-    cmd->add_option("--kv", o->kv, "KV cache format; see `turboquant formats`")->capture_default_str();
+    cmd->add_option("--kv", o->kv, "KV cache format: see `turboquant formats`, or auto:BITS, auto:SIZE, PLAN.json")->capture_default_str();
+    cmd->add_option("--calib", o->calib_file, "Text on which auto: measures (default: the model writes one)");
     cmd->add_option("--temp", o->temp, "Temperature; 0: greedy")->check(CLI::Range(0.0, 100.0))->capture_default_str();
     cmd->add_option("--top-k", o->top_k, "Sample from the k most likely; 0: all")->check(CLI::Range(0, 1 << 30))->capture_default_str();
     cmd->add_option("--top-p", o->top_p, "Nucleus; 1: off")->check(CLI::Range(0.0, 1.0))->capture_default_str();

@@ -1,0 +1,184 @@
+// Plans from outside: what is measured, what they give, and what is refused.
+#include "turboquant/cli/planner.h"
+
+#include <gtest/gtest.h>
+
+#include "nlohmann/json.hpp"
+#include "support.h"
+#include "turboquant/cli/command.h"
+#include "turboquant/cli/kv_resolve.h"
+#include "turboquant/cli/log.h"
+#include "turboquant/cli/model_id.h"
+
+namespace turboquant::cli {
+namespace {
+
+using nlohmann::json;
+
+// One thread: the teams of several test programs at once would spin against each other.
+const std::string kModel = " -t 1 -m " + kDemo + " ";
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+std::string error_of(auto&& f) {
+    try {
+        f();
+    } catch (const std::exception& e) {
+        return e.what();
+    }
+    return {};
+}
+
+/// A text from another seed than the planner's: what is evaluated was never calibrated on.
+const std::string& eval_text() {
+    static const std::string path = [] {
+        const Outcome r =
+            run_command("run" + kModel + " -p 'It was' -n 1100 --kv f16 --temp 1 --top-k 0 --top-p 1 --min-p 0 --seed 7 --ignore-eos");
+        EXPECT_EQ(r.exit_code, 0) << r.err;
+        return write_file("plan_eval.txt", r.out);
+    }();
+    return path;
+}
+
+TEST(Budget, BitsAndBytes) {
+    EXPECT_EQ(parse_budget("4.25").bits, 4.25);
+    EXPECT_EQ(parse_budget("512MiB").bytes, 512.0 * 1024 * 1024);
+    EXPECT_EQ(parse_budget("1.5GB").bytes, 1.5e9);
+    EXPECT_EQ(parse_budget("512MiB").bits, 0);
+    for (const char* bad : {"", "four", "-3", "0", "4.25x", "nan", "inf", "5 MiB", "MiB"})
+        EXPECT_TRUE(has(error_of([&] { parse_budget(bad); }), "512MiB")) << bad;
+}
+
+TEST(ModelId, OneByteIsAnotherModel) {
+    const ModelId demo = identify_model(TQ_DEMO_MODEL);
+    EXPECT_EQ(demo.hash.size(), 16u);
+    EXPECT_EQ(demo.hash, identify_model(TQ_DEMO_MODEL).hash);
+    std::string bytes = read_all(TQ_DEMO_MODEL);
+    EXPECT_EQ(identify_model(write_file("copy.gguf", bytes)).hash, demo.hash) << "the file's name does not count";
+    const std::size_t name = bytes.find("general.name") + 24;
+    bytes[name]++;
+    EXPECT_NE(identify_model(write_file("copy.gguf", bytes)).hash, demo.hash);
+    EXPECT_TRUE(has(error_of([] { identify_model(write_file("no.gguf", "no model")); }), "GGUF"));
+}
+
+TEST(KvProbe, SeesShapesAndKeysOnTheirWay) {
+    install_log(false);
+    const GlobalOptions global;
+    ModelFile file(TQ_DEMO_MODEL, global);
+    const ModelFile::Loaded loaded = file.load(parse_cache_spec("f16"));
+    KvProbe probe(loaded.model.get(), 512, 1);
+    const auto layers = probe.layers();
+    ASSERT_EQ(layers.size(), 6u);
+    for (int i = 0; i < 6; i++) {
+        const KvLayerShape& l = layers[static_cast<std::size_t>(i)];
+        EXPECT_EQ(l.layer, i);
+        EXPECT_EQ(l.k_head_dim, 64);
+        EXPECT_EQ(l.v_head_dim, 64);
+        EXPECT_EQ(l.k_heads, 2);
+        EXPECT_EQ(l.v_heads, 2);
+        EXPECT_EQ(l.n_cells, 512);
+        EXPECT_TRUE(l.rope);
+    }
+    // RoPE turns, so it keeps norms; and it does nothing at position 0.
+    const std::vector<llama_token> tokens(300, 100);
+    std::map<std::pair<int, KvSource>, std::vector<float>> seen;
+    probe.run(tokens, [&](const KvRows& r) {
+        for (int t = 0; t < r.n_tokens; t++)
+            for (int h = 0; h < r.n_heads; h++) {
+                const auto row = r.row(t, h);
+                auto& all = seen[{r.layer, r.source}];
+                all.insert(all.end(), row.begin(), row.end());
+            }
+    });
+    EXPECT_EQ(seen.size(), 18u);
+    for (const auto& [what, values] : seen) EXPECT_EQ(values.size(), 300u * 2 * 64);
+    const auto &before = seen[{3, KvSource::key_before_rope}], &after = seen[{3, KvSource::key}];
+    for (std::size_t v = 0; v < before.size(); v += 64) {
+        double norm_before = 0, norm_after = 0, difference = 0;
+        for (std::size_t i = v; i < v + 64; i++) {
+            norm_before += before[i] * before[i], norm_after += after[i] * after[i];
+            difference += std::abs(before[i] - after[i]);
+        }
+        ASSERT_GT(norm_before, 0);
+        EXPECT_NEAR(norm_after / norm_before, 1, 1e-4);
+        EXPECT_EQ(difference == 0, v < 128) << "token " << v / 128;
+    }
+}
+
+TEST(PlanCommand, PlanBeatsUniformAtFewerBitsAndHoldsItsPrediction) {
+    const std::string plan = (temp_dir() / "plan.json").string();
+    const Outcome r = run_command("plan" + kModel + "--bits 4.28 --calib-tokens 1024 --measure -o " + plan);
+    ASSERT_EQ(r.exit_code, 0) << r.err;
+    const Plan p = read_plan_file(plan);
+    EXPECT_EQ(p.model_hash, identify_model(TQ_DEMO_MODEL).hash);
+    EXPECT_EQ(p.layers.size(), 6u);
+    EXPECT_LE(p.bits_per_value, 4.28);
+    EXPECT_GT(p.bits_per_value, 4.28 - 0.17) << "no more room is left than one bit of one side of a layer";
+    ASSERT_TRUE(p.predicted_kld && p.measured_kld);
+    EXPECT_GT(*p.predicted_kld / *p.measured_kld, 0.5);
+    EXPECT_LT(*p.predicted_kld / *p.measured_kld, 2.0);
+
+    const Outcome e = run_command("eval" + kModel + "-f " + eval_text() + " -c 512 --chunks 2 --json --kv turbo4 " + plan);
+    ASSERT_EQ(e.exit_code, 0) << e.err;
+    const json rows = json::parse(e.out);
+    EXPECT_EQ(rows[1]["kv"], plan);
+    EXPECT_NEAR(rows[1]["bits_per_value"].get<double>(), p.bits_per_value, 1e-9) << "everything that the cache stores was counted";
+    EXPECT_LT(rows[1]["mean_kld"], 0.8 * rows[0]["mean_kld"].get<double>());
+}
+
+TEST(PlanCommand, AutoOnTheSpotAndByMemory) {
+    // 256 cells of 1536 values: 150 KiB are 3.125 bits.
+    const Outcome e = run_command("eval" + kModel + "-f " + eval_text() +
+                                  " -c 256 --chunks 1 --json --kv auto:150KiB auto:2.4 turbo3 turbo2 --calib " + eval_text());
+    ASSERT_EQ(e.exit_code, 0) << e.err;
+    const json rows = json::parse(e.out);
+    EXPECT_EQ(rows[0]["kv"], "auto:150KiB");
+    EXPECT_LE(rows[0]["kv_bytes"], 150 * 1024);
+    EXPECT_GT(rows[0]["kv_bytes"], 140 * 1024);
+    EXPECT_LE(rows[1]["bits_per_value"], 2.4);
+    EXPECT_LT(rows[0]["mean_kld"], rows[2]["mean_kld"]) << "fewer bits than turbo3, and better";
+    EXPECT_LT(rows[1]["mean_kld"], rows[3]["mean_kld"]);
+    const Outcome r = run_command("run" + kModel + "-p 'It was' -n 8 --kv auto:3.25,offset=off --calib " + eval_text());
+    EXPECT_EQ(r.exit_code, 0) << r.err;
+    EXPECT_TRUE(has(r.err, "offset=off")) << r.err;
+}
+
+TEST(PlanCommand, SameSeedSamePlan) {
+    const std::string args = "plan" + kModel + "--bits 3.3 --calib-tokens 256 ";
+    const Outcome a = run_command(args), b = run_command(args), c = run_command(args + "--seed 2");
+    ASSERT_EQ(a.exit_code, 0) << a.err;
+    EXPECT_EQ(a.out, b.out);
+    EXPECT_NE(a.out, c.out) << "another text, another measurement";
+}
+
+TEST(PlanCommand, BadInputEndsWithOneAndSaysWhatToDo) {
+    const std::string foreign = write_file(
+        "foreign.json",
+        R"({"turboquant_plan": 1, "model": {"hash": "x", "name": "other"}, "layers": [{"layer": 0, "k": "turbo4", "v": "turbo4"}]})");
+    const std::string broken = write_file("broken.json", "{\"turboquant_plan\": 1,");
+    const struct {
+        std::string args, cause, remedy;
+    } cases[] = {
+        {"run" + kModel + "-p x --kv " + foreign, "another model", "turboquant plan"},
+        {"run" + kModel + "-p x --kv " + broken, "broken.json", "JSON"},
+        {"run" + kModel + "-p x --kv missing.json", "missing.json", "check the path"},
+        {"run" + kModel + "-p x --kv auto:1.5", "below the least", "2."},
+        {"run" + kModel + "-p x --kv auto:lots", "lots", "512MiB"},
+        {"run" + kModel + "-p x --kv auto:4,offset=maybe", "maybe", "on"},
+        {"plan" + kModel + "--memory 12", "12", "unit"},
+        {"plan" + kModel + "--memory 1KiB --ctx 2048", "below the least", "MiB"},
+        {"plan" + kModel + "--bits 4 --calib missing.txt", "missing.txt", "check the path"},
+        {"plan -m missing.gguf --bits 4", "missing.gguf", "check -m"},
+        {"plan" + kModel + "--bits 4 --calib-tokens 128 -o /no/such/folder/p.json", "/no/such", "folder"},
+    };
+    for (const auto& c : cases) {
+        const Outcome r = run_command(c.args);
+        EXPECT_EQ(r.exit_code, 1) << c.args << "\n" << r.err;
+        EXPECT_TRUE(has(r.err, "error: ") && has(r.err, c.cause) && has(r.err, c.remedy)) << c.args << "\n" << r.err;
+    }
+    for (const std::string& args : {"plan" + kModel, "plan" + kModel + "--bits 4 --memory 1MiB", "plan" + kModel + "--bits 0.5"})
+        EXPECT_EQ(run_command(args).exit_code, 2) << args;
+}
+
+}  // namespace
+}  // namespace turboquant::cli

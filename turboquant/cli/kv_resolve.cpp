@@ -1,0 +1,61 @@
+#include "turboquant/cli/kv_resolve.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <memory>
+
+#include "fmt/format.h"
+
+namespace turboquant::cli {
+namespace {
+
+constexpr std::string_view kAuto = "auto:";
+
+}  // namespace
+
+KvArguments::KvArguments(const std::vector<std::string>& texts) {
+    for (const std::string& text : texts) {
+        Argument a;
+        if (text.starts_with(kAuto)) {
+            const std::string rest = text.substr(kAuto.size());
+            const std::size_t comma = std::min(rest.find(','), rest.size());
+            a.budget = parse_budget(rest.substr(0, comma));
+            a.items = comma < rest.size() ? rest.substr(comma + 1) : "";
+            if (!a.items.empty()) parse_cache_spec("k=raw,v=raw," + a.items);
+            a.spec.name = text;
+        } else if (text.ends_with(".json")) {
+            a.plan = read_plan_file(text);
+            a.spec = parse_cache_spec(spec_text(*a.plan));
+            a.spec.name = text;
+        } else {
+            a.spec = parse_cache_spec(text);
+        }
+        if (std::ranges::none_of(arguments_, [&](const Argument& b) { return b.spec.name == a.spec.name; }))
+            arguments_.push_back(std::move(a));
+    }
+}
+
+std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& model_path, int n_ctx, PlannerOptions options) const {
+    std::vector<CacheSpec> specs;
+    std::map<std::string, std::unique_ptr<Planner>> planners;  // one for all budgets with the same items
+    for (const Argument& a : arguments_) {
+        specs.push_back(a.spec);
+        if (a.plan) {
+            const ModelId id = identify_model(model_path);
+            check_model(*a.plan, id.hash, id.name);
+        }
+        if (!a.budget) continue;
+        options.spec_options = a.items;
+        auto& planner = planners[a.items];
+        if (!planner) planner = std::make_unique<Planner>(file, model_path, options);
+        const Plan plan = planner->plan(*a.budget, n_ctx);
+        fmt::print(stderr, "{}: {:.3f} bits per value, predicted mean KLD {:.5f}: {}\n", a.spec.name, plan.bits_per_value,
+                   *plan.predicted_kld, spec_text(plan));
+        specs.back() = parse_cache_spec(spec_text(plan));
+        specs.back().name = a.spec.name;
+    }
+    return specs;
+}
+
+}  // namespace turboquant::cli

@@ -1,0 +1,37 @@
+// What `--kv` takes beyond the words of cache_spec.h: plan files, and plans made on the spot.
+//
+//   auto:BUDGET[,ITEM...]   the best formats within BUDGET (planner.h: "4.25" bits per value, or "512MiB" at the command's context),
+//   measured on this model; ITEMs as in
+//                           a SPEC hold for all layers: auto:4.25,offset=off
+//   FILE.json               a plan written by `turboquant plan`
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "turboquant/cli/planner.h"
+
+namespace turboquant::cli {
+
+class KvArguments {
+  public:
+    /// Parses all texts, without a model: whatever can be wrong about the words is told now. Repetitions are dropped. Throws CommandError
+    /// and std::invalid_argument.
+    explicit KvArguments(const std::vector<std::string>& texts);
+
+    /// The formats, in order. Plans for another model are refused; those of `auto` are made (measuring takes a minute or so, once for all
+    /// budgets) and shown on stderr. Their name is the text they were given as. n_ctx: context for which a budget in bytes is counted; 0:
+    /// the one the model was trained on.
+    std::vector<CacheSpec> resolve(ModelFile& file, const std::string& model_path, int n_ctx, PlannerOptions options) const;
+
+  private:
+    struct Argument {
+        CacheSpec spec;                ///< of plan files: the plan's
+        std::optional<Plan> plan;      ///< from a file
+        std::optional<Budget> budget;  ///< of auto
+        std::string items;
+    };
+    std::vector<Argument> arguments_;
+};
+
+}  // namespace turboquant::cli

@@ -1,0 +1,80 @@
+// `turboquant plan`: the best formats for a model within a budget, found by measurement.
+#include "turboquant/planner/plan.h"
+
+#include <cstdio>
+#include <memory>
+
+#include "CLI/CLI.hpp"
+#include "fmt/format.h"
+#include "turboquant/cli/command.h"
+#include "turboquant/cli/planner.h"
+#include "turboquant/cli/table.h"
+
+namespace turboquant::cli {
+namespace {
+
+struct PlanOptions {
+    std::string model, memory, output;
+    double bits = 0;
+    int n_ctx = 0;
+    bool measure = false;
+    PlannerOptions planner;
+};
+
+std::string to_table(const Planner& planner, const Plan& plan) {
+    std::vector<std::vector<std::string>> rows{
+        {"layer", "keys", "predicted KLD", "values", "predicted KLD", "measured (keys)", "", "(values)", ""}};
+    const auto point = [](const Slot* s, std::size_t i) {
+        return s && i < s->points.size() ? fmt::format("{:.5f}+-{:.5f}", s->points[i].kld, s->errors[i]) : "-";
+    };
+    for (const PlannedLayer& l : plan.layers) {
+        const Slot *k = nullptr, *v = nullptr;
+        for (const Slot& s : planner.slots())
+            if (s.layer == l.layer) (s.side == Side::key ? k : v) = &s;
+        rows.push_back({std::to_string(l.layer), std::string(codec_info(l.k).name), fmt::format("{:.6f}", l.k_kld),
+                        l.v ? std::string(codec_info(*l.v).name) : "-", l.v ? fmt::format("{:.6f}", l.v_kld) : "-", point(k, 0),
+                        point(k, 1), point(v, 0), point(v, 1)});
+    }
+    return format_table(rows);
+}
+
+void make_plan(const PlanOptions& o, const GlobalOptions& global) {
+    const Budget budget = o.memory.empty() ? Budget{o.bits, 0} : parse_budget(o.memory);
+    if (budget.bits > 0 && !o.memory.empty()) throw CommandError(fmt::format("--memory {}: give a unit, like 512MiB", o.memory));
+    ModelFile file(o.model, global);
+    Planner planner(file, o.model, o.planner);
+    Plan plan = planner.plan(budget, o.n_ctx);
+    if (o.measure) plan.measured_kld = planner.measure(plan).mean;
+    if (!o.output.empty()) write_plan_file(plan, o.output);
+    fmt::print("{}\n", to_table(planner, plan));
+    fmt::print("{:.3f} bits per value of {:.3f}; mean KLD predicted {:.6f}{}\n--kv {}\n", plan.bits_per_value, plan.budget,
+               *plan.predicted_kld, plan.measured_kld ? fmt::format(", measured on the calibration text {:.6f}", *plan.measured_kld) : "",
+               spec_text(plan));
+    if (!o.output.empty()) fmt::print("written to {}; use it as --kv {}\n", o.output, o.output);
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, const GlobalOptions& global) {
+    auto o = std::make_shared<PlanOptions>();
+    CLI::App* cmd = app.add_subcommand("plan", "Choose the formats of all layers for a budget, by measuring this model");
+    cmd->add_option("-m,--model", o->model, "Model file (GGUF)")->required();
+    cmd->add_option("-f,--calib,--file", o->planner.calib_file, "Text to calibrate on (default: the model writes one)");
+    CLI::Option* bits = cmd->add_option("--bits", o->bits, "Budget: bits per value, everything counted")->check(CLI::Range(1.0, 32.0));
+    CLI::Option* memory = cmd->add_option("--memory", o->memory, "Budget: memory of the whole cache at --ctx tokens, like 512MiB");
+    auto* group = cmd->add_option_group("budget", "One budget");
+    group->add_options(bits, memory);
+    group->require_option(1);
+    cmd->add_option("-c,--ctx,--ctx-size", o->n_ctx, "Context for which memory is counted (default: the one the model was trained on)")
+        ->check(CLI::Range(1, 1 << 30));
+    cmd->add_option("-o,--output", o->output, "Plan file to write (JSON)");
+    cmd->add_flag("--measure", o->measure, "Measure the plan's divergence on the calibration text");
+    cmd->add_option("--options", o->planner.spec_options, "Further items of the SPEC for all layers, like offset=off");
+    cmd->add_option("--calib-tokens", o->planner.calib_tokens, "Tokens to calibrate on (default: about a minute's worth)")
+        ->check(CLI::Range(128, 1 << 20));
+    cmd->add_option("--seed", o->planner.seed, "Seed of the text that the model writes")->capture_default_str();
+    cmd->add_option("-t,--threads", o->planner.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
+    cmd->callback([o, &global] { make_plan(*o, global); });
+}
+
+}  // namespace turboquant::cli

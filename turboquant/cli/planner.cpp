@@ -1,0 +1,187 @@
+#include "turboquant/cli/planner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <thread>
+
+#include "fmt/format.h"
+#include "turboquant/cli/table.h"
+#include "turboquant/codec/tile.h"
+#include "turboquant/planner/allocate.h"
+
+namespace turboquant::cli {
+namespace {
+
+/// Multiplications of all runs together: about a minute on two cores. Fixed, so that the plan does not depend on the machine's speed.
+constexpr double kWork = 2.4e12;
+constexpr int kSequence = 1024;  // of this length, because errors of keys cost more the longer the context
+
+/// Formats to choose from: those with kernels of their own. Of equal bits, a better one is in the list too (trellis beside scalar): the
+/// allocation takes it.
+std::vector<CodecId> candidates() {
+    std::vector<CodecId> out;
+    for (const CodecInfo& c : kCodecs)
+        if (!is_composite(c.id)) out.push_back(c.id);
+    return out;
+}
+
+/// What is measured in a slot: the coarsest format, whose divergence stands out of rounding; where that is beyond the range in which
+/// divergence is proportional to the error, finer ones until it is within.
+constexpr CodecId kMeasured[] = {CodecId::turbo2, CodecId::turbo4, CodecId::turbo6, CodecId::turbo8};
+constexpr double kProportional = 0.1;  // nats
+
+double size_unit(const Slot& s, CodecId codec) { return static_cast<double>(tile_bytes({codec, s.side, s.head_dim})) * s.n_heads; }
+
+}  // namespace
+
+Budget parse_budget(const std::string& text) {
+    std::size_t end = 0;
+    double value = 0;
+    try {
+        value = std::stod(text, &end);
+    } catch (const std::exception&) {
+    }
+    const std::map<std::string, double> units{{"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}};
+    const std::string unit = text.substr(end);
+    if (end == 0 || !(value > 0) || !std::isfinite(value) || (!unit.empty() && !units.contains(unit)))
+        throw CommandError(
+            fmt::format("'{}' is no budget; give bits per value, like 4.25, or memory, like 512MiB (KiB, MiB, GiB, KB, MB, GB)", text));
+    return unit.empty() ? Budget{value, 0} : Budget{0, value * units.at(unit)};
+}
+
+Planner::Planner(ModelFile& file, const std::string& path, PlannerOptions options)
+    : file_(&file), id_(identify_model(path)), options_(std::move(options)) {
+    if (options_.n_threads == 0) options_.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    const ModelFile::Loaded plain = file.load(CacheSpec{"f16", std::nullopt});
+    n_layers_ = llama_model_n_layer(plain.model.get());
+    n_ctx_train_ = llama_model_n_ctx_train(plain.model.get());
+    const KvProbe probe(plain.model.get(), kSequence, options_.n_threads);
+    probe_ctx_ = probe.n_ctx();
+    for (const KvLayerShape& l : probe.layers()) {
+        slots_.push_back({l.layer, Side::key, l.k_head_dim, l.k_heads, l.n_cells, {}, {}});
+        if (l.v_heads) slots_.push_back({l.layer, Side::value, l.v_head_dim, l.v_heads, l.n_cells, {}, {}});
+    }
+    for (const Slot& s : slots_)
+        if (!head_dim_supported(s.head_dim))
+            throw CommandError(fmt::format("layer {} has heads of {}, for which turboquant has no formats", s.layer, s.head_dim));
+}
+
+void Planner::measure_slots() {
+    const ModelFile::Loaded plain = file_->load(CacheSpec{"f16", std::nullopt});
+    const double runs = static_cast<double>(slots_.size() + 2);
+    int tokens = options_.calib_tokens;
+    if (tokens == 0)
+        tokens = static_cast<int>(
+            std::clamp(kWork / (static_cast<double>(llama_model_n_params(plain.model.get())) * runs), 512.0, 4.0 * kSequence));
+    const int length = std::min(kSequence, tokens) / 64 * 64, n_sequences = std::max(1, tokens / length);
+    fmt::print(
+        stderr, "plan: {} layers, {} slots, calibration on {} x {} tokens, {}\n", n_layers_, slots_.size(), n_sequences, length,
+        options_.calib_file.empty() ? fmt::format("which the model writes (seed {})", options_.seed) : "from " + options_.calib_file);
+    text_ = options_.calib_file.empty()
+                ? generate_text(plain.model.get(), n_sequences, length, options_.seed, options_.n_threads)
+                : text_from_file(llama_model_get_vocab(plain.model.get()), options_.calib_file, n_sequences, length);
+    ProgressBar bar("plan", runs);
+    const std::string suffix = options_.spec_options.empty() ? "" : "," + options_.spec_options;
+    meter_ = std::make_unique<KldMeter>(*file_, text_, parse_cache_spec("k=raw,v=raw" + suffix),
+                                        ContextOptions{.n_threads = options_.n_threads});
+    const KvMemory& m = meter_->reference_memory();
+    fixed_bits_ = std::max(0.0, m.bits_per_value - 16) * n_values(probe_ctx_) / static_cast<double>(probe_ctx_);
+    bar.add(1);
+    const auto measure_slot = [&](const Slot& s, CodecId codec) { return meter_->measure(parse_cache_spec(spec_with(s, codec) + suffix)); };
+    // Any difference at all, however small, makes later layers round differently: that much is no error of the format.
+    floor_ = measure_slot(slots_.front(), CodecId::turbo8).mean;
+    bar.add(1);
+    for (Slot& s : slots_) {
+        for (const CodecId codec : kMeasured) {
+            const Divergence d = measure_slot(s, codec);
+            s.points.push_back({relative_mse(codec, s.head_dim), d.mean - floor_});
+            s.errors.push_back(d.error);
+            if (d.mean < kProportional) break;
+        }
+        bar.add(1);
+    }
+}
+
+std::string Planner::spec_with(const Slot& slot, CodecId codec) const {
+    return fmt::format("k=raw,v=raw,{}{}={}", slot.side == Side::key ? 'k' : 'v', slot.layer, codec_info(codec).name);
+}
+
+// Cells of a slot in a context: all, or the window that the probe saw.
+double Planner::cells(const Slot& s, int n_ctx) const {
+    return static_cast<double>(s.n_cells < probe_ctx_ ? std::min<std::int64_t>(s.n_cells, n_ctx) : n_ctx);
+}
+
+double Planner::n_values(int n_ctx) const {
+    double n = 0;
+    for (const Slot& s : slots_) n += cells(s, n_ctx) * s.head_dim * s.n_heads;
+    return n;
+}
+
+double Planner::least_bits(int n_ctx) const {
+    const std::vector<CodecId> codecs = candidates();
+    double bits = 0;
+    for (const Slot& s : slots_) {
+        double least = HUGE_VAL;
+        for (const CodecId c : codecs) least = std::min(least, size_unit(s, c));
+        bits += 8 * least * cells(s, n_ctx) / kTileKeys;
+    }
+    return bits;
+}
+
+Plan Planner::plan(const Budget& budget, int n_ctx) {
+    if (n_ctx == 0) n_ctx = n_ctx_train_;
+    const double values = n_values(n_ctx), wanted = budget.bits > 0 ? budget.bits * values : 8 * budget.bytes;
+    const auto check = [&](double least) {
+        if (wanted < least)
+            throw CommandError(
+                fmt::format("the budget is below the least that this model's cache takes: {:.3f} bits per value, {:.2f} MiB at {} tokens",
+                            least / values, least / 8 / (1 << 20), n_ctx));
+    };
+    check(least_bits(n_ctx));
+    if (!meter_) measure_slots();
+    const double fixed = fixed_bits_ * n_ctx;
+    check(least_bits(n_ctx) + fixed);
+
+    const std::vector<CodecId> codecs = candidates();
+    std::vector<std::vector<SlotOption>> options;
+    std::map<std::pair<CodecId, int>, double> errors;
+    const auto mse = [&](CodecId c, int head_dim) {
+        const auto [at, is_new] = errors.try_emplace({c, head_dim}, 0);
+        return is_new ? at->second = relative_mse(c, head_dim) : at->second;
+    };
+    // Sizes in bytes of 64 cells; layers with fewer cells than others weigh less, in 64ths.
+    const auto weight = [&](const Slot& s) { return std::max(1.0, std::round(64 * cells(s, n_ctx) / n_ctx)); };
+    for (const Slot& s : slots_) {
+        const CostCurve curve(s.points, std::max(1e-9, floor_ / 20));
+        options.emplace_back();
+        for (const CodecId c : codecs)
+            options.back().push_back({static_cast<std::int64_t>(size_unit(s, c) * weight(s)), curve.at(mse(c, s.head_dim))});
+    }
+    const double unit_bits = 8.0 * n_ctx / (64.0 * kTileKeys);
+    const auto room = static_cast<std::int64_t>((wanted - fixed) / unit_bits + 1e-6);
+    const Allocation best = allocate(options, room);
+    Plan plan;
+    plan.model_hash = id_.hash, plan.model_name = id_.name, plan.n_layers = n_layers_;
+    plan.budget = budget.bits > 0 ? budget.bits : 8 * budget.bytes / values;
+    plan.bits_per_value = (unit_bits * static_cast<double>(best.size) + fixed) / values;
+    plan.predicted_kld = best.cost + floor_;
+    plan.calibration = text_.source, plan.calibration_tokens = static_cast<int>(text_.n_tokens());
+    plan.options = options_.spec_options;
+    for (std::size_t s = 0; s < slots_.size(); s++) {
+        if (slots_[s].side == Side::key) plan.layers.push_back({slots_[s].layer, CodecId::raw, {}, 0, 0});
+        PlannedLayer& l = plan.layers.back();
+        const CodecId codec = codecs[best.choice[s]];
+        const double cost = options[s][best.choice[s]].cost;
+        if (slots_[s].side == Side::key)
+            l.k = codec, l.k_kld = cost;
+        else
+            l.v = codec, l.v_kld = cost;
+    }
+    return plan;
+}
+
+Divergence Planner::measure(const Plan& plan) { return meter_->measure(parse_cache_spec(spec_text(plan))); }
+
+}  // namespace turboquant::cli

@@ -1,0 +1,78 @@
+// The planner's measuring half: sensitivities of a model's layers and sides, and the plan they lead to (planner/ decides, this measures).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "turboquant/cli/kld_meter.h"
+#include "turboquant/cli/kv_probe.h"
+#include "turboquant/cli/model_id.h"
+#include "turboquant/planner/plan.h"
+#include "turboquant/planner/sensitivity.h"
+
+namespace turboquant::cli {
+
+struct PlannerOptions {
+    std::string calib_file{};  ///< empty: text that the model writes
+    int calib_tokens = 0;      ///< 0: as many as the time allows
+    std::uint32_t seed = 1;
+    int n_threads = 0;
+    std::string spec_options{};  ///< items of a SPEC that hold for the measurements and the plan, e.g. "offset=off"
+};
+
+/// A budget as a user writes it: bits per value, or bytes at a context size.
+struct Budget {
+    double bits = 0;
+    double bytes = 0;  ///< if bits is 0
+};
+/// "4.25" or "512MiB" (KiB, MiB, GiB; KB, MB, GB). Throws CommandError.
+Budget parse_budget(const std::string& text);
+
+/// The keys or the values of one layer.
+struct Slot {
+    int layer = 0;
+    Side side = Side::key;
+    int head_dim = 0, n_heads = 0;
+    std::int64_t n_cells = 0;
+    std::vector<CostPoint> points;  ///< measured
+    std::vector<double> errors;     ///< standard errors of the points' divergences
+};
+
+/// Measures one model when the first plan is asked for; then makes plans for any budget in no time.
+class Planner {
+  public:
+    /// Looks at the cache's shape. Throws CommandError if we have no formats for it. `file` must outlive this.
+    Planner(ModelFile& file, const std::string& path, PlannerOptions options);
+
+    const std::vector<Slot>& slots() const { return slots_; }
+    const Calibration& calibration() const { return text_; }
+
+    /// The best plan within the budget in a context of n_ctx cells (0: the one the model was trained on). Throws CommandError if the budget
+    /// is below what the smallest formats take.
+    Plan plan(const Budget& budget, int n_ctx);
+    /// Divergence of a plan on the calibration text.
+    Divergence measure(const Plan& plan);
+
+  private:
+    void measure_slots();
+    /// Bits of the whole cache, beside fixed_bits_.
+    double least_bits(int n_ctx) const;
+    double n_values(int n_ctx) const;
+    double cells(const Slot& slot, int n_ctx) const;
+    std::string spec_with(const Slot& slot, CodecId codec) const;
+
+    ModelFile* file_;
+    ModelId id_;
+    PlannerOptions options_;
+    int n_layers_ = 0, n_ctx_train_ = 0;
+    Calibration text_;
+    std::vector<Slot> slots_;
+    double floor_ = 0;       ///< divergence of the smallest difference
+    double fixed_bits_ = 0;  ///< what a cell of the cache takes beside codes and scales
+    int probe_ctx_ = 0;
+    std::unique_ptr<KldMeter> meter_;
+};
+
+}  // namespace turboquant::cli
