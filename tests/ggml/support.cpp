@@ -179,6 +179,19 @@ Logits decode(llama_context* ctx, std::span<const llama_token> tokens, llama_pos
     return decode(ctx, std::span<const BatchToken>(consecutive(tokens, first_pos, seq)), step);
 }
 
+Logits feed(llama_context* ctx, std::span<const llama_token> tokens, llama_pos first_pos, llama_seq_id seq, int step) {
+    Logits out{llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))), {}};
+    for (size_t at = 0; at < tokens.size(); at += static_cast<size_t>(step)) {
+        const size_t n = std::min(tokens.size() - at, static_cast<size_t>(step));
+        const Batch batch(consecutive(tokens.subspan(at, n), first_pos + static_cast<llama_pos>(at), seq));
+        std::fill_n(batch.b.logits, n - 1, int8_t{0});
+        if (llama_decode(ctx, batch.b) != 0) throw std::runtime_error("llama_decode fails: " + take_log());
+        const float* logits = llama_get_logits_ith(ctx, -1);
+        out.values.assign(logits, logits + out.n_vocab);
+    }
+    return out;
+}
+
 int try_decode(llama_context* ctx, std::span<const llama_token> tokens, llama_pos first_pos, llama_seq_id seq) {
     return llama_decode(ctx, Batch(consecutive(tokens, first_pos, seq)).b);
 }

@@ -93,6 +93,8 @@ struct BatchToken {
 /// Decodes in batches of at most `step` tokens and returns the logits of every token. Throws std::runtime_error if llama_decode fails.
 Logits decode(llama_context* ctx, std::span<const BatchToken> tokens, int step = 2048);
 Logits decode(llama_context* ctx, std::span<const llama_token> tokens, llama_pos first_pos = 0, llama_seq_id seq = 0, int step = 2048);
+/// Decodes without looking at logits but the last token's, which are returned: for filling a cache.
+Logits feed(llama_context* ctx, std::span<const llama_token> tokens, llama_pos first_pos = 0, llama_seq_id seq = 0, int step = 512);
 /// llama_decode's own result, for what must fail.
 int try_decode(llama_context* ctx, std::span<const llama_token> tokens, llama_pos first_pos = 0, llama_seq_id seq = 0);
 
