@@ -210,9 +210,26 @@ TEST(KeyOffset, StateMovesBetweenFormatsAndOffsets) {
     ASSERT_EQ(b.kv->restore_rows(kernels(), 200, 300, saved.data(), b.cells, true), RestoreResult::ok);
     EXPECT_LT(b.error(x, 200, 300), 0.002);
     EXPECT_LT(b.error(y, 0, 100), 0.002);
-    // One row alone does not tell its offset to a cache that does not have it.
-    Cache c(CodecId::turbo8);
+    // One row alone does not tell its offset to a cache of another format that does not have it.
+    Cache c(CodecId::turbo6);
     EXPECT_EQ(c.kv->restore_rows(kernels(), 300, 1, saved.data(), c.cells, true), RestoreResult::offset_missing);
+}
+
+// llama.cpp hands over a saved sequence in runs of neighbouring cells, down to single rows.
+TEST(KeyOffset, OffsetArrivesRowByRow) {
+    const auto x = biased_keys(iota32(100), some_bias(), 8);
+    Cache a(CodecId::turbo8), b(CodecId::turbo8);
+    ASSERT_TRUE(a.write(x, iota64(100), iota32(100)));
+    const auto saved = a.save(0, 100);
+    for (int i = 0; i < 100; i++) {
+        ASSERT_EQ(b.kv->restore_rows(kernels(), 200 + 2 * i, 1, saved.data() + i * kEmbd, b.cells, true), RestoreResult::ok);
+        EXPECT_EQ(b.kv->offset()->expected(b.cells.offset_id(200)), i < 2) << "three rows of turbo8 hold an offset";
+    }
+    std::vector<float> one(kEmbd), other(kEmbd);
+    for (int i = 0; i < 100; i++) {
+        a.kv->read_row(i, a.cells, one), b.kv->read_row(200 + 2 * i, b.cells, other);
+        EXPECT_EQ(one, other) << i;
+    }
 }
 
 TEST(KeyOffset, FreezingAndResetting) {

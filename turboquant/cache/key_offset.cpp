@@ -36,7 +36,14 @@ void KeyOffset::freeze(int id, std::span<const std::uint16_t> mu) {
     Entry& e = entries_[id];
     std::transform(mu.begin(), mu.end(), e.mu.begin(), from_half);
     e.frozen = true;
+    e.expected = false;
     e.hash = hash_mu(mu);
+}
+
+void KeyOffset::expect(int id, std::uint32_t hash) {
+    Entry& e = entries_[id];
+    e.frozen = e.expected = true;
+    e.hash = hash;
 }
 
 void KeyOffset::freeze_all() {

@@ -45,6 +45,10 @@ class KeyOffset {
     std::uint32_t mu_hash(int id) const { return at(id).hash; }    ///< of a frozen mu (saved_row.h), else 0
     std::vector<std::uint16_t> mu_halves(int id) const;
     void freeze(int id, std::span<const std::uint16_t> mu);
+    /// Freezes an offset of which only the hash is known yet: rows of a saved state come in runs, each with a piece of it. freeze()
+    /// follows.
+    void expect(int id, std::uint32_t hash);
+    bool expected(int id) const { return at(id).expected; }
     /// What was measured so far stays for all ids (kept rows are about to become wrong).
     void freeze_all();
     /// Forgets everything (the cache was emptied).
@@ -71,7 +75,7 @@ class KeyOffset {
   private:
     struct Entry {
         std::uint32_t generation = 0;
-        bool frozen = false;
+        bool frozen = false, expected = false;
         std::uint32_t hash = 0;
         std::size_t measured = 0;  ///< rows in mu
         std::vector<float> mu;

@@ -116,6 +116,7 @@ void KvTensor::reset() {
     if (offset_) offset_->reset();
     if (outliers_) outliers_->reset();
     first_.clear();
+    pieces_.clear();
 }
 
 bool KvTensor::encode_rows(const Kernels& k, const float* values, std::size_t stride, std::span<const std::int64_t> rows) {

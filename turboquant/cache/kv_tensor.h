@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -127,6 +128,7 @@ class KvTensor {
     int head_dim_ = 0;
     FirstRows first_;
     std::unique_ptr<KeyOffset> offset_;
+    std::map<std::uint32_t, MuPieces> pieces_;  ///< by hash, of the state that is being restored
     std::unique_ptr<OutlierChannels> outliers_;
 };
 

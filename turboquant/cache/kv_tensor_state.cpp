@@ -1,7 +1,6 @@
 // Saving and restoring rows (saved_row.h).
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <optional>
 
 #include "turboquant/cache/kv_tensor.h"
@@ -96,10 +95,10 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     const std::size_t n_embd = g_.n_embd;
     const auto saved = [&](std::int64_t i) { return std::span<const std::uint16_t>(in + i * n_embd, n_embd); };
     std::vector<std::optional<PackedHeader>> headers(n);
-    std::map<std::uint32_t, MuPieces> pieces;  // by hash
+    if (pieces_.size() > CellPositions::kMaxOffsets) pieces_.clear();
     for (std::int64_t i = 0; i < n; i++) {
         headers[i] = packed_header(saved(i));
-        if (headers[i] && headers[i]->mu_hash) pieces.try_emplace(headers[i]->mu_hash, n_embd).first->second.add(saved(i), *headers[i]);
+        if (headers[i] && headers[i]->mu_hash) pieces_.try_emplace(headers[i]->mu_hash, n_embd).first->second.add(saved(i), *headers[i]);
         if (offset_ && places) place_restored(first + i, headers[i] ? &*headers[i] : nullptr, read_tag(saved(i)), cells);
     }
 
@@ -111,11 +110,15 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
         const std::optional<PackedHeader>& h = headers[i];
         const std::int64_t row = first + i;
         const int id = offset_ && cells.at(row) >= 0 ? cells.offset_id(row) : -1;
-        const auto mu = h && h->mu_hash ? pieces.at(h->mu_hash).complete() : std::nullopt;
+        const auto mu = h && h->mu_hash ? pieces_.at(h->mu_hash).complete() : std::nullopt;
         if (id >= 0) {
             offset_->begin(id, cells.generation(id));
             // An id that is new here takes over the offset of the state it restores.
-            if (h && !offset_->frozen(id) && offset_->kept(id).empty() && mu) offset_->freeze(id, *mu);
+            const bool is_new = h && h->mu_hash && !offset_->frozen(id) && offset_->kept(id).empty();
+            if (mu && (is_new || (offset_->expected(id) && offset_->mu_hash(id) == h->mu_hash)))
+                offset_->freeze(id, *mu);
+            else if (is_new && h->codec == g_.codec && h->head_dim == head_dim_)
+                offset_->expect(id, h->mu_hash);
         }
         const std::uint32_t here = id >= 0 ? offset_->mu_hash(id) : 0;
         if (h && !scales_finite(saved(i), *h)) {

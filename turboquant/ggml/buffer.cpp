@@ -89,7 +89,7 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     std::memcpy(reinterpret_cast<char*>(rows.data()) + (range.first - first * range.row_bytes), data, size);
     const RestoreResult result = e->kv.restore_rows(kernels(), first, end - first, rows.data(), *e->positions, e->positions->restorer == e);
     if (result == RestoreResult::ok) return;
-    e->refused = result == RestoreResult::offset_missing;
+    e->incomplete = result == RestoreResult::offset_missing;
     context_of(buffer).device().refuse(
         std::string("cannot restore all of ") + root(t)->name +
         (result == RestoreResult::not_finite
@@ -217,7 +217,7 @@ void KvBuffer::clear() {
     // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
     if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
     for (const auto& p : positions_) p->clear();
-    for (const auto& e : tensors_) e->kv.reset();
+    for (const auto& e : tensors_) e->kv.reset(), e->incomplete = false;
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {

@@ -19,6 +19,7 @@ struct KvExtra {
     CellPositions* positions = nullptr;
     bool rope_known = false;  ///< its RoPE was found, or it was found to have none
     bool refused = false;     ///< its type or head size cannot be served; every op on it fails
+    bool incomplete = false;  ///< a state could not be restored: every op fails until the cache is cleared
 };
 
 /// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7", with or without a tag before the letter), nullopt for any other tensor.

@@ -40,7 +40,7 @@ const float* trig_rows(OpContext& ctx, const KeyOffset& offset, std::int32_t las
 }
 
 /// Offset ids of the cells that some query token sees, in ctx.cell_terms as indices into the returned list. Cells of ended sequences keep
-/// their ids until they are overwritten, so only the mask tells.
+/// their ids until they are overwritten, so only the mask tells. ctx.cell_pos gets the positions.
 std::vector<int> visible_offsets(OpContext& ctx, const CellPositions& cells, std::int64_t stream, const AttentionArgs& a) {
     const std::uint8_t* ids = cells.stream_offset_ids(stream);
     const std::int32_t* pos = cells.stream(stream);
@@ -54,39 +54,43 @@ std::vector<int> visible_offsets(OpContext& ctx, const CellPositions& cells, std
     int index[CellPositions::kMaxOffsets];
     std::fill(std::begin(index), std::end(index), -1);
     ctx.cell_terms.assign(a.n_kv, 0);
+    ctx.cell_pos.assign(pos, pos + a.n_kv);
     for (int j = 0; j < a.n_kv; j++) {
         if (!visible[j] || pos[j] < 0) continue;
         int& i = index[ids[j]];
         if (i < 0) i = static_cast<int>(list.size()), list.push_back(ids[j]);
         ctx.cell_terms[j] = static_cast<std::uint8_t>(i);
     }
-    // Hidden cells go with their neighbours: one term per tile is the fast case.
-    for (int j = 1; j < a.n_kv; j++)
-        if (!visible[j]) ctx.cell_terms[j] = ctx.cell_terms[j - 1];
+    // Hidden cells go on from their neighbours: successive positions and one term per tile are the fast case, and what a hidden cell held
+    // before must not choose between two ways to round.
+    for (int j = 0; j < a.n_kv; j++)
+        if (!visible[j]) {
+            ctx.cell_terms[j] = j ? ctx.cell_terms[j - 1] : 0;
+            ctx.cell_pos[j] = j && ctx.cell_pos[j - 1] >= 0 ? ctx.cell_pos[j - 1] + 1 : -1;
+        }
     return list;
 }
 
-/// Score terms that give back what offset removal took from the keys: q.R(p)mu.
-void set_score_term(OpContext& ctx, KvExtra& e, std::int64_t stream, AttentionArgs& a) {
+/// Score terms that give back what offset removal took from the keys: q.R(p)mu. False if an offset is not known: of a restored state only a
+/// part arrived.
+bool set_score_term(OpContext& ctx, KvExtra& e, std::int64_t stream, AttentionArgs& a) {
     KeyOffset& offset = *e.kv.offset();
     const std::vector<int> ids = visible_offsets(ctx, *e.positions, stream, a);
-    if (ids.empty()) return;
+    if (ids.empty()) return true;
     const std::size_t row = 2 * offset.n_freq(), d = e.kv.head_dim();
-    const std::int32_t* pos = e.positions->stream(stream);
     ctx.q_terms.resize(ids.size() * a.n_tokens * a.n_head * row);
     float* terms = ctx.q_terms.data();
     for (const int id : ids) {
         offset.begin(id, e.positions->generation(id));
+        if (offset.expected(id)) return false;
         for (int t = 0; t < a.n_tokens; t++)
             for (int h = 0; h < a.n_head; h++, terms += row)
                 offset.query_terms(id, {a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv), {terms, row});
     }
-    a.term = {offset.n_freq(),
-              ctx.q_terms.data(),
-              trig_rows(ctx, offset, std::max(0, *std::max_element(pos, pos + a.n_kv))),
-              pos,
-              static_cast<int>(ids.size()),
-              ctx.cell_terms.data()};
+    a.term = {
+        offset.n_freq(),     ctx.q_terms.data(),           trig_rows(ctx, offset, std::max(0, *std::ranges::max_element(ctx.cell_pos))),
+        ctx.cell_pos.data(), static_cast<int>(ids.size()), ctx.cell_terms.data()};
+    return true;
 }
 
 }  // namespace
@@ -94,7 +98,7 @@ void set_score_term(OpContext& ctx, KvExtra& e, std::int64_t stream, AttentionAr
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     KvExtra* e = kv_extra(op);
     const ggml_tensor *x = op->src[0], *idx = op->src[1];
-    if (!e || e->refused) return "cannot write " + name_of(op) + ": " + ctx.device->last_error();
+    if (!e || e->refused || e->incomplete) return "cannot write " + name_of(op) + ": " + ctx.device->last_error();
     const KvTensor::Geometry& g = e->kv.geometry();
     if (op->ne[0] != g.n_embd) return std::string(kNeedsFlashAttention);
     if (x->type != GGML_TYPE_F32 || x->ne[2] * x->ne[3] != 1) return "rows for " + name_of(op) + " are not a plain f32 matrix";
@@ -132,7 +136,7 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
 std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
     KvExtra *ke = kv_extra(k), *ve = kv_extra(v);
-    if (!ke || !ve || ke->refused || ve->refused || !ke->kv.bound() || !ve->kv.bound())
+    if (!ke || !ve || ke->refused || ve->refused || ke->incomplete || ve->incomplete || !ke->kv.bound() || !ve->kv.bound())
         return "cannot attend over " + name_of(k) + " and " + name_of(v) + ": " + ctx.device->last_error();
     if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2)))
         return "unexpected layout of the query or the mask in attention over " + name_of(k);
@@ -175,7 +179,8 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
         a.k = ke->kv.view(first_row / n_cells + s);
         a.v = ve->kv.view(first_row / n_cells + s);
         a.term = {};
-        if (removes_offset(*ke)) set_score_term(ctx, *ke, first_row / n_cells + s, a);
+        if (removes_offset(*ke) && !set_score_term(ctx, *ke, first_row / n_cells + s, a))
+            return "a restored state holds too few rows of " + name_of(k) + " to tell the offset that was removed from its keys";
         if (const char* error = check_attention_args(a)) return "attention over " + name_of(k) + ": " + error;
         const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
         const int n_threads = work < 4096 ? 1 : ctx.n_threads;
@@ -191,7 +196,7 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
 std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     KvExtra* e = kv_extra(op->src[0]);
     const ggml_tensor *x = op->src[0], *shift = op->src[1];
-    if (!e || e->refused || !e->kv.bound()) return "cannot shift " + name_of(op) + ": " + ctx.device->last_error();
+    if (!e || e->refused || e->incomplete || !e->kv.bound()) return "cannot shift " + name_of(op) + ": " + ctx.device->last_error();
     if (op->view_src != x->view_src || e->kv.geometry().side != Side::key)
         return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
     if (op->op_params[2] & kRopeMultiAxis) return "context shift with M-RoPE positions is not supported; run without --context-shift";

@@ -25,6 +25,7 @@ struct OpContext {
     std::vector<std::int64_t> rows, cells;
     std::vector<float> q_terms;  ///< score terms of the queries of one attention call
     std::vector<std::uint8_t> cell_terms;
+    std::vector<std::int32_t> cell_pos;
     std::vector<TrigTable> trig;  ///< one per RoPE of the model (layers may differ in it)
 };
 
