@@ -62,7 +62,7 @@ static double encode_all(const tq::TrellisCodebook& t, const std::vector<float>&
 int main(int argc, char** argv) {
     const int first = argc > 1 ? std::atoi(argv[1]) : 3, last = argc > 2 ? std::atoi(argv[2]) : 8;  // logarithm of the state count
     const std::vector<float> train = unit_vectors(kTrain, 1), test = unit_vectors(kTest, 2);
-    for (int bits = 2; bits <= 4; ++bits)
+    for (int bits = tq::kTrellisMinBits; bits <= tq::kTrellisMaxBits; ++bits)
         for (int memory = first; memory <= last; ++memory) {
             const tq::Codebook start = tq::solve_gaussian_codebook(bits + 1);
             std::vector<double> levels(start.centroids.begin(), start.centroids.end()), count;

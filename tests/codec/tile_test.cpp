@@ -35,11 +35,17 @@ std::vector<std::uint8_t> reference_unit(CodecId codec, const std::vector<std::u
         }
     };
     switch (codec) {
+        case CodecId::tcq1:
+            plane1(0);
+            break;
         case CodecId::tcq2:
             plane1(0), plane1(1);
             break;
         case CodecId::tcq4:
             plane2(0), plane1(2), plane1(3);
+            break;
+        case CodecId::tcq5:
+            plane2(0), plane1(2), plane1(3), plane1(4);
             break;
         case CodecId::turbo2:
             plane2(0);
@@ -178,6 +184,8 @@ TEST(Tile, GoldenBytes) {
                               {CodecId::tcq4, 0x74949a7e98a0b33f, 0xe2703bafef3f5f85, 0x25de762ed98e0737},
                               {CodecId::tcq3, 0x40b18dd70f78d78d, 0xbd61712a841f9517, 0x08364e12dcecce70},
                               {CodecId::tcq2, 0x869fa734433e8a70, 0x359ce8244301f2b5, 0xb621725a41112b9f},
+                              {CodecId::tcq5, 0xea0c5255e91d52d2, 0xebaf13bbdef90655, 0x2277433882784bf3},
+                              {CodecId::tcq1, 0xc0aa8d289f208088, 0x8366a1e2c7e8a4cd, 0x33d848f3a625658d},
                               {CodecId::raw, 0x54fea03d1a9b8b4b, 0x06e091b963248f53, 0xa3219b51e16162ce}};
     for (const Golden& g : goldens) {
         std::uint64_t seen[3];

@@ -210,7 +210,7 @@ TEST_P(Buffer, StateOfLlamasOwnCacheIsTakenIn) {
     const auto rig = empty();
     set(rig->k(), get(plain.k())), set(rig->v(), get(plain.v()));
     const double error = relative_error(look(*rig), look(plain));
-    EXPECT_LT(error, GetParam().ends_with("2") ? 0.7 : GetParam().ends_with("3") ? 0.4 : 0.2);
+    EXPECT_LT(error, GetParam().ends_with("1") ? 1.2 : GetParam().ends_with("2") ? 0.7 : GetParam().ends_with("3") ? 0.4 : 0.2);
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Buffer, testing::ValuesIn(with_f16()), [](const auto& test) { return test.param; });

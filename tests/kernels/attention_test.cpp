@@ -19,7 +19,7 @@ std::vector<Case> grid() {
     for (const CodecInfo& codec : kCodecs)
         g.push_back({.k = codec.id, .v = codec.id, .k_dim = 128, .v_dim = 128, .n_head = 4, .n_kv = 150});
     for (const int d : kHeadDims)
-        for (const CodecId id : {turbo4, turbo3, turbo6, tcq4, tcq3}) g.push_back({.k = id, .v = id, .k_dim = d, .v_dim = d, .n_kv = 90});
+        for (const CodecId id : {turbo4, turbo3, turbo6, tcq5, tcq4, tcq3, tcq1}) g.push_back({.k = id, .v = id, .k_dim = d, .v_dim = d, .n_kv = 90});
     // Mixed codecs and head sizes: all pairs of panel kinds.
     for (const auto& [k, v] : {std::pair{turbo4, turbo2},
                                {turbo8, turbo3},
@@ -77,6 +77,9 @@ std::vector<Case> grid() {
     return g;
 }
 
+// What int8 arithmetic may cost, as a share of the quantization error: the finer the format, the more. tcq5 stays a third below turbo5.
+double int8_share(const Case& c, double share) { return c.k == tcq5 || c.v == tcq5 ? 4 * share : share; }
+
 bool int8_panels(const Case& c) { return codec_info(c.k).panel == PanelKind::i8 || codec_info(c.v).panel == PanelKind::i8; }
 
 class Conformance : public testing::TestWithParam<SimdLevel> {};
@@ -99,8 +102,8 @@ TEST_P(Conformance, Grid) {
         const double quantization = relative_error(reference, Problem(exact).reference());
         const bool one_value = c.n_kv == 1 || (c.mask == Mask::causal && c.n_kv == 2);  // then no weight is quantized
         EXPECT_GT(quantization, 1e-4);
-        EXPECT_LT(quantization, 1);
-        EXPECT_LT(error, 0.04 * quantization) << "quantization " << quantization;
+        EXPECT_LT(quantization, c.k == tcq1 ? 10 : 1);
+        EXPECT_LT(error, int8_share(c, 0.04) * quantization) << "quantization " << quantization;
         const bool exact_levels = codec_info(c.v).family == Family::trellis;  // then a row that sees one key only is exact
         if (!one_value && !exact_levels) {
             EXPECT_GT(error, 1e-8) << "the int8 path did not run?";
@@ -114,14 +117,14 @@ TEST_P(Conformance, Grid) {
 
 // Bounds of the other kind: over long rows the int8 arithmetic costs less than 2 % of the quantization error.
 TEST_P(Conformance, Int8CostsLittle) {
-    for (const CodecId id : {turbo4, turbo3, turbo2, tcq4, tcq3, tcq2}) {
+    for (const CodecId id : {turbo4, turbo3, turbo2, tcq5, tcq4, tcq3, tcq2, tcq1}) {
         Case c{.k = id, .v = id, .k_dim = 128, .v_dim = 128, .n_head = 8, .n_head_kv = 2, .n_tokens = 4, .n_kv = 1500};
         Case exact = c;
         exact.k = exact.v = raw;
         Problem p(c);
         const std::vector<float> reference = p.reference();
         const double share = relative_error(p.kernel(GetParam()), reference) / relative_error(reference, Problem(exact).reference());
-        EXPECT_LT(share, 0.02) << codec_info(id).name;
+        EXPECT_LT(share, int8_share(c, 0.02)) << codec_info(id).name;
         EXPECT_GT(share, 1e-5) << codec_info(id).name;
     }
 }

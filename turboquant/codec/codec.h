@@ -23,6 +23,8 @@ enum class CodecId : std::uint8_t {
     tcq4 = 8,
     tcq3 = 9,
     tcq2 = 10,
+    tcq5 = 11,
+    tcq1 = 12,
     // Composite formats (composite.h), there to be compared with.
     outlier2 = 64,
     outlier3,
@@ -40,7 +42,8 @@ enum class CodecId : std::uint8_t {
 };
 
 /// What a tile of this codec decodes to before attention reads it.
-/// `i8`: int8 centroids, one float scale per vector (bits <= 4: the rounding of centroids costs < 0.5 % of the MSE).
+/// `i8`: int8 centroids, one float scale per vector (scalar codes of <= 4 bits: the rounding of centroids costs < 0.5 % of the MSE; trellis
+/// codes: their levels were trained in int8).
 /// `f32`: float centroids, one float scale per vector (finer codecs, for which int8 would be the larger error).
 enum class PanelKind : std::uint8_t { i8, f32 };
 
@@ -84,6 +87,8 @@ inline constexpr CodecInfo kCodecs[] = {
     {CodecId::tcq4, "tcq4", 4, PanelKind::i8, true, Family::trellis},
     {CodecId::tcq3, "tcq3", 3, PanelKind::i8, true, Family::trellis},
     {CodecId::tcq2, "tcq2", 2, PanelKind::i8, true, Family::trellis},
+    {CodecId::tcq5, "tcq5", 5, PanelKind::i8, true, Family::trellis},
+    {CodecId::tcq1, "tcq1", 1, PanelKind::i8, true, Family::trellis},
     {CodecId::outlier2, "outlier2", 2, PanelKind::f32, false, Family::outliers, 8},
     {CodecId::outlier3, "outlier3", 3, PanelKind::f32, false, Family::outliers, 8},
     {CodecId::outlier4, "outlier4", 4, PanelKind::f32, false, Family::outliers, 8},

@@ -65,10 +65,15 @@ std::uint32_t get_code(CodecId codec, const std::uint8_t* codes, std::size_t ind
             return read<4>(unit, r) | read<1>(unit + plane_bytes(4), r) << 4;
         case CodecId::turbo6:
             return read<4>(unit, r) | read<2>(unit + plane_bytes(4), r) << 4;
+        case CodecId::tcq1:
+            return read<1>(unit, r);
         case CodecId::tcq2:
             return read<1>(unit, r) | read<1>(unit + plane_bytes(1), r) << 1;
         case CodecId::tcq4:
             return read<2>(unit, r) | read<1>(unit + plane_bytes(2), r) << 2 | read<1>(unit + plane_bytes(3), r) << 3;
+        case CodecId::tcq5:
+            return read<2>(unit, r) | read<1>(unit + plane_bytes(2), r) << 2 | read<1>(unit + plane_bytes(3), r) << 3 |
+                   read<1>(unit + plane_bytes(4), r) << 4;
         case CodecId::turbo8:
             return read<8>(unit, r);
         default:
@@ -95,6 +100,8 @@ void set_code(CodecId codec, std::uint8_t* codes, std::size_t index, std::uint32
         case CodecId::turbo6:
             write<4>(unit, r, code);
             return write<2>(unit + plane_bytes(4), r, code >> 4);
+        case CodecId::tcq1:
+            return write<1>(unit, r, code);
         case CodecId::tcq2:
             write<1>(unit, r, code);
             return write<1>(unit + plane_bytes(1), r, code >> 1);
@@ -102,6 +109,11 @@ void set_code(CodecId codec, std::uint8_t* codes, std::size_t index, std::uint32
             write<2>(unit, r, code);
             write<1>(unit + plane_bytes(2), r, code >> 2);
             return write<1>(unit + plane_bytes(3), r, code >> 3);
+        case CodecId::tcq5:
+            write<2>(unit, r, code);
+            write<1>(unit + plane_bytes(2), r, code >> 2);
+            write<1>(unit + plane_bytes(3), r, code >> 3);
+            return write<1>(unit + plane_bytes(4), r, code >> 4);
         case CodecId::turbo8:
             return write<8>(unit, r, code);
         default:

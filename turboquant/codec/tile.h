@@ -14,7 +14,7 @@
 //   4-bit plane (128 bytes): byte 64h+l = v[128h+l] | v[128h+64+l]<<4,  h = 0,1
 //   1-bit plane (32 bytes):  little-endian 64-bit word w: bit l = v[64w+l]
 //   turbo2 = 2 | turbo3 = 2+1 | turbo4 = 4 | turbo5 = 4+1 | turbo6 = 4+2 | turbo8 = one byte per index
-//   tcq2 = 1+1 | tcq3 = 2+1 | tcq4 = 2+1+1: the last plane holds the trellis bits, see trellis.h
+//   tcq1 = 1 | tcq2 = 1+1 | tcq3 = 2+1 | tcq4 = 2+1+1 | tcq5 = 2+1+1+1: the last plane holds the trellis bits, see trellis.h
 //   raw: no indices: the f16 values themselves, in f32-panel order.
 //   composites: composite.h.
 // After the codes come 64 fp16 scales (rotated codecs only), one per slot. An all-zero tile decodes to zero vectors (scale 0).

@@ -23,12 +23,15 @@ constexpr int kMinMemory = 3, kMaxMemory = 8;
 // Trained by scripts/train_trellis.cpp.
 struct Trained {
     float step;  // in units of sigma
-    std::array<std::int8_t, 16> positive;
+    std::array<std::int8_t, 32> positive;
 };
 constexpr Trained kTrained[] = {
+    {.011647f, {22, 105}},
     {.017070f, {11, 33, 62, 109}},
     {.026230f, {4, 12, 20, 29, 39, 52, 69, 95}},
     {.025148f, {2, 7, 12, 17, 22, 27, 33, 38, 44, 51, 58, 66, 76, 87, 103, 125}},
+    {.033058f, {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 24, 26, 28, 30, 33,
+               35, 38, 40, 43, 46, 49, 52, 56, 60, 64, 68, 73, 79, 87, 96, 112}},
 };
 
 constexpr int kMaxMetric = 255;
@@ -112,9 +115,9 @@ void check(const TrellisCodebook& t, std::size_t a, std::size_t b) {
 }  // namespace
 
 TrellisCodebook make_trellis(int bits, int head_dim, int memory, std::vector<std::int8_t> i8, float step) {
-    if (bits < 2 || bits > 4 || memory < kMinMemory || memory > kMaxMemory || i8.size() != std::size_t{2} << bits)
+    if (bits < kTrellisMinBits || bits > kTrellisMaxBits || memory < kMinMemory || memory > kMaxMemory || i8.size() != std::size_t{2} << bits)
         throw std::invalid_argument("trellis: no code of " + std::to_string(bits) + " bits, 2^" + std::to_string(memory) + " states and " +
-                                    std::to_string(i8.size()) + " levels; there are 2..4 bits, 2^3..2^8 states");
+                                    std::to_string(i8.size()) + " levels; there are 1..5 bits, 2^3..2^8 states");
     TrellisCodebook t;
     t.bits = bits, t.head_dim = head_dim, t.memory = memory;
     t.h0 = kUngerboeck[memory - kMinMemory].h0, t.h1 = kUngerboeck[memory - kMinMemory].h1;
@@ -130,11 +133,12 @@ TrellisCodebook make_trellis(int bits, int head_dim, int memory, std::vector<std
 const TrellisCodebook& trellis_for(int bits, int head_dim) {
     static std::mutex mutex;
     static std::map<std::pair<int, int>, TrellisCodebook> shared;
-    if (bits < 2 || bits > 4) throw std::invalid_argument("trellis: " + std::to_string(bits) + " bits; there are 2, 3 and 4");
+    if (bits < kTrellisMinBits || bits > kTrellisMaxBits)
+        throw std::invalid_argument("trellis: " + std::to_string(bits) + " bits; there are 1 to 5");
     const std::lock_guard lock(mutex);
     const auto [it, created] = shared.try_emplace({bits, head_dim});
     if (created) {
-        const Trained& trained = kTrained[bits - 2];
+        const Trained& trained = kTrained[bits - kTrellisMinBits];
         const std::size_t half = std::size_t{1} << bits;
         std::vector<std::int8_t> i8;
         for (std::size_t k = half; k-- > 0;) i8.push_back(static_cast<std::int8_t>(-trained.positive[k]));

@@ -34,6 +34,7 @@ namespace turboquant {
 
 /// The code in use: 128 states.
 inline constexpr int kTrellisMemory = 7;
+inline constexpr int kTrellisMinBits = 1, kTrellisMaxBits = 5;
 inline constexpr std::uint32_t kTrellisH0 = 0235, kTrellisH1 = 0126;
 inline constexpr int kTrellisOverlap = 64;  ///< values on either side of the ring's joint in pass 1
 inline constexpr int kTrellisNormalizeEvery = 8;
@@ -56,10 +57,10 @@ struct TrellisCodebook {
 };
 
 /// Ungerboeck's code of 2^memory states with the given levels (2^(bits+1) ascending values in units of sigma = i8 * step).
-/// Throws std::invalid_argument unless bits is 2..4, memory 3..8 and the number of levels fits.
+/// Throws std::invalid_argument unless bits is 1..5, memory 3..8 and the number of levels fits.
 TrellisCodebook make_trellis(int bits, int head_dim, int memory, std::vector<std::int8_t> i8, float step);
 
-/// Shared instance with the trained levels (128 states), thread-safe. bits 2..4; throws std::invalid_argument outside.
+/// Shared instance with the trained levels (128 states), thread-safe. bits 1..5; throws std::invalid_argument outside.
 const TrellisCodebook& trellis_for(int bits, int head_dim);
 
 /// Codes of the rotated unit vector y (head_dim values): the Viterbi search above. `codes` has head_dim entries.

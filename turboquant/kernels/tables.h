@@ -35,8 +35,8 @@ struct CodecTables {
 
     // Trellis codecs (codec/trellis.h); trellis_lut[point | subset << (bits-1)].
     bool trellis;
-    std::int8_t trellis_lut[32];
-    float trellis_levels[4][8], trellis_bounds[4][8];  // per subset: levels, midpoints between them
+    std::int8_t trellis_lut[64];
+    float trellis_levels[4][16], trellis_bounds[4][16];  // per subset: levels, midpoints between them
     float trellis_cost_scale;
     std::uint8_t trellis_subset[64];  // of window 2*j, j < 64
 

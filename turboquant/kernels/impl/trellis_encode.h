@@ -131,6 +131,9 @@ template <int n>
 inline void quantize_trellis(const CodecTables& t, const float (*y)[kTrellisMaxDim], TrellisVector* v, uint8_t (*codes)[kTrellisMaxDim],
                              float* cc, float* yc) {
     for (int k = 0; k < n; ++k) switch (t.bits) {
+            case 1:
+                measure<1>(t, y[k], v + k);
+                break;
             case 2:
                 measure<2>(t, y[k], v + k);
                 break;
@@ -139,6 +142,9 @@ inline void quantize_trellis(const CodecTables& t, const float (*y)[kTrellisMaxD
                 break;
             case 4:
                 measure<8>(t, y[k], v + k);
+                break;
+            case 5:
+                measure<16>(t, y[k], v + k);
                 break;
         }
     const int d = t.head_dim;

@@ -69,16 +69,25 @@ inline void unpack_trellis_bits(const uint8_t* codes, const TrellisPlanes& plane
         const uint8_t *z0 = reinterpret_cast<const uint8_t*>(planes.z[0] + 4 * u),
                       *z1 = reinterpret_cast<const uint8_t*>(planes.z[1] + 4 * u);
         const auto store = [&](int at, Simd::B index) {
-            index = Simd::or_if_bits(z0 + at / 8, index, 1 << (bits - 1));
-            Simd::store_bytes(panel + at, Simd::lookup16_if_bits(z1 + at / 8, Simd::lookup16(lut.lo, index), lut.hi, index));
+            if constexpr (bits == 5) {
+                const Simd::B even = Simd::lookup16_if_bits(z0 + at / 8, Simd::lookup16(lut.part[0], index), lut.part[1], index),
+                              odd = Simd::lookup16_if_bits(z0 + at / 8, Simd::lookup16(lut.part[2], index), lut.part[3], index);
+                Simd::store_bytes(panel + at, Simd::select_bits(z1 + at / 8, even, odd));
+            } else {
+                index = Simd::or_if_bits(z0 + at / 8, index, 1 << (bits - 1));
+                Simd::store_bytes(panel + at, Simd::lookup16_if_bits(z1 + at / 8, Simd::lookup16(lut.part[0], index), lut.part[1], index));
+            }
         };
-        if constexpr (bits == 2) {
+        if constexpr (bits == 1) {
+            for (int at = 0; at < 256; at += Simd::kBytes) store(at, Simd::splat_bytes(0));
+        } else if constexpr (bits == 2) {
             for (int at = 0; at < 256; at += Simd::kBytes) store(at, Simd::or_if_bits(codes + at / 8, Simd::splat_bytes(0), 1));
         } else {
             for (int o = 0; o < 64; o += Simd::kBytes)
                 for_each_2bit_run(Simd::load_bytes(codes + o), [&](int r, Simd::B v) {
                     Simd::B index = Simd::and_bytes(v, 3);
-                    if constexpr (bits == 4) index = Simd::or_if_bits(codes + 64 + 8 * r + o / 8, index, 4);
+                    if constexpr (bits >= 4) index = Simd::or_if_bits(codes + 64 + 8 * r + o / 8, index, 4);
+                    if constexpr (bits == 5) index = Simd::or_if_bits(codes + 96 + 8 * r + o / 8, index, 8);
                     store(64 * r + o, index);
                 });
         }
@@ -94,12 +103,16 @@ inline void unpack_trellis(const CodecTables& t, Side side, const uint8_t* codes
     else
         planes.from_values(codes + stride - 32, stride, n_units);
     switch (t.bits) {
+        case 1:
+            return unpack_trellis_bits<1>(codes, planes, n_units, lut, panel);
         case 2:
             return unpack_trellis_bits<2>(codes, planes, n_units, lut, panel);
         case 3:
             return unpack_trellis_bits<3>(codes, planes, n_units, lut, panel);
         case 4:
             return unpack_trellis_bits<4>(codes, planes, n_units, lut, panel);
+        case 5:
+            return unpack_trellis_bits<5>(codes, planes, n_units, lut, panel);
     }
 }
 

@@ -13,21 +13,22 @@ inline void for_each_2bit_run(Simd::B plane, Store store) {
     store(3, Simd::shift_right<6>(plane));
 }
 
-// The int8 table of a codec, ready for look-ups. turbo3's table is halved by its third bit and the trellis
-// codecs' by z1; each half is repeated, so that only the bits below are read.
+// The int8 table of a codec, ready for look-ups, in parts of up to 16 entries: turbo3's two are told apart by its third bit, a trellis
+// codec's two by z1, tcq5's four by z0 and z1. Parts are repeated to fill 16 entries, so that only the bits below are read.
 struct Lut {
-    Simd::B lo, hi;
+    Simd::B part[4];
 };
 
 inline Lut load_lut(const CodecTables& t, int bias) {
-    int8_t lo[16], hi[16];
     const int8_t* table = t.trellis ? t.trellis_lut : t.lut;
-    const int low_codes = t.trellis ? 1 << t.bits : t.bits == 4 ? 16 : 4, all = t.trellis ? 32 : 16;
-    for (int i = 0; i < 16; ++i) {
-        lo[i] = static_cast<int8_t>(table[i % low_codes] + bias);
-        hi[i] = static_cast<int8_t>(table[(i % low_codes + low_codes) % all] + bias);
+    const int codes = t.bits >= 4 ? 16 : t.trellis ? 1 << t.bits : 4, all = t.trellis ? 64 : 16;
+    Lut lut;
+    for (int p = 0; p < 4; ++p) {
+        int8_t part[16];
+        for (int i = 0; i < 16; ++i) part[i] = static_cast<int8_t>(table[(i % codes + p * codes) % all] + bias);
+        lut.part[p] = Simd::load_lut(part);
     }
-    return {Simd::load_lut(lo), Simd::load_lut(hi)};
+    return lut;
 }
 
 template <int bits>
@@ -36,13 +37,13 @@ inline void unpack_unit_i8(const uint8_t* codes, const Lut& lut, uint8_t* panel)
         if constexpr (bits == 4) {
             for (int h = 0; h < 128; h += 64) {
                 const Simd::B v = Simd::load_bytes(codes + h + o);
-                Simd::store_bytes(panel + 2 * h + o, Simd::lookup16(lut.lo, v));
-                Simd::store_bytes(panel + 2 * h + 64 + o, Simd::lookup16(lut.lo, Simd::shift_right<4>(v)));
+                Simd::store_bytes(panel + 2 * h + o, Simd::lookup16(lut.part[0], v));
+                Simd::store_bytes(panel + 2 * h + 64 + o, Simd::lookup16(lut.part[0], Simd::shift_right<4>(v)));
             }
         } else {
             for_each_2bit_run(Simd::load_bytes(codes + o), [&](int r, Simd::B v) {
-                Simd::B c = Simd::lookup16(lut.lo, v);
-                if constexpr (bits == 3) c = Simd::select_bits(codes + 64 + 8 * r + o / 8, c, Simd::lookup16(lut.hi, v));
+                Simd::B c = Simd::lookup16(lut.part[0], v);
+                if constexpr (bits == 3) c = Simd::select_bits(codes + 64 + 8 * r + o / 8, c, Simd::lookup16(lut.part[1], v));
                 Simd::store_bytes(panel + 64 * r + o, c);
             });
         }
