@@ -11,10 +11,9 @@ namespace {
 
 /// Relative error of attention over Gaussian keys and values: about sqrt(2 D) with D the codec's squared error per unit norm, because keys
 /// and values contribute alike (scores of unit variance).
-const std::map<std::string, double> kSquaredError = {{"turbo4", .0094}, {"turbo3", .0342},  {"turbo2", .1170},
-                                                     {"turbo5", .0025}, {"turbo6", .00065}, {"turbo8", .00005},
-                                                     {"tcq4", .0060},   {"tcq3", .0220},    {"tcq2", .0807},
-                                                     {"tcq5", .0017},   {"tcq1", .2900}};
+const std::map<std::string, double> kSquaredError = {{"turbo4", .0094},  {"turbo3", .0342},  {"turbo2", .1170}, {"turbo5", .0025},
+                                                     {"turbo6", .00065}, {"turbo8", .00005}, {"tcq4", .0060},   {"tcq3", .0220},
+                                                     {"tcq2", .0807},    {"tcq5", .0017},    {"tcq1", .2900}};
 
 enum class Mask { none, causal, window, holes };
 

@@ -19,7 +19,8 @@ std::vector<Case> grid() {
     for (const CodecInfo& codec : kCodecs)
         g.push_back({.k = codec.id, .v = codec.id, .k_dim = 128, .v_dim = 128, .n_head = 4, .n_kv = 150});
     for (const int d : kHeadDims)
-        for (const CodecId id : {turbo4, turbo3, turbo6, tcq5, tcq4, tcq3, tcq1}) g.push_back({.k = id, .v = id, .k_dim = d, .v_dim = d, .n_kv = 90});
+        for (const CodecId id : {turbo4, turbo3, turbo6, tcq5, tcq4, tcq3, tcq1})
+            g.push_back({.k = id, .v = id, .k_dim = d, .v_dim = d, .n_kv = 90});
     // Mixed codecs and head sizes: all pairs of panel kinds.
     for (const auto& [k, v] : {std::pair{turbo4, turbo2},
                                {turbo8, turbo3},

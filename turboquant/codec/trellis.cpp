@@ -30,8 +30,8 @@ constexpr Trained kTrained[] = {
     {.017070f, {11, 33, 62, 109}},
     {.026230f, {4, 12, 20, 29, 39, 52, 69, 95}},
     {.025148f, {2, 7, 12, 17, 22, 27, 33, 38, 44, 51, 58, 66, 76, 87, 103, 125}},
-    {.033058f, {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 24, 26, 28, 30, 33,
-               35, 38, 40, 43, 46, 49, 52, 56, 60, 64, 68, 73, 79, 87, 96, 112}},
+    {.033058f,
+     {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 24, 26, 28, 30, 33, 35, 38, 40, 43, 46, 49, 52, 56, 60, 64, 68, 73, 79, 87, 96, 112}},
 };
 
 constexpr int kMaxMetric = 255;
@@ -115,7 +115,8 @@ void check(const TrellisCodebook& t, std::size_t a, std::size_t b) {
 }  // namespace
 
 TrellisCodebook make_trellis(int bits, int head_dim, int memory, std::vector<std::int8_t> i8, float step) {
-    if (bits < kTrellisMinBits || bits > kTrellisMaxBits || memory < kMinMemory || memory > kMaxMemory || i8.size() != std::size_t{2} << bits)
+    if (bits < kTrellisMinBits || bits > kTrellisMaxBits || memory < kMinMemory || memory > kMaxMemory ||
+        i8.size() != std::size_t{2} << bits)
         throw std::invalid_argument("trellis: no code of " + std::to_string(bits) + " bits, 2^" + std::to_string(memory) + " states and " +
                                     std::to_string(i8.size()) + " levels; there are 1..5 bits, 2^3..2^8 states");
     TrellisCodebook t;
