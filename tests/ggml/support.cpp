@@ -55,8 +55,9 @@ ggml_backend_reg_t plugin() {
 ggml_backend_dev_t device(const std::string& name) {
     plugin();
     if (name == "f16") return nullptr;
-    const ggml_backend_dev_t dev = ggml_backend_dev_by_name(name.c_str());
-    if (!dev) throw std::runtime_error("no device " + name);
+    char error[512] = "";
+    const ggml_backend_dev_t dev = procedure<turboquant_device_t>("turboquant_device")(name.c_str(), error, sizeof error);
+    if (!dev) throw std::runtime_error("no device " + name + ": " + error);
     return dev;
 }
 
@@ -104,7 +105,7 @@ ContextPtr make_context(llama_model* model, const ContextOptions& options) {
     params.kv_unified = options.kv_unified;
     params.swa_full = options.swa_full;
     params.flash_attn_type = options.flash_attn;
-    params.n_threads = params.n_threads_batch = 2;
+    params.n_threads = params.n_threads_batch = options.n_threads;
     ContextPtr ctx(llama_init_from_model(model, params));
     if (!ctx) throw std::runtime_error("no context: " + take_log());
     return ctx;

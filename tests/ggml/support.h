@@ -29,7 +29,7 @@ inline std::vector<std::string> with_f16() {
 
 /// The library's registry, loaded on first use. Throws std::runtime_error.
 ggml_backend_reg_t plugin();
-/// Device of that name; null for "f16".
+/// Device of that SPEC; null for "f16".
 ggml_backend_dev_t device(const std::string& name);
 /// One of the extra procedures of plugin.h.
 template <class F>
@@ -66,6 +66,7 @@ std::string shared_model(const std::string& name);
 
 struct ContextOptions {
     uint32_t n_ctx = 1024, n_ubatch = 512, n_seq_max = 1;
+    int n_threads = 2;
     bool kv_unified = false, swa_full = false;
     llama_flash_attn_type flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
 };

@@ -13,15 +13,22 @@ float yarn_pair(const RopeParams& p, float rotations) {
            (2 * std::log(p.freq_base));
 }
 
+float yarn_magnitude(const RopeParams& p) { return p.ext_factor != 0 ? 1.0f + 0.1f * std::log(1.0f / p.freq_scale) : 1.0f; }
+
 }  // namespace
+
+RopeParams without_magnitude(RopeParams p) {
+    p.attn_factor = 1 / yarn_magnitude(p);
+    return p;
+}
 
 void rope_table(const RopeParams& p, float pos, std::span<float> table) {
     const float theta_scale = std::pow(p.freq_base, -2.0f / static_cast<float>(p.n_dims));
-    float low = 0, high = 0, magnitude = p.attn_factor;
+    float low = 0, high = 0;
+    const float magnitude = p.attn_factor * yarn_magnitude(p);
     if (p.ext_factor != 0) {
         low = std::max(0.0f, std::floor(yarn_pair(p, p.beta_fast)));
         high = std::min(static_cast<float>(p.n_dims - 1), std::ceil(yarn_pair(p, p.beta_slow)));
-        magnitude *= 1.0f + 0.1f * std::log(1.0f / p.freq_scale);
     }
     float theta = pos;
     for (int i = 0; i < p.n_dims / 2; i++, theta *= theta_scale) {

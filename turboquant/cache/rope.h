@@ -28,6 +28,10 @@ constexpr std::pair<int, int> rope_pair(const RopeParams& p, int i) {
                                           : std::pair(p.n_offset + i, p.n_offset + i + p.n_dims / 2);
 }
 
+/// The same rotation without YaRN's magnitude factor: keys that are moved by a shift have it already (llama.cpp's own cache scales them
+/// once more with every shift).
+RopeParams without_magnitude(RopeParams p);
+
 /// cos and sin (times YaRN's magnitude factor) for every pair at position `pos`: table[2*i] = cos, table[2*i+1] = sin, i < n_dims/2.
 void rope_table(const RopeParams& p, float pos, std::span<float> table);
 /// Rotates x in place with a table of rope_table.

@@ -10,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 #include <string_view>
+#include <utility>
 
 namespace turboquant::ggml {
 namespace {
@@ -25,6 +26,14 @@ KvTensor::Geometry geometry_of(const KvSpec& spec, Side side, const ggml_tensor*
     g.n_streams = t->ne[2] * t->ne[3];
     return g;
 }
+
+/// Hybrid models keep the state of their recurrent layers in the device's memory, too, and compute on it with operations that are not ours:
+/// such a buffer must be the CPU's, or the scheduler aborts. A buffer type is asked for the size of every tensor before the buffer; nothing
+/// else tells what will be in it.
+bool is_recurrent_state(const ggml_tensor* t) {
+    return std::string_view(t->name).starts_with("cache_r_") || std::string_view(t->name).starts_with("cache_s_");
+}
+thread_local bool sizes_recurrent_state = false;
 
 KvBuffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
 
@@ -158,6 +167,7 @@ std::optional<Side> kv_side(const ggml_tensor* t) {
 KvExtra* kv_extra(const ggml_tensor* t) { return is_kv(t) ? static_cast<KvExtra*>(root(t)->extra) : nullptr; }
 
 size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
+    sizes_recurrent_state = is_recurrent_state(t);
     if (const auto side = kv_side(t); side && !t->view_src && t->type == GGML_TYPE_F16)
         return KvTensor::reserved_bytes(geometry_of(device_of(buft).spec, *side, t));
     return ggml_nbytes(t);
@@ -165,6 +175,7 @@ size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
     Device& device = device_of(buft);
+    if (std::exchange(sizes_recurrent_state, false)) return ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     try {
         return ggml_backend_buffer_init(buft, buffer_interface(), new KvBuffer(device, size), size);
     } catch (const std::bad_alloc&) {

@@ -200,7 +200,7 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     if (op->view_src != x->view_src || e->kv.geometry().side != Side::key)
         return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
     if (op->op_params[2] & kRopeMultiAxis) return "context shift with M-RoPE positions is not supported; run without --context-shift";
-    RopeParams p = rope_params(op);
+    RopeParams p = without_magnitude(rope_params(op));
     p.n_offset += static_cast<int>(x->view_offs / sizeof(std::uint16_t));
     const std::int64_t n_rows = e->kv.geometry().n_cells * e->kv.geometry().n_streams;
     if (x->ne[2] != n_rows || shift->ne[0] < n_rows || p.n_offset + p.n_dims > e->kv.head_dim())

@@ -1,0 +1,101 @@
+// Every way in which llama.cpp's architectures use the cache, with models of random weights: the same logits as llama.cpp's own cache
+// gives, state, context shift, offset removal with each kind of RoPE.
+#include <map>
+
+#include "tests/ggml/support.h"
+#include "tests/ggml/tiny_models.h"
+
+namespace turboquant::conformance {
+namespace {
+
+constexpr int kTokens = 400;
+
+class Architecture : public testing::TestWithParam<size_t> {
+  protected:
+    const TinyModel& tiny() const { return tiny_models()[GetParam()]; }
+    llama_model* model(const std::string& spec) {
+        ModelPtr& m = models_[spec];
+        if (path_.empty()) path_ = write_tiny_model(tiny());
+        if (!m) m = load_model(path_, spec);
+        return m.get();
+    }
+    ContextPtr context(const std::string& spec) { return make_context(model(spec), {.n_threads = 1}); }
+    Logits logits(const std::string& spec, int step = 2048) {
+        const ContextPtr ctx = context(spec);
+        return decode(ctx.get(), random_tokens(kTinyVocab, kTokens, 3), 0, 0, step);
+    }
+
+  private:
+    std::string path_;
+    std::map<std::string, ModelPtr> models_;
+};
+
+TEST_P(Architecture, LogitsAreThoseOfLlamasOwnCache) {
+    const Logits reference = logits("f16");
+    const double raw = mean_kld(reference, logits("raw")), turbo8 = mean_kld(reference, logits("turbo8")),
+                 turbo4 = mean_kld(reference, logits("turbo4"));
+    EXPECT_LT(raw, 1e-6);
+    EXPECT_LT(turbo8, 3e-3);
+    EXPECT_LT(turbo4, 0.2);
+    EXPECT_TRUE(turbo4 > 1e-5 || tiny().arch == "mamba") << turbo4;
+}
+
+TEST_P(Architecture, OffsetRemovalKnowsTheRope) {
+    if (!tiny().has_key_bias) GTEST_SKIP() << tiny().name << " has no key bias";
+    const Logits reference = logits("f16");
+    const double on = mean_kld(reference, logits("k=turbo4,v=raw")), off = mean_kld(reference, logits("k=turbo4,v=raw,offset=off"));
+    EXPECT_LT(on, off / 2);
+    EXPECT_GT(on, off / 40);
+}
+
+TEST_P(Architecture, TokenByTokenAsInABatch) {
+    const Logits reference = logits("f16"), batch = logits("turbo4"), single = logits("turbo4", 1);
+    const double cost = mean_kld(reference, batch);
+    EXPECT_NEAR(mean_kld(reference, single), cost, 0.1 * cost + 1e-5);
+}
+
+TEST_P(Architecture, StateComesBack) {
+    const ContextPtr one = context("turbo4"), two = context("turbo4");
+    const std::vector<llama_token> prompt = random_tokens(kTinyVocab, 150, 5);
+    const llama_token next = best_token(feed(one.get(), prompt).row(0));
+    std::vector<uint8_t> state(llama_state_seq_get_size(one.get(), 0));
+    ASSERT_EQ(llama_state_seq_get_data(one.get(), state.data(), state.size(), 0), state.size());
+    ASSERT_EQ(llama_state_seq_set_data(two.get(), state.data(), state.size(), 0), state.size());
+    // Of a sliding-window cache only the window is saved, and comes back in other cells: sums in another order.
+    EXPECT_EQ(greedy(two.get(), next, 150, 20), greedy(one.get(), next, 150, 20));
+}
+
+TEST_P(Architecture, ContextShift) {
+    if (tiny().name == "qwen2_yarn") GTEST_SKIP() << "llama.cpp scales keys by YaRN's magnitude once more with every shift; we do not";
+    Logits after[3];
+    const char* specs[] = {"f16", "raw", "turbo8"};
+    for (int i = 0; i < 3; i++) {
+        const ContextPtr ctx = context(specs[i]);
+        llama_memory_t memory = llama_get_memory(ctx.get());
+        feed(ctx.get(), random_tokens(kTinyVocab, 300, 5));
+        if (!llama_memory_can_shift(memory) || !llama_memory_seq_rm(memory, 0, 10, 60)) GTEST_SKIP() << tiny().name << " cannot shift";
+        llama_memory_seq_add(memory, 0, 60, -1, -50);
+        after[i] = decode(ctx.get(), random_tokens(kTinyVocab, 20, 6), 250);
+    }
+    EXPECT_LT(mean_kld(after[0], after[1]), 1e-4);
+    EXPECT_LT(mean_kld(after[0], after[2]), 1e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiny, Architecture, testing::Range(size_t{0}, tiny_models().size()),
+                         [](const auto& test) { return tiny_models()[test.param].name; });
+
+TEST(Architectures, HeadsWithoutAFormatAreRefused) {
+    const std::string path = write_tiny_model(unsupported_model());
+    const ModelPtr model = load_model(path, "turbo4");
+    take_log();
+    try {
+        const ContextPtr ctx = make_context(model.get());
+        EXPECT_NE(try_decode(ctx.get(), random_tokens(kTinyVocab, 8, 1)), 0);
+    } catch (const std::runtime_error&) {
+    }
+    EXPECT_NE(last_error("turbo4").find("40"), std::string::npos) << last_error("turbo4");
+    EXPECT_NE(take_log().find("40"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace turboquant::conformance
