@@ -165,6 +165,63 @@ TEST(Configuration, VariableMakesTheFirstDevice) {
     EXPECT_NE(named.text.find("bits 3."), std::string::npos) << "a device named in so many words is that device: " << named.text;
 }
 
+/// A plan for the demo model with the given layers.
+std::string plan_file(const std::string& layers) {
+    const std::string path = temp_path("plan") + ".json";
+    std::ofstream(path) << R"({"turboquant_plan": 1, "model": {"hash": "0", "name": "its-own-model"}, "layers": [)" << layers << "]}";
+    return path;
+}
+std::string plan_layers(int n) {
+    std::string layers;
+    for (int l = 0; l < n; l++)
+        layers += (l ? ", " : "") + std::string(R"({"layer": )") + std::to_string(l) +
+                  (l == 3 ? R"(, "k": "turbo8", "v": "tcq2"})" : R"(, "k": "tcq3", "v": "tcq2"})");
+    return layers;
+}
+
+TEST(Configuration, PlanFileSetsTheFormatsOfEveryLayer) {
+    const Probe p = probe("TURBOQUANT_KV=" + plan_file(plan_layers(6)), "default");
+    ASSERT_EQ(p.exit_code, 0) << p.text;
+    EXPECT_NE(p.text.find("first device turboquant\n"), std::string::npos) << p.text;
+    EXPECT_NE(p.text.find("k=tcq3,v=tcq2,k3=turbo8"), std::string::npos) << p.text;
+    EXPECT_NE(p.text.find("bits 3.193 "), std::string::npos) << "(5*3 + 8 + 6*2)/12 + 1/4 + positions: " << p.text;
+}
+
+TEST(Configuration, PlanOfAnotherModelIsRefused) {
+    const struct {
+        std::string layers, cause;
+    } cases[] = {{plan_layers(5), "keys of layer 5 of this one"},
+                 {plan_layers(7), "keys of layer 6, which this one does not have"},
+                 {plan_layers(5) + R"(, {"layer": 5, "k": "tcq3", "v": null})", "values of layer 5"}};
+    for (const auto& c : cases) {
+        const Probe p = probe("TURBOQUANT_KV=" + plan_file(c.layers), "default");
+        EXPECT_EQ(p.exit_code, 1) << p.text;
+        EXPECT_NE(p.text.find("decoding failed"), std::string::npos) << "not the process: " << p.text;
+        for (const std::string& part : {c.cause, std::string("its-own-model"), std::string("turboquant plan")})
+            EXPECT_NE(p.text.find(part), std::string::npos) << part << " in " << p.text;
+    }
+    const Probe missing = probe("TURBOQUANT_KV=/no/such/plan.json", "default");
+    EXPECT_EQ(missing.exit_code, 3) << missing.text;
+    EXPECT_NE(missing.text.find("/no/such/plan.json"), std::string::npos) << missing.text;
+}
+
+TEST(Configuration, AutoChoosesWithinTheBudgetAndSaysWhat) {
+    const Probe p = probe("TURBOQUANT_KV=auto:4.25,offset=off", "default");
+    ASSERT_EQ(p.exit_code, 0) << p.text;
+    EXPECT_NE(p.text.find("without measurements: k=tcq"), std::string::npos) << p.text;
+    EXPECT_NE(p.text.find("turboquant plan"), std::string::npos) << p.text;
+    const double bits = std::atof(p.text.c_str() + p.text.rfind("bits ") + 5);
+    EXPECT_LE(bits, 4.25) << "positions and scales counted: " << p.text;
+    EXPECT_GT(bits, 4.25 - 1.0 / 12) << "one more bit for one side of a layer would fit: " << p.text;
+
+    const Probe small = probe("TURBOQUANT_KV=auto:1.2", "default");
+    EXPECT_EQ(small.exit_code, 1) << small.text;
+    EXPECT_NE(small.text.find("below what the smallest formats take, 1.250"), std::string::npos) << small.text;
+    const Probe memory = probe("TURBOQUANT_KV=auto:512MiB", "default");
+    EXPECT_EQ(memory.exit_code, 3) << memory.text;
+    EXPECT_NE(memory.text.find("--memory"), std::string::npos) << memory.text;
+}
+
 TEST(Configuration, BadValueIsRefusedAndSaysSo) {
     const Probe bad = probe("TURBOQUANT_KV=turbo9", "default");
     EXPECT_EQ(bad.exit_code, 3) << bad.text;  // the library does not load, the process goes on

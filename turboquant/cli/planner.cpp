@@ -146,18 +146,13 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
 
     const std::vector<CodecId> codecs = candidates();
     std::vector<std::vector<SlotOption>> options;
-    std::map<std::pair<CodecId, int>, double> errors;
-    const auto mse = [&](CodecId c, int head_dim) {
-        const auto [at, is_new] = errors.try_emplace({c, head_dim}, 0);
-        return is_new ? at->second = relative_mse(c, head_dim) : at->second;
-    };
     // Sizes in bytes of 64 cells; layers with fewer cells than others weigh less, in 64ths.
     const auto weight = [&](const Slot& s) { return std::max(1.0, std::round(64 * cells(s, n_ctx) / n_ctx)); };
     for (const Slot& s : slots_) {
         const CostCurve curve(s.points, std::max(1e-9, floor_ / 20));
         options.emplace_back();
         for (const CodecId c : codecs)
-            options.back().push_back({static_cast<std::int64_t>(size_unit(s, c) * weight(s)), curve.at(mse(c, s.head_dim))});
+            options.back().push_back({static_cast<std::int64_t>(size_unit(s, c) * weight(s)), curve.at(relative_mse(c, s.head_dim))});
     }
     const double unit_bits = 8.0 * n_ctx / (64.0 * kTileKeys);
     const auto room = static_cast<std::int64_t>((wanted - fixed) / unit_bits + 1e-6);

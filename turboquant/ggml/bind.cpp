@@ -25,7 +25,9 @@ const ggml_tensor* rope_of_rows(const Ops& ops, const ggml_tensor* rows) {
 
 void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     KvExtra* e = t ? kv_extra(t) : nullptr;
-    if (!e || e->refused || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
+    if (!e) return;
+    static_cast<KvBuffer*>(root(t)->buffer->context)->settle(static_cast<int>(head_dim));
+    if (e->refused || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
     try {
         e->kv.bind_head_dim(static_cast<int>(head_dim));
         const KvTensor::Geometry& g = e->kv.geometry();

@@ -7,18 +7,30 @@
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <new>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
 
+#include "turboquant/ggml/config.h"
+#include "turboquant/planner/prior.h"
+
 namespace turboquant::ggml {
 namespace {
 
-KvTensor::Geometry geometry_of(const KvSpec& spec, Side side, const ggml_tensor* t) {
+/// The widest format that settle may choose: what is reserved until then.
+CodecId widest(double bits) {
+    const std::vector<CodecId> codecs = unmeasured_candidates(bits);
+    const auto size = [](CodecId c) { return bits_per_value(c, 128); };
+    return codecs.empty() ? CodecId::tcq1 : *std::ranges::max_element(codecs, {}, size);
+}
+
+KvTensor::Geometry geometry_of(const Device& device, Side side, const ggml_tensor* t) {
+    const KvSpec& spec = device.spec;
     KvTensor::Geometry g;
     g.side = side;
-    g.codec = spec.codec(side, std::atoi(std::strrchr(t->name, 'l') + 1));
+    g.codec = device.auto_bits > 0 ? widest(device.auto_bits) : spec.codec(side, kv_layer(t->name));
     g.norm_mode = spec.norm_mode;
     g.outlier_ratio = spec.outlier_ratio;
     g.n_embd = t->ne[0];
@@ -164,12 +176,14 @@ std::optional<Side> kv_side(const ggml_tensor* t) {
     return std::nullopt;  // cache_r, cache_s: recurrent state
 }
 
+int kv_layer(const std::string& name) { return std::atoi(name.c_str() + name.rfind('l') + 1); }
+
 KvExtra* kv_extra(const ggml_tensor* t) { return is_kv(t) ? static_cast<KvExtra*>(root(t)->extra) : nullptr; }
 
 size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     sizes_recurrent_state = is_recurrent_state(t);
     if (const auto side = kv_side(t); side && !t->view_src && t->type == GGML_TYPE_F16)
-        return KvTensor::reserved_bytes(geometry_of(device_of(buft).spec, *side, t));
+        return KvTensor::reserved_bytes(geometry_of(device_of(buft), *side, t));
     return ggml_nbytes(t);
 }
 
@@ -200,7 +214,7 @@ KvBuffer::~KvBuffer() {
 void KvBuffer::init_tensor(ggml_tensor* t) {
     const auto side = kv_side(t);
     if (!side || t->view_src) return;
-    auto e = std::make_unique<KvExtra>(KvExtra{KvTensor(geometry_of(device_.spec, *side, t), static_cast<std::uint8_t*>(t->data))});
+    auto e = std::make_unique<KvExtra>(KvExtra{KvTensor(geometry_of(device_, *side, t), static_cast<std::uint8_t*>(t->data))});
     const KvTensor::Geometry& g = e->kv.geometry();
     if (t->type != GGML_TYPE_F16) {
         e->refused = true;
@@ -222,6 +236,51 @@ bool KvBuffer::has_values_of(const ggml_tensor* keys) const {
     std::string name = root(keys)->name;
     name[name.rfind("_l") - 1] = 'v';
     return std::find(names_.begin(), names_.end(), name) != names_.end();
+}
+
+std::set<std::pair<int, Side>> KvBuffer::slots() const {
+    std::set<std::pair<int, Side>> all;
+    for (std::size_t i = 0; i < names_.size(); i++) all.insert({kv_layer(names_[i]), tensors_[i]->kv.geometry().side});
+    return all;
+}
+
+void KvBuffer::settle(int head_dim) {
+    if (settled_) return;
+    settled_ = true;
+    try {
+        if (device_.plan) check_slots(*device_.plan, device_.slots());
+        if (device_.auto_bits > 0) choose_formats(head_dim);
+    } catch (const std::invalid_argument& e) {
+        for (const auto& t : tensors_) t->refused = true;
+        device_.refuse(e.what());
+    }
+}
+
+void KvBuffer::choose_formats(int head_dim) {
+    std::vector<UnmeasuredSlot> slots;
+    double values = 0, fixed = 0;
+    for (const auto& e : tensors_) {
+        const KvTensor::Geometry& g = e->kv.geometry();
+        if (g.n_embd % head_dim != 0)
+            throw std::invalid_argument("auto: layers with heads of different sizes; name the formats, or a plan");
+        slots.push_back({g.side, head_dim, static_cast<int>(g.n_embd / head_dim)});
+        values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
+    }
+    for (const auto& p : positions_) fixed += 8.0 * static_cast<double>(p->bytes());
+    const std::vector<CodecId> formats = unmeasured_formats(slots, device_.auto_bits - fixed / values, device_.spec.offset);
+    Plan plan;
+    std::map<int, PlannedLayer> layers;
+    for (std::size_t i = 0; i < tensors_.size(); i++) {
+        KvTensor::Geometry g = tensors_[i]->kv.geometry();
+        g.codec = formats[i];
+        tensors_[i]->kv = KvTensor(g, tensors_[i]->kv.memory());
+        PlannedLayer& l = layers[kv_layer(names_[i])];
+        l.layer = kv_layer(names_[i]);
+        (g.side == Side::key ? l.k : l.v.emplace()) = formats[i];
+    }
+    for (const auto& [number, layer] : layers) plan.layers.push_back(layer);
+    device_.note_choice(auto_name(device_.auto_bits) + " without measurements: " + spec_text(plan) +
+                        "; `turboquant plan` measures the model and does better");
 }
 
 void KvBuffer::clear() {

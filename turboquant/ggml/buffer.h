@@ -24,6 +24,8 @@ struct KvExtra {
 
 /// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7", with or without a tag before the letter), nullopt for any other tensor.
 std::optional<Side> kv_side(const ggml_tensor* t);
+/// Layer number of a KV tensor by its name.
+int kv_layer(const std::string& name);
 /// The extra of the tensor under t, or null (not a KV tensor, or not allocated: llama.cpp measures with dummy buffers).
 KvExtra* kv_extra(const ggml_tensor* t);
 
@@ -43,6 +45,10 @@ class KvBuffer {
     void init_tensor(ggml_tensor* t);
     /// True if the layer of these keys has a tensor of values. Without one (MLA) attention reads its values out of the keys.
     bool has_values_of(const ggml_tensor* keys) const;
+    /// Holds the cache against the device's plan, or chooses formats within its budget. Called with the first operation on the cache, whose
+    /// heads have head_dim values: then all layers are there. If the plan or the budget does not fit, all tensors are refused.
+    void settle(int head_dim);
+    std::set<std::pair<int, Side>> slots() const;
     void clear();
     void add_stats(turboquant_kv_stats& s, double& values) const;
 
@@ -53,6 +59,9 @@ class KvBuffer {
     std::vector<std::unique_ptr<KvExtra>> tensors_;
     std::vector<std::string> names_;  ///< of tensors_
     std::vector<std::unique_ptr<CellPositions>> positions_;
+    bool settled_ = false;
+
+    void choose_formats(int head_dim);
 };
 
 }  // namespace turboquant::ggml

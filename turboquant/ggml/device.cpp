@@ -98,6 +98,26 @@ std::string Device::last_error() const {
     return last_error_;
 }
 
+void Device::note_choice(const std::string& text) {
+    const std::scoped_lock lock(mutex_);
+    choice_ = text;
+    log_info(text);
+}
+
+std::string Device::formats() const {
+    const std::scoped_lock lock(mutex_);
+    if (auto_bits > 0) return choice_.empty() ? description : choice_;
+    return "keys " + std::string(codec_info(spec.k).name) + ", values " + std::string(codec_info(spec.v).name) +
+           (plan ? ", plan " + to_string(spec) : "");
+}
+
+std::set<std::pair<int, Side>> Device::slots() const {
+    const std::scoped_lock lock(mutex_);
+    std::set<std::pair<int, Side>> all;
+    for (const KvBuffer* b : buffers_) all.merge(b->slots());
+    return all;
+}
+
 void Device::add(KvBuffer* b) {
     const std::scoped_lock lock(mutex_);
     buffers_.push_back(b);

@@ -3,12 +3,16 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "turboquant/cache/kv_spec.h"
 #include "turboquant/ggml/host.h"
 #include "turboquant/ggml/plugin.h"
+#include "turboquant/planner/plan.h"
 
 namespace turboquant::ggml {
 
@@ -22,12 +26,20 @@ struct Device {
     Ops ops;
     std::string name, description, buft_name;
     KvSpec spec;
+    std::optional<Plan> plan;  ///< what spec came from: a cache is held against its layers
+    double auto_bits = 0;      ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
     ggml_backend_device device;
     ggml_backend_buffer_type buft;
 
     /// Records and logs a refusal; returns the text kept.
     void refuse(const std::string& text);
     std::string last_error() const;
+    /// What was chosen for the last cache, with auto_bits; logged.
+    void note_choice(const std::string& text);
+    /// The formats, in words.
+    std::string formats() const;
+    /// Layers and sides of all caches alive.
+    std::set<std::pair<int, Side>> slots() const;
 
     void add(KvBuffer* b);
     void remove(KvBuffer* b);
@@ -35,7 +47,7 @@ struct Device {
 
   private:
     mutable std::mutex mutex_;
-    std::string last_error_;
+    std::string last_error_, choice_;
     std::vector<KvBuffer*> buffers_;
 };
 

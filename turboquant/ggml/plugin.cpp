@@ -32,7 +32,7 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
         Registry& r = registry();
         const std::scoped_lock lock(r.mutex);
         for (Device& d : r.devices)
-            if (d.spec == spec) return &d.device;
+            if (d.spec == spec && !d.plan && d.auto_bits == 0) return &d.device;
         return &r.devices.emplace_back(&r.reg, r.ops, to_string(spec), spec).device;
     } catch (const std::exception& e) {
         if (error && error_size) std::strncpy(error, e.what(), error_size - 1)[error_size - 1] = '\0';
@@ -42,8 +42,7 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
 
 const char* device_config(ggml_backend_dev_t dev) {
     static thread_local std::string text;
-    text = "keys " + std::string(codec_info(device_of(dev).spec.k).name) + ", values " +
-           std::string(codec_info(device_of(dev).spec.v).name) + ", simd " + std::string(simd_level_name(kernels_level(kernels())));
+    text = device_of(dev).formats() + ", simd " + std::string(simd_level_name(kernels_level(kernels())));
     return text.c_str();
 }
 
@@ -76,7 +75,11 @@ ggml_backend_reg_t make_registry() {
     r.reg.iface.get_device_count = [](ggml_backend_reg_t) { return registry().n_listed; };
     r.reg.iface.get_device = [](ggml_backend_reg_t, size_t i) { return &registry().devices[i].device; };
     r.reg.iface.get_proc_address = get_proc_address;
-    if (config.spec) r.devices.emplace_back(&r.reg, r.ops, "turboquant", *config.spec);
+    if (config.spec) {
+        Device& d = r.devices.emplace_back(&r.reg, r.ops, "turboquant", *config.spec);
+        d.plan = config.plan, d.auto_bits = config.auto_bits;
+        if (config.auto_bits > 0) d.description = "TurboQuant KV cache, " + auto_name(config.auto_bits);
+    }
     for (const CodecInfo& c : kCodecs) {
         if (is_composite(c.id)) continue;  // for comparison: through the configuration variable and turboquant_device only
         KvSpec spec;
@@ -84,7 +87,8 @@ ggml_backend_reg_t make_registry() {
         r.devices.emplace_back(&r.reg, r.ops, std::string(c.name), spec);
     }
     r.n_listed = r.devices.size();
-    log_info(std::string("KV cache formats ") + (config.spec ? "turboquant (" + to_string(*config.spec) + "), " : "") +
+    log_info(std::string("KV cache formats ") +
+             (config.spec ? "turboquant (" + (config.auto_bits > 0 ? auto_name(config.auto_bits) : to_string(*config.spec)) + "), " : "") +
              known_codec_words() + "; default " + r.devices.front().name + "; simd " +
              std::string(simd_level_name(kernels_level(kernels()))));
     return &r.reg;

@@ -138,6 +138,25 @@ void check_model(const Plan& plan, std::string_view model_hash, std::string_view
                                 "). Make one for this model with `turboquant plan`");
 }
 
+void check_slots(const Plan& plan, const std::set<std::pair<int, Side>>& slots) {
+    std::set<std::pair<int, Side>> planned;
+    for (const PlannedLayer& l : plan.layers) {
+        planned.insert({l.layer, Side::key});
+        if (l.v) planned.insert({l.layer, Side::value});
+    }
+    const auto first_missing = [](const auto& from, const auto& in) -> std::string {
+        for (const auto& slot : from)
+            if (!in.contains(slot)) return (slot.second == Side::key ? "keys of layer " : "values of layer ") + std::to_string(slot.first);
+        return {};
+    };
+    const std::string absent = first_missing(planned, slots), unplanned = first_missing(slots, planned);
+    if (!absent.empty() || !unplanned.empty())
+        throw std::invalid_argument("the plan was made for another model (" + plan.model_name + "): " +
+                                    (absent.empty() ? "it does not name the " + unplanned + " of this one"
+                                                    : "it names the " + absent + ", which this one does not have") +
+                                    ". Make one for this model with `turboquant plan`");
+}
+
 std::string spec_text(const Plan& plan) {
     std::map<int, CodecId> k, v;
     for (const PlannedLayer& l : plan.layers) {

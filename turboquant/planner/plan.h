@@ -16,8 +16,10 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "turboquant/codec/codec.h"
@@ -63,6 +65,9 @@ void write_plan_file(const Plan& plan, const std::string& path);
 
 /// Throws std::invalid_argument, naming both models, if the plan was made for another one.
 void check_model(const Plan& plan, std::string_view model_hash, std::string_view model_name);
+
+/// Throws std::invalid_argument, naming the layers, if a cache of these layers and sides is not the one the plan was made for.
+void check_slots(const Plan& plan, const std::set<std::pair<int, Side>>& slots);
 
 /// The SPEC text of the plan (cache/kv_spec.h): the commonest word of each side as k= and v=, the others layer by layer, then the options.
 std::string spec_text(const Plan& plan);

@@ -2,14 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <stdexcept>
+#include <utility>
 
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/codec/random.h"
 
 namespace turboquant {
 
-double relative_mse(CodecId codec, int head_dim) {
+namespace {
+
+double measure_mse(CodecId codec, int head_dim) {
     if (is_composite(codec)) throw std::invalid_argument("relative_mse: the error of a composite format depends on the data");
     const Rotation& rotation = rotation_for(head_dim);
     const TileShape shape{codec, Side::value, head_dim};
@@ -27,6 +32,16 @@ double relative_mse(CodecId codec, int head_dim) {
             error += std::pow(static_cast<double>(y[j]) - decoded[j], 2), energy += std::pow(static_cast<double>(y[j]), 2);
     }
     return error / energy;
+}
+
+}  // namespace
+
+double relative_mse(CodecId codec, int head_dim) {
+    static std::mutex mutex;
+    static std::map<std::pair<CodecId, int>, double> known;
+    const std::lock_guard lock(mutex);
+    const auto found = known.find({codec, head_dim});
+    return found != known.end() ? found->second : known[{codec, head_dim}] = measure_mse(codec, head_dim);
 }
 
 CostCurve::CostCurve(std::vector<CostPoint> points, double floor) : points_(std::move(points)) {
