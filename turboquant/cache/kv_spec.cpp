@@ -112,7 +112,7 @@ std::string to_string(const KvSpec& spec) {
         out += ",outlier=" + std::string(text.data(), std::to_chars(text.data(), text.data() + text.size(), spec.outlier_ratio).ptr);
     }
     for (const auto& [word, mode] : kNormModes)
-        if (mode == spec.norm_mode && mode != NormMode::corrected) out += ",norm=" + std::string(word);
+        if (mode == spec.norm_mode) out += ",norm=" + std::string(word);
     return out;
 }
 

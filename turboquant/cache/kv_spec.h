@@ -4,13 +4,14 @@
 //   ITEM = k=WORD | v=WORD            keys, values of all layers (both are needed)
 //        | k<N>=WORD | v<N>=WORD      of layer N alone: k0=turbo8
 //        | offset=on|off              key offset removal (key_offset.h); on unless said otherwise
-//        | norm=raw|corrected|eden    scale stored with each vector
+//        | norm=raw|corrected|eden    scale stored with each vector; unless given, corrected for keys and eden for values
 //        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (outlier_channels.h);
 //        3
 // llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here.
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -23,9 +24,10 @@ struct KvSpec {
     CodecId v = kCodecs[0].id;
     std::map<int, CodecId> k_layers, v_layers;  ///< exceptions, by layer number
     bool offset = true;
-    NormMode norm_mode = NormMode::corrected;
+    std::optional<NormMode> norm_mode;  ///< none: default_norm_mode of each side
     float outlier_ratio = kOutlierRatio;
 
+    NormMode norm(Side side) const { return norm_mode.value_or(default_norm_mode(side)); }
     /// Codec of one side of one layer.
     CodecId codec(Side side, int layer) const;
 

@@ -96,7 +96,7 @@ void Planner::measure_slots() {
     for (Slot& s : slots_) {
         for (const CodecId codec : kMeasured) {
             const Divergence d = measure_slot(s, codec);
-            s.points.push_back({relative_mse(codec, s.head_dim), d.mean - floor_});
+            s.points.push_back({relative_mse(codec, s.side, s.head_dim), d.mean - floor_});
             s.errors.push_back(d.error);
             if (d.mean < kProportional) break;
         }
@@ -152,7 +152,8 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
         const CostCurve curve(s.points, std::max(1e-9, floor_ / 20));
         options.emplace_back();
         for (const CodecId c : codecs)
-            options.back().push_back({static_cast<std::int64_t>(size_unit(s, c) * weight(s)), curve.at(relative_mse(c, s.head_dim))});
+            options.back().push_back(
+                {static_cast<std::int64_t>(size_unit(s, c) * weight(s)), curve.at(relative_mse(c, s.side, s.head_dim))});
     }
     const double unit_bits = 8.0 * n_ctx / (64.0 * kTileKeys);
     const auto room = static_cast<std::int64_t>((wanted - fixed) / unit_bits + 1e-6);

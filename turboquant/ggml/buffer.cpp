@@ -31,7 +31,7 @@ KvTensor::Geometry geometry_of(const Device& device, Side side, const ggml_tenso
     KvTensor::Geometry g;
     g.side = side;
     g.codec = device.auto_bits > 0 ? widest(device.auto_bits) : spec.codec(side, kv_layer(t->name));
-    g.norm_mode = spec.norm_mode;
+    g.norm_mode = spec.norm(side);
     g.outlier_ratio = spec.outlier_ratio;
     g.n_embd = t->ne[0];
     g.n_cells = t->ne[1];

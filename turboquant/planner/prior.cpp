@@ -45,7 +45,7 @@ std::vector<CodecId> unmeasured_formats(std::span<const UnmeasuredSlot> slots, d
         std::int64_t smallest = INT64_MAX;
         for (const CodecId c : codecs) {
             const auto size = static_cast<std::int64_t>(tile_bytes({c, slot.side, slot.head_dim})) * slot.n_heads;
-            options.back().push_back({size, weight * relative_mse(c, slot.head_dim) * slot.n_heads * slot.head_dim});
+            options.back().push_back({size, weight * relative_mse(c, Side::key, slot.head_dim) * slot.n_heads * slot.head_dim});
             smallest = std::min(smallest, size);
         }
         least += smallest;

@@ -5,7 +5,7 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
-#include <utility>
+#include <tuple>
 
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/codec/random.h"
@@ -14,17 +14,17 @@ namespace turboquant {
 
 namespace {
 
-double measure_mse(CodecId codec, int head_dim) {
+double measure_mse(CodecId codec, Side side, int head_dim) {
     if (is_composite(codec)) throw std::invalid_argument("relative_mse: the error of a composite format depends on the data");
     const Rotation& rotation = rotation_for(head_dim);
-    const TileShape shape{codec, Side::value, head_dim};
+    const TileShape shape{codec, side, head_dim};
     std::vector<std::uint8_t> tile(tile_bytes(shape));
     std::vector<float> x(static_cast<std::size_t>(head_dim)), y(x.size()), decoded(x.size());
     SplitMix64 random(1);
     double error = 0, energy = 0;
     for (int i = 0; i < 4 * kTileKeys; i++) {
         for (float& v : x) v = static_cast<float>(random.normal());
-        tile_encode(shape, tile.data(), i % kTileKeys, x);
+        tile_encode(shape, tile.data(), i % kTileKeys, x, default_norm_mode(side));
         tile_decode_rotated(shape, tile.data(), i % kTileKeys, decoded);
         y = x;
         if (codec_info(codec).rotated) rotation.forward(y);
@@ -36,12 +36,12 @@ double measure_mse(CodecId codec, int head_dim) {
 
 }  // namespace
 
-double relative_mse(CodecId codec, int head_dim) {
+double relative_mse(CodecId codec, Side side, int head_dim) {
     static std::mutex mutex;
-    static std::map<std::pair<CodecId, int>, double> known;
+    static std::map<std::tuple<CodecId, Side, int>, double> known;
     const std::lock_guard lock(mutex);
-    const auto found = known.find({codec, head_dim});
-    return found != known.end() ? found->second : known[{codec, head_dim}] = measure_mse(codec, head_dim);
+    const auto found = known.find({codec, side, head_dim});
+    return found != known.end() ? found->second : known[{codec, side, head_dim}] = measure_mse(codec, side, head_dim);
 }
 
 CostCurve::CostCurve(std::vector<CostPoint> points, double floor) : points_(std::move(points)) {

@@ -8,10 +8,10 @@
 
 namespace turboquant {
 
-/// Mean squared error of a codec relative to |x|^2, on Gaussian vectors (fixed seed, so the same everywhere), with the default norm mode.
-/// What a rotated codec does to any vector. Measured once (a trellis takes some 50 ms), thread-safe. Throws std::invalid_argument for
+/// Mean squared error of a codec relative to |x|^2, on Gaussian vectors (fixed seed, so the same everywhere), with the side's default norm
+/// mode. What a rotated codec does to any vector. Measured once (a trellis takes some 50 ms), thread-safe. Throws std::invalid_argument for
 /// composite codecs and unsupported head sizes.
-double relative_mse(CodecId codec, int head_dim);
+double relative_mse(CodecId codec, Side side, int head_dim);
 
 /// One measurement of a slot: all of the cache exact, but this slot in a format of this error.
 struct CostPoint {
