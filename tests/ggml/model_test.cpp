@@ -35,7 +35,7 @@ void PrintTo(const Cost& c, std::ostream* out) { *out << c.format; }
 class Quality : public testing::TestWithParam<Cost> {};
 
 TEST_P(Quality, KldIsTheFormats) {
-    const double kld = kld_of(demo(GetParam().format), f16_logits(demo("f16"), "demo"));
+    const double kld = kld_of(demo(compressed(GetParam().format)), f16_logits(demo("f16"), "demo"));
     RecordProperty("kld", std::to_string(kld));
     EXPECT_GE(kld, GetParam().low);
     EXPECT_LE(kld, GetParam().high);
@@ -47,7 +47,7 @@ TEST(QualityOrder, MoreBitsAreBetter) {
     const Logits& reference = f16_logits(demo("f16"), "demo");
     double last = 0;
     for (const char* format : {"raw", "turbo6", "turbo4", "turbo3", "turbo2"}) {
-        const double kld = kld_of(demo(format), reference);
+        const double kld = kld_of(demo(compressed(format)), reference);
         EXPECT_GT(kld, last) << format;
         last = kld;
     }

@@ -133,7 +133,7 @@ TEST_P(Ops, FormatsErrAsTheirCodecDoes) {
     const OpCase& c = GetParam();
     const Scene scene(c);
     for (const auto& [name, squared] : kSquaredError) {
-        const double error = scene.error(c, name);
+        const double error = scene.error(c, compressed(name));
         // With one cell only its value errs; a cap below the scores' spread hides a part of the keys' error; MLA's values are the keys.
         const double expected = std::sqrt((c.written == 1 ? 1 : 2) * squared);
         EXPECT_GT(error, 0.6 * expected) << name;

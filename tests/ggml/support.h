@@ -21,6 +21,8 @@ namespace turboquant::conformance {
 /// All devices, in the order of the registry.
 inline const std::vector<std::string> kFormats = {"turbo4", "turbo3", "turbo2", "turbo5", "turbo6", "turbo8",
                                                   "raw",    "tcq4",   "tcq3",   "tcq2",   "tcq5",   "tcq1"};
+/// The format alone, without exact windows.
+inline std::string compressed(const std::string& name) { return name == "f16" ? name : name + ",sink=0,recent=0"; }
 inline std::vector<std::string> with_f16() {
     std::vector<std::string> names = kFormats;
     names.insert(names.begin(), "f16");

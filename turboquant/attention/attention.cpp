@@ -85,9 +85,23 @@ void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys
     if (codec_info(a.v.shape.codec).rotated) rotate(rotation_for(dv), out, true);
     for (int i = 0; i < a.v_dim_out; ++i)
         a.out[t * a.out_token_stride + h * a.out_head_stride + i] = sum > 0 ? static_cast<float>(out[i] / sum) : 0.0f;
+    if (a.lse) a.lse[t * a.n_head + h] = static_cast<float>(top + std::log(sum));
 }
 
 }  // namespace
+
+void merge_results(const AttentionArgs& a, const AttentionArgs& b, int first, int last) {
+    for (int row = first; row < last; ++row) {
+        const int t = row / a.n_head, h = row % a.n_head;
+        const float la = a.lse[row], lb = b.lse[row], top = std::max(la, lb);
+        if (!(top > -std::numeric_limits<float>::infinity())) continue;
+        const float ea = std::exp(la - top), eb = std::exp(lb - top), wa = ea / (ea + eb), wb = eb / (ea + eb);
+        float* to = a.out + t * a.out_token_stride + h * a.out_head_stride;
+        const float* from = b.out + t * b.out_token_stride + h * b.out_head_stride;
+        for (int i = 0; i < a.v_dim_out; ++i) to[i] = wa * to[i] + wb * from[i];
+        a.lse[row] = top + std::log(ea + eb);
+    }
+}
 
 float alibi_slope(float max_bias, int n_head, int h) {
     if (max_bias == 0) return 1;

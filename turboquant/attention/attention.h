@@ -62,7 +62,15 @@ struct AttentionArgs {
     const float* sinks = nullptr;  ///< [n_head] logits, or null
 
     ScoreTerm term;
+
+    /// [n_tokens][n_head], or null: log of the softmax's denominator, sink included, -infinity where nothing is visible. Two results over
+    /// disjoint cells are merged by it (FlashInfer, arXiv:2501.01005, eq. 3): see merge_results.
+    float* lse = nullptr;
 };
+
+/// Merges the result `b` into `a` (out and lse): attention over the cells of both. Same queries, heads and output sizes; both have an lse.
+/// Rows first..last-1 of the n_tokens*n_head rows.
+void merge_results(const AttentionArgs& a, const AttentionArgs& b, int first, int last);
 
 /// ALiBi slope of query head h (Press et al. 2021, as in ggml): with n2 = 2^floor(log2(n_head)),
 /// h < n2: 2^(-max_bias*(h+1)/n2), else 2^(-(max_bias/2)*(2*(h-n2)+1)/n2). 1 if max_bias is 0.

@@ -12,13 +12,14 @@ namespace {
 
 constexpr std::array<std::pair<std::string_view, NormMode>, 3> kNormModes = {
     {{"raw", NormMode::raw}, {"corrected", NormMode::corrected}, {"eden", NormMode::eden}}};
+constexpr int kMaxWindow = 1 << 16;
 constexpr std::array<std::pair<std::string_view, bool>, 2> kSwitch = {{{"on", true}, {"off", false}}};
 
 CodecId codec_word(std::string_view word) {
     if (const auto id = find_codec(word)) return *id;
     throw std::invalid_argument(
         "unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
-        ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, outlier=RATIO");
+        ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, outlier=RATIO, sink=N, recent=N");
 }
 
 template <class Table>
@@ -38,6 +39,15 @@ float ratio(std::string_view word) {
         throw std::invalid_argument("outlier=" + std::string(word) +
                                     ": the ratio to the median RMS is a number between 1 and 1000; known to work: 3");
     return r;
+}
+
+int window(std::string_view key, std::string_view word) {
+    int n = -1;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), n);
+    if (error != std::errc() || end != word.data() + word.size() || n < 0 || n > kMaxWindow)
+        throw std::invalid_argument(std::string(key) + "=" + std::string(word) + ": tokens to keep in fp16, a number from 0 to " +
+                                    std::to_string(kMaxWindow));
+    return n;
 }
 
 /// Layer number of "k12" or "v12", nullopt if the key is not of that form.
@@ -91,9 +101,13 @@ KvSpec parse_kv_spec(std::string_view text) {
             spec.norm_mode = choice(key, word, kNormModes);
         else if (key == "outlier")
             spec.outlier_ratio = ratio(word);
+        else if (key == "sink")
+            spec.windows.sink = window(key, word);
+        else if (key == "recent")
+            spec.windows.recent = window(key, word);
         else
             throw std::invalid_argument("unknown key '" + std::string(key) + "' in KV format '" + std::string(text) +
-                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm, outlier");
+                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm, outlier, sink, recent");
     }
     if (!have_k || !have_v)
         throw std::invalid_argument("KV format '" + std::string(text) + "' names only one side; give both: k=WORD,v=WORD");
@@ -113,6 +127,8 @@ std::string to_string(const KvSpec& spec) {
     }
     for (const auto& [word, mode] : kNormModes)
         if (mode == spec.norm_mode) out += ",norm=" + std::string(word);
+    if (spec.windows.sink != WindowSizes::kAuto) out += ",sink=" + std::to_string(spec.windows.sink);
+    if (spec.windows.recent != WindowSizes::kAuto) out += ",recent=" + std::to_string(spec.windows.recent);
     return out;
 }
 

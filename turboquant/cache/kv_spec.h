@@ -7,6 +7,8 @@
 //        | norm=raw|corrected|eden    scale stored with each vector; unless given, corrected for keys and eden for values
 //        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (outlier_channels.h);
 //        3
+//        | sink=N | recent=N         the first N and the most recent N tokens of every sequence stay in fp16, too (exact_rows.h); 1/256 of
+//        the context both together unless said otherwise
 // llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here.
 #pragma once
 
@@ -15,6 +17,7 @@
 #include <string>
 #include <string_view>
 
+#include "turboquant/cache/exact_rows.h"
 #include "turboquant/codec/codec.h"
 
 namespace turboquant {
@@ -26,10 +29,17 @@ struct KvSpec {
     bool offset = true;
     std::optional<NormMode> norm_mode;  ///< none: default_norm_mode of each side
     float outlier_ratio = kOutlierRatio;
+    WindowSizes windows;
 
     NormMode norm(Side side) const { return norm_mode.value_or(default_norm_mode(side)); }
     /// Codec of one side of one layer.
     CodecId codec(Side side, int layer) const;
+
+    /// Exact windows of one layer in a cache of n_cells cells; none if it is uncompressed.
+    WindowSizes windows_of(int layer, std::int64_t n_cells) const {
+        const bool compressed = codec(Side::key, layer) != CodecId::raw || codec(Side::value, layer) != CodecId::raw;
+        return compressed ? windows.resolve(n_cells) : WindowSizes{0, 0};
+    }
 
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };

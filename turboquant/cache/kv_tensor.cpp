@@ -34,10 +34,13 @@ void KvTensor::bind_head_dim(int head_dim) {
                                     " values) is not supported; supported: " + known + ". Run this model without a turboquant device");
     }
     head_dim_ = head_dim;
+    if (g_.windows.any()) exact_ = std::make_unique<ExactRows>(g_.windows, g_.side, n_head(), head_dim, g_.n_cells, g_.n_streams);
     if (has_outliers(g_.codec)) outliers_ = std::make_unique<OutlierChannels>(g_.codec, n_head(), head_dim, g_.outlier_ratio);
 }
 
-std::size_t KvTensor::format_bytes() const { return bound() ? tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) : 0; }
+std::size_t KvTensor::format_bytes() const {
+    return bound() ? tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) + (exact_ ? exact_->full_bytes() : 0) : 0;
+}
 
 TileView KvTensor::view(std::int64_t stream) const {
     const std::size_t bytes = tile_bytes(shape());
@@ -117,6 +120,8 @@ void KvTensor::reset() {
     if (outliers_) outliers_->reset();
     first_.clear();
     pieces_.clear();
+    pending_.clear();
+    if (exact_) exact_->clear();
 }
 
 bool KvTensor::encode_rows(const Kernels& k, const float* values, std::size_t stride, std::span<const std::int64_t> rows) {
@@ -191,7 +196,8 @@ void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<co
     }
 }
 
-void KvTensor::copy_stream(std::int64_t src, std::int64_t dst) {
+void KvTensor::copy_stream(const Kernels& k, std::int64_t src, std::int64_t dst) {
+    if (exact_) exact_->copy_stream(src, dst, k);
     const std::size_t bytes = tiles_per_stream() * n_head() * tile_bytes(shape());
     if (src != dst) std::memcpy(memory_ + dst * bytes, memory_ + src * bytes, bytes);
 }

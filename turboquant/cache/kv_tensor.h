@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "turboquant/attention/attention.h"
+#include "turboquant/cache/exact_rows.h"
 #include "turboquant/cache/first_rows.h"
 #include "turboquant/cache/key_offset.h"
 #include "turboquant/cache/outlier_channels.h"
@@ -38,6 +39,7 @@ class KvTensor {
         std::int64_t n_cells = 0;  ///< rows per stream
         std::int64_t n_streams = 1;
         float outlier_ratio = kOutlierRatio;  ///< see OutlierChannels
+        WindowSizes windows{0, 0};
     };
 
     /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd; rows of fp16 if none
@@ -57,7 +59,7 @@ class KvTensor {
     /// earlier one.
     void bind_head_dim(int head_dim);
 
-    /// Bytes of all cells in this format, codes and scales; 0 before the head size is bound.
+    /// Bytes of all cells in this format, codes and scales, and of the exact windows; 0 before the head size is bound.
     std::size_t format_bytes() const;
 
     TileShape shape() const { return {g_.codec, g_.side, head_dim_, outliers_ ? outliers_->count() : 0}; }
@@ -90,6 +92,9 @@ class KvTensor {
     const OutlierChannels* outliers() const { return outliers_.get(); }
     void enable_offset() { offset_ = std::make_unique<KeyOffset>(n_head(), head_dim()); }
 
+    /// Exact windows, or null if there are none. Made when the head size is bound. Beside encode*(), add() must be called for every batch.
+    ExactRows* exact() const { return exact_.get(); }
+
     /// Decoded row in the model's space, offset included (n_embd values).
     void read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
 
@@ -101,12 +106,15 @@ class KvTensor {
     RestoreResult restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
                                bool places);
 
+    /// Must precede any use of restored rows: exact keys whose offset did not come with other rows are measured anew, as if just written.
+    void finish_restore(const Kernels& k, const CellPositions& cells);
+
     /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode. The removed offset moves with the
     /// cell's position by itself.
     void rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table);
 
     /// Copies all cells of a stream.
-    void copy_stream(std::int64_t src, std::int64_t dst);
+    void copy_stream(const Kernels& k, std::int64_t src, std::int64_t dst);
 
     std::uint64_t shift_generation = 0;  ///< see CellPositions::shift
 
@@ -128,8 +136,12 @@ class KvTensor {
     int head_dim_ = 0;
     FirstRows first_;
     std::unique_ptr<KeyOffset> offset_;
+    void encode_pending(const Kernels& k, const CellPositions& cells, bool measure);
+
+    std::vector<std::int64_t> pending_;         ///< exact keys that were restored, but not compressed yet: their offset is to come
     std::map<std::uint32_t, MuPieces> pieces_;  ///< by hash, of the state that is being restored
     std::unique_ptr<OutlierChannels> outliers_;
+    std::unique_ptr<ExactRows> exact_;
 };
 
 }  // namespace turboquant

@@ -52,9 +52,13 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         return;
     }
-    if (!codec_info(g_.codec).rotated) {
+    const auto exact = exact_ && !offset_ ? exact_->find(row) : std::nullopt;
+    if (!codec_info(g_.codec).rotated || exact) {
         std::vector<float> x(g_.n_embd);
-        read_row(row, cells, x);
+        if (exact)
+            x = *exact;
+        else
+            read_row(row, cells, x);
         std::transform(x.begin(), x.end(), out.begin(), to_half);
         return;
     }
@@ -63,6 +67,11 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
     if (const KeyOffset::Row* kept = pos >= 0 && !offset_->frozen(id) ? offset_->find_kept(id, row, pos) : nullptr) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         tag_keys(out, pos, id);
+        return;
+    }
+    if (const auto keys = exact_ && pos >= 0 && offset_->frozen(id) && out.size() >= kTagValues ? exact_->find(row) : std::nullopt) {
+        std::transform(keys->begin(), keys->end(), out.begin(), to_half);
+        tag_exact_keys(out, pos, offset_->mu_hash(id));
         return;
     }
     PackedHeader header{g_.codec, head_dim_, pos, 0};
@@ -76,16 +85,17 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
 void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
     constexpr std::int32_t kMaxPosition = 1 << 24;  // beyond any context: random bytes that look like a position
     const std::int32_t pos = packed ? (packed->mu_hash ? packed->pos : -1) : tag.pos;
+    const std::uint32_t hash = packed ? packed->mu_hash : tag.mu_hash;
     if (pos < 0 || pos >= kMaxPosition) {
         cells.forget(row);
         return;
     }
     int known = -1;
-    for (int id = 0; packed && id < CellPositions::kMaxOffsets; id++) {
+    for (int id = 0; hash && id < CellPositions::kMaxOffsets; id++) {
         offset_->begin(id, cells.generation(id));
-        if (offset_->mu_hash(id) == packed->mu_hash) known = id;
+        if (offset_->mu_hash(id) == hash) known = id;
     }
-    const auto name = packed ? std::pair(-1, packed->mu_hash) : std::pair(tag.offset_id, 0u);
+    const auto name = hash ? std::pair(-1, hash) : std::pair(tag.offset_id, 0u);
     const int id = cells.restore(row, pos, name, known);
     offset_->begin(id, cells.generation(id));
 }
@@ -95,6 +105,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     const std::size_t n_embd = g_.n_embd;
     const auto saved = [&](std::int64_t i) { return std::span<const std::uint16_t>(in + i * n_embd, n_embd); };
     std::vector<std::optional<PackedHeader>> headers(n);
+    if (exact_) exact_->forget(first, n);
     if (pieces_.size() > CellPositions::kMaxOffsets) pieces_.clear();
     for (std::int64_t i = 0; i < n; i++) {
         headers[i] = packed_header(saved(i));
@@ -146,17 +157,51 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
                 other.freeze(0, *mu);
                 other.remove(0, one, h->pos, -1);
             }
-        } else if (!decode_plain(saved(i), one)) {
-            result = RestoreResult::not_finite;
+        } else {
+            std::vector<std::uint16_t> values(saved(i).begin(), saved(i).end());
+            if (exact_ && g_.side == Side::key) clear_tag(values);
+            if (!decode_plain(values, one)) result = RestoreResult::not_finite;
+            if (exact_ && cells.at(row) >= 0) {
+                exact_->put(k, one.data(), row);
+                if (id >= 0 && read_tag(saved(i)).mu_hash && !offset_->frozen(id)) {
+                    pending_.push_back(row);
+                    continue;
+                }
+            }
         }
         rows.push_back(row);
         x.insert(x.end(), one.begin(), one.end());
     }
+    encode_pending(k, cells, false);
     if (rows.empty()) return result;
     const bool finite = offset_       ? encode_keys(k, x.data(), n_embd, rows, cells)
                         : measuring() ? encode_rows(k, x.data(), n_embd, rows)
                                       : encode_plain(k, rows, x);
     return finite ? result : RestoreResult::not_finite;
+}
+
+void KvTensor::finish_restore(const Kernels& k, const CellPositions& cells) { encode_pending(k, cells, true); }
+
+// Those whose offset is known by now; with `measure` all of them.
+void KvTensor::encode_pending(const Kernels& k, const CellPositions& cells, bool measure) {
+    if (pending_.empty()) return;
+    std::vector<std::int64_t> rows, later;
+    for (const std::int64_t row : pending_) {
+        const int id = cells.at(row) >= 0 ? cells.offset_id(row) : -1;
+        const bool ready = id < 0 || measure || (offset_->frozen(id) && !offset_->expected(id));
+        (ready ? rows : later).push_back(row);
+    }
+    pending_ = later;
+    std::sort(rows.begin(), rows.end(), [&](std::int64_t a, std::int64_t b) {
+        return std::pair(cells.offset_id(a), cells.at(a)) < std::pair(cells.offset_id(b), cells.at(b));
+    });
+    std::vector<float> x;
+    std::erase_if(rows, [&](std::int64_t row) {
+        const auto keys = exact_->find(row);
+        if (keys) x.insert(x.end(), keys->begin(), keys->end());
+        return !keys;
+    });
+    if (!rows.empty()) encode_keys(k, x.data(), g_.n_embd, rows, cells);
 }
 
 }  // namespace turboquant

@@ -18,6 +18,8 @@ constexpr std::uint32_t check_word(std::uint32_t pos, int id) {
     return ((pos * 0x9E3779B1u) ^ 0x54517631u) + static_cast<std::uint32_t>(id);
 }
 
+constexpr std::uint32_t exact_check_word(std::uint32_t pos, std::uint32_t hash) { return (pos * 0x85EBCA6Bu ^ 0x45784163u) + (hash ^ hash >> 15) * 0xC2B2AE35u; }
+
 /// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
 std::uint16_t header_check(const std::uint8_t* p) {
     std::uint32_t h = 2166136261u;
@@ -108,8 +110,14 @@ void tag_keys(std::span<std::uint16_t> row, std::int32_t pos, int offset_id) {
     for (std::size_t i = 0; i < kTagBits; i++) row[i] = static_cast<std::uint16_t>((row[i] & ~1u) | (bits >> i & 1));
 }
 
+void tag_exact_keys(std::span<std::uint16_t> row, std::int32_t pos, std::uint32_t mu_hash) {
+    const auto p = static_cast<std::uint32_t>(pos);
+    const std::uint32_t words[] = {p, exact_check_word(p, mu_hash), mu_hash};
+    for (std::size_t i = 0; i < kTagValues; i++) row[i] = static_cast<std::uint16_t>((row[i] & ~1u) | (words[i / 32] >> i % 32 & 1));
+}
+
 void clear_tag(std::span<std::uint16_t> row) {
-    for (std::size_t i = 0; i < kTagBits && row.size() >= kTagBits; i++) row[i] &= static_cast<std::uint16_t>(~1u);
+    for (std::size_t i = 0; i < std::min(kTagValues, row.size()) && row.size() >= kTagBits; i++) row[i] &= static_cast<std::uint16_t>(~1u);
 }
 
 KeyTag read_tag(std::span<const std::uint16_t> row) {
@@ -117,8 +125,12 @@ KeyTag read_tag(std::span<const std::uint16_t> row) {
     std::uint64_t bits = 0;
     for (std::size_t i = 0; i < kTagBits; i++) bits |= static_cast<std::uint64_t>(row[i] & 1) << i;
     const auto pos = static_cast<std::uint32_t>(bits);
+    std::uint32_t hash = 0;
+    for (std::size_t i = 64; i < kTagValues && row.size() >= kTagValues; i++) hash |= static_cast<std::uint32_t>(row[i] & 1) << (i - 64);
+    if (hash && static_cast<std::uint32_t>(bits >> 32) == exact_check_word(pos, hash) && pos <= 0x7fffffffu)
+        return {static_cast<std::int32_t>(pos), 0, hash};
     const std::uint32_t id = static_cast<std::uint32_t>(bits >> 32) - check_word(pos, 0);
-    return id < kMaxIds && pos <= 0x7fffffffu ? KeyTag{static_cast<std::int32_t>(pos), static_cast<int>(id)} : KeyTag{};
+    return id < kMaxIds && pos <= 0x7fffffffu ? KeyTag{static_cast<std::int32_t>(pos), static_cast<int>(id), 0} : KeyTag{};
 }
 
 }  // namespace turboquant

@@ -5,7 +5,10 @@
 //   written): if a foreign f16
 //              cache loads it, attention over it is NaN, so it fails visibly instead of computing garbage.
 //   measuring  fp16 keys in the model's space while a layer's offset is not frozen yet; the position rides in the last mantissa bits
-//   (tag_keys) plain      anything else: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
+//   (tag_keys)
+//   exact      fp16 keys of an exact window (exact_rows.h), tagged with the hash of their sequence's offset, too; what is stored of them in
+//   compressed form comes back by encoding them again
+//   plain      anything else, and values of an exact window: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
 //
 // Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version (1), u8 codec, u8 head_dim / 16, u8 check (high byte; of these
 // fields and the next two); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); then row_bytes(codec, head_dim) bytes
@@ -55,11 +58,16 @@ class MuPieces {
 
 struct KeyTag {
     std::int32_t pos = -1;
-    int offset_id = 0;  ///< tells sequences of one saved state apart
+    int offset_id = 0;          ///< tells sequences of one saved state apart
+    std::uint32_t mu_hash = 0;  ///< of exact rows: then offset_id means nothing
 };
+/// Values of a row that tags change, in the last mantissa bit.
+inline constexpr std::size_t kTagValues = 96;
 /// Puts a position and an offset id (< 64) into the last mantissa bits of the first 64 values of an fp16 row (32 bits, and 32 of check):
 /// one unit in the last place at most. Nothing if the row is shorter or pos < 0.
 void tag_keys(std::span<std::uint16_t> row, std::int32_t pos, int offset_id);
+/// Likewise of the first 96 values: position, check, hash of the removed offset. Needs kTagValues values and pos >= 0.
+void tag_exact_keys(std::span<std::uint16_t> row, std::int32_t pos, std::uint32_t mu_hash);
 /// Clears the bits that a tag would take: keys with their tag cleared are the same before saving and after restoring.
 void clear_tag(std::span<std::uint16_t> row);
 /// The tag found in an fp16 row; pos = -1 if there is none.

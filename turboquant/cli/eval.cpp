@@ -24,6 +24,7 @@ enum class Mode { batch, decode };
 struct EvalOptions {
     std::string model, text_file, calib_file;
     std::vector<std::string> kv;
+    WindowSizes windows;
     ContextOptions context;
     int chunks = 6;
     Mode mode = Mode::batch;
@@ -96,7 +97,7 @@ std::vector<llama_token> chunked_tokens(const llama_vocab* vocab, const EvalOpti
 }
 
 std::vector<Result> evaluate(EvalOptions o, const GlobalOptions& global) {
-    const KvArguments arguments(o.kv);
+    const KvArguments arguments(o.kv, o.windows);
     if (o.context.n_threads == 0) o.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     ModelFile file(o.model, global);
     const CacheSpec f16 = parse_cache_spec("f16");
@@ -163,6 +164,7 @@ void add_eval(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("-f,--file", o->text_file, "Text to evaluate on")->required();
     cmd->add_option("--kv", o->kv, "KV cache formats, any number: see `turboquant formats`, or auto:BITS, auto:SIZE, PLAN.json")
         ->required();
+    add_window_options(*cmd, o->windows);
     cmd->add_option("--calib", o->calib_file, "Text on which auto: measures (default: the model writes one)");
     cmd->add_option("-c,--ctx-size", o->context.n_ctx, "Tokens per chunk; the second half of each is scored")
         ->check(CLI::Range(8, 1 << 30))

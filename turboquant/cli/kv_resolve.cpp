@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 
+#include "CLI/CLI.hpp"
 #include "fmt/format.h"
 
 namespace turboquant::cli {
@@ -14,14 +15,25 @@ constexpr std::string_view kAuto = "auto:";
 
 }  // namespace
 
-KvArguments::KvArguments(const std::vector<std::string>& texts) {
+void add_window_options(CLI::App& command, WindowSizes& windows) {
+    command.add_option("--sink", windows.sink, "First tokens that stay in f16, too, for all formats of ours (default: up to 4)")
+        ->check(CLI::Range(0, 65536));
+    command.add_option("--recent", windows.recent, "Most recent tokens that do (default: with --sink 1/256 of the context)")
+        ->check(CLI::Range(0, 65536));
+}
+
+KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes windows) {
+    std::string items;
+    if (windows.sink != WindowSizes::kAuto) items += fmt::format(",sink={}", windows.sink);
+    if (windows.recent != WindowSizes::kAuto) items += fmt::format(",recent={}", windows.recent);
     for (const std::string& text : texts) {
         Argument a;
         if (text.starts_with(kAuto)) {
             const std::string rest = text.substr(kAuto.size());
             const std::size_t comma = std::min(rest.find(','), rest.size());
             a.budget = parse_budget(rest.substr(0, comma));
-            a.items = comma < rest.size() ? rest.substr(comma + 1) : "";
+            a.items = rest.substr(comma) + items;
+            if (!a.items.empty()) a.items.erase(0, 1);
             if (!a.items.empty()) parse_cache_spec("k=raw,v=raw," + a.items);
             a.spec.name = text;
         } else if (text.ends_with(".json")) {
@@ -31,6 +43,8 @@ KvArguments::KvArguments(const std::vector<std::string>& texts) {
         } else {
             a.spec = parse_cache_spec(text);
         }
+        if (a.spec.ours && windows.sink != WindowSizes::kAuto) a.spec.ours->windows.sink = windows.sink;
+        if (a.spec.ours && windows.recent != WindowSizes::kAuto) a.spec.ours->windows.recent = windows.recent;
         if (std::ranges::none_of(arguments_, [&](const Argument& b) { return b.spec.name == a.spec.name; }))
             arguments_.push_back(std::move(a));
     }

@@ -11,13 +11,21 @@
 
 #include "turboquant/cli/planner.h"
 
+namespace CLI {
+class App;
+}
+
 namespace turboquant::cli {
+
+/// --sink and --recent: exact windows of all formats of ours.
+void add_window_options(CLI::App& command, WindowSizes& windows);
 
 class KvArguments {
   public:
     /// Parses all texts, without a model: whatever can be wrong about the words is told now. Repetitions are dropped. Throws CommandError
     /// and std::invalid_argument.
-    explicit KvArguments(const std::vector<std::string>& texts);
+    /// `windows`: of all formats of ours, where given (kAuto: as the text says).
+    explicit KvArguments(const std::vector<std::string>& texts, WindowSizes windows = {});
 
     /// The formats, in order. Plans for another model are refused; those of `auto` are made (measuring takes a minute or so, once for all
     /// budgets) and shown on stderr. Their name is the text they were given as. n_ctx: context for which a budget in bytes is counted; 0:

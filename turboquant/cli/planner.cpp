@@ -113,6 +113,16 @@ double Planner::cells(const Slot& s, int n_ctx) const {
     return static_cast<double>(s.n_cells < probe_ctx_ ? std::min<std::int64_t>(s.n_cells, n_ctx) : n_ctx);
 }
 
+double Planner::window_bits(int n_ctx) const {
+    const WindowSizes windows = parse_cache_spec("turbo4" + (options_.spec_options.empty() ? "" : "," + options_.spec_options)).ours->windows;
+    double bits = 0;
+    for (const Slot& s : slots_) {
+        const auto n = static_cast<std::int64_t>(cells(s, n_ctx));
+        bits += windows.resolve(n).bits(n, static_cast<std::int64_t>(s.head_dim) * s.n_heads);
+    }
+    return bits;
+}
+
 double Planner::n_values(int n_ctx) const {
     double n = 0;
     for (const Slot& s : slots_) n += cells(s, n_ctx) * s.head_dim * s.n_heads;
@@ -141,7 +151,7 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
     };
     check(least_bits(n_ctx));
     if (!meter_) measure_slots();
-    const double fixed = fixed_bits_ * n_ctx;
+    const double fixed = fixed_bits_ * n_ctx + window_bits(n_ctx);
     check(least_bits(n_ctx) + fixed);
 
     const std::vector<CodecId> codecs = candidates();

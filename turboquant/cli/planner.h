@@ -61,6 +61,7 @@ class Planner {
     double least_bits(int n_ctx) const;
     double n_values(int n_ctx) const;
     double cells(const Slot& slot, int n_ctx) const;
+    double window_bits(int n_ctx) const;
     std::string spec_with(const Slot& slot, CodecId codec) const;
 
     ModelFile* file_;

@@ -14,6 +14,7 @@ namespace {
 
 struct RunOptions {
     std::string model, prompt, prompt_file, kv{kCodecs[0].name}, calib_file;
+    WindowSizes windows;
     ContextOptions context{.n_ctx = 0};
     int n_predict = 128, top_k = 40;
     float temp = 0, top_p = 0.95f, min_p = 0.05f;
@@ -55,7 +56,7 @@ void print_memory(const Session& session) {
 }
 
 void run(RunOptions o, const GlobalOptions& global) {
-    const KvArguments arguments({o.kv});
+    const KvArguments arguments({o.kv}, o.windows);
     const std::string prompt = o.prompt_file.empty() ? o.prompt : read_text_file(o.prompt_file);
     if (prompt.empty()) throw CommandError("the prompt is empty; give one with -p TEXT or -f FILE");
     ModelFile file(o.model, global);
@@ -123,6 +124,7 @@ void add_run(CLI::App& app, const GlobalOptions& global) {
         ->check(CLI::Range(1, 1 << 20))
         ->capture_default_str();
     cmd->add_option("--kv", o->kv, "KV cache format: see `turboquant formats`, or auto:BITS, auto:SIZE, PLAN.json")->capture_default_str();
+    add_window_options(*cmd, o->windows);
     cmd->add_option("--calib", o->calib_file, "Text on which auto: measures (default: the model writes one)");
     cmd->add_option("--temp", o->temp, "Temperature; 0: greedy")->check(CLI::Range(0.0, 100.0))->capture_default_str();
     cmd->add_option("--top-k", o->top_k, "Sample from the k most likely; 0: all")->check(CLI::Range(0, 1 << 30))->capture_default_str();

@@ -36,6 +36,7 @@ KvTensor::Geometry geometry_of(const Device& device, Side side, const ggml_tenso
     g.n_embd = t->ne[0];
     g.n_cells = t->ne[1];
     g.n_streams = t->ne[2] * t->ne[3];
+    g.windows = device.auto_bits > 0 ? spec.windows.resolve(g.n_cells) : spec.windows_of(kv_layer(t->name), g.n_cells);
     return g;
 }
 
@@ -69,7 +70,7 @@ void for_each_row(const RowRange& r, F&& f) {
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t offset, size_t size) {
-    const KvExtra* e = kv_extra(t);
+    KvExtra* e = kv_extra(t);
     if (!e) {
         std::memcpy(data, static_cast<const char*>(t->data) + offset, size);
         return;
@@ -78,6 +79,7 @@ void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t 
         std::memset(data, 0, size);
         return;
     }
+    e->kv.finish_restore(kernels(), *e->positions);
     std::vector<std::uint16_t> row(e->kv.geometry().n_embd);
     for_each_row(nominal_range(t, offset, size), [&](std::int64_t r, std::size_t in_row, std::size_t n, std::size_t at) {
         e->kv.save_row(r, *e->positions, row);
@@ -141,8 +143,9 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
         return false;
     const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes),
                to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
+    s->kv.finish_restore(kernels(), *s->positions);
     s->kv.freeze();
-    s->kv.copy_stream(from, to);
+    s->kv.copy_stream(kernels(), from, to);
     if (s->kv.geometry().side == Side::key) s->positions->copy_stream(from, to);
     return true;
 }
@@ -265,6 +268,7 @@ void KvBuffer::choose_formats(int head_dim) {
             throw std::invalid_argument("auto: layers with heads of different sizes; name the formats, or a plan");
         slots.push_back({g.side, head_dim, static_cast<int>(g.n_embd / head_dim)});
         values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
+        fixed += g.windows.bits(g.n_cells, g.n_embd) * static_cast<double>(g.n_streams);
     }
     for (const auto& p : positions_) fixed += 8.0 * static_cast<double>(p->bytes());
     const std::vector<CodecId> formats = unmeasured_formats(slots, device_.auto_bits - fixed / values, device_.spec.offset);
@@ -304,6 +308,7 @@ void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {
         std::vector<unsigned char> resident((end - first) / page);
         if (mincore(reinterpret_cast<void*>(first), end - first, resident.data()) == 0)
             for (const unsigned char r : resident) s.touched_bytes += (r & 1) * page;
+        if (e->kv.exact()) s.touched_bytes += e->kv.exact()->bytes();
     }
     for (const auto& p : positions_) s.format_bytes += p->bytes(), s.reserved_bytes += p->bytes(), s.touched_bytes += p->bytes();
 }

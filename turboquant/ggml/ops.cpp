@@ -93,6 +93,44 @@ bool set_score_term(OpContext& ctx, KvExtra& e, std::int64_t stream, AttentionAr
     return true;
 }
 
+/// Splits a call over the threads.
+void run_call(OpContext& ctx, const AttentionArgs& a) {
+    const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
+    const AttentionPlan plan = plan_attention(*ctx.kernels, a, work < 4096 ? 1 : ctx.n_threads);
+    if (ctx.workspace.size() < plan.workspace_bytes + 64) ctx.workspace.resize(plan.workspace_bytes + 64);
+    auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(ctx.workspace.data()) + 63) / 64 * 64);
+    run_team(plan.n_threads, [&](int ith) { run_attention(*ctx.kernels, plan, a, ws, ith); });
+    if (plan.n_chunks > 1) run_team(plan.n_threads, [&](int ith) { merge_attention(*ctx.kernels, plan, a, ws, ith); });
+}
+
+void run_windowed(OpContext& ctx, const AttentionArgs& a, KvExtra& ke, KvExtra& ve, std::int64_t stream) {
+    ExactRows *k = ke.kv.exact(), *v = a.v_is_k ? nullptr : ve.kv.exact();
+    if (v) k->align(*ctx.kernels, *v);
+    if (!ctx.windows.split(a, *k, v, *ke.positions, stream)) return run_call(ctx, a);
+    run_call(ctx, ctx.windows.compressed());
+    run_call(ctx, ctx.windows.exact());
+    run_team(a.n_tokens < 16 ? 1 : ctx.n_threads, [&](int ith) { ctx.windows.merge(ith, a.n_tokens < 16 ? 1 : ctx.n_threads); });
+}
+
+/// Encodes rows of keys or values; false if a value is not finite.
+bool encode_rows(OpContext& ctx, KvExtra& e, const float* x, std::size_t stride) {
+    KvTensor& kv = e.kv;
+    if (kv.geometry().side == Side::key && removes_offset(e)) return kv.encode_keys(*ctx.kernels, x, stride, ctx.rows, *e.positions);
+    if (kv.measuring()) return kv.encode_rows(*ctx.kernels, x, stride, ctx.rows);
+    // Split over heads: tiles of different heads are disjoint.
+    const auto n = static_cast<std::int64_t>(ctx.rows.size());
+    const int n_head = kv.n_head(), head_dim = kv.head_dim();
+    const int parts = n * n_head < 64 ? 1 : std::min(ctx.n_threads, n_head);
+    ctx.cells.resize(n * parts);
+    std::atomic<bool> finite = true;
+    run_team(parts, [&](int ith) {
+        const std::span<std::int64_t> scratch(ctx.cells.data() + n * ith, n);
+        for (int h = ith; h < n_head; h += parts)
+            if (!kv.encode(*ctx.kernels, h, x + h * head_dim, stride, ctx.rows, scratch)) finite = false;
+    });
+    return finite;
+}
+
 }  // namespace
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
@@ -113,24 +151,17 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         ctx.rows[i] = idx->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at) : *reinterpret_cast<const std::int32_t*>(at);
         if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
     }
+    e->kv.finish_restore(*ctx.kernels, *e->positions);
     if (g.side == Side::key) set_positions(*ctx.device, *e, op, ctx.rows);
-    if (g.side == Side::key && removes_offset(*e))
-        return e->kv.encode_keys(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows, *e->positions) ? std::string()
-                                                                                                             : not_finite(op);
-    if (e->kv.measuring())
-        return e->kv.encode_rows(*ctx.kernels, floats(x), x->nb[1] / sizeof(float), ctx.rows) ? std::string() : not_finite(op);
-
-    // Split over heads: tiles of different heads are disjoint.
-    const int n_head = e->kv.n_head(), head_dim = e->kv.head_dim();
-    const int parts = n * n_head < 64 ? 1 : std::min(ctx.n_threads, n_head);
-    ctx.cells.resize(n * parts);
-    std::atomic<bool> finite = true;
-    run_team(parts, [&](int ith) {
-        const std::span<std::int64_t> scratch(ctx.cells.data() + n * ith, n);
-        for (int h = ith; h < n_head; h += parts)
-            if (!e->kv.encode(*ctx.kernels, h, floats(x) + h * head_dim, x->nb[1] / sizeof(float), ctx.rows, scratch)) finite = false;
-    });
-    return finite ? std::string() : not_finite(op);
+    const float* values = floats(x);
+    std::size_t stride = x->nb[1] / sizeof(float);
+    if (e->kv.exact()) {
+        round_rows(g.side, values, stride, ctx.rows.size(), g.n_embd, ctx.rounded);
+        values = ctx.rounded.data(), stride = g.n_embd;
+    }
+    if (!encode_rows(ctx, *e, values, stride)) return not_finite(op);
+    if (e->kv.exact()) e->kv.exact()->add(*ctx.kernels, values, stride, ctx.rows, *e->positions);
+    return {};
 }
 
 std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
@@ -172,6 +203,7 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     if (ke->kv.geometry().n_cells != ve->kv.geometry().n_cells || a.n_kv > n_cells)
         return "sizes of " + name_of(k) + " and " + name_of(v) + " differ";
 
+    ke->kv.finish_restore(*ctx.kernels, *ke->positions);
     for (std::int64_t s = 0; s < q->ne[3]; s++) {
         a.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + s * q->nb[3]);
         a.out = reinterpret_cast<float*>(static_cast<char*>(op->data) + s * op->nb[3]);
@@ -182,14 +214,13 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
         if (removes_offset(*ke) && !set_score_term(ctx, *ke, first_row / n_cells + s, a))
             return "a restored state holds too few rows of " + name_of(k) + " to tell the offset that was removed from its keys";
         if (const char* error = check_attention_args(a)) return "attention over " + name_of(k) + ": " + error;
-        const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
-        const int n_threads = work < 4096 ? 1 : ctx.n_threads;
-        const AttentionPlan plan = plan_attention(*ctx.kernels, a, n_threads);
-        if (ctx.workspace.size() < plan.workspace_bytes + 64) ctx.workspace.resize(plan.workspace_bytes + 64);
-        auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(ctx.workspace.data()) + 63) / 64 * 64);
-        run_team(plan.n_threads, [&](int ith) { run_attention(*ctx.kernels, plan, a, ws, ith); });
-        if (plan.n_chunks > 1) run_team(plan.n_threads, [&](int ith) { merge_attention(*ctx.kernels, plan, a, ws, ith); });
+        if (ke->kv.exact())
+            run_windowed(ctx, a, *ke, *ve, first_row / n_cells + s);
+        else
+            run_call(ctx, a);
     }
+    for (KvExtra* e : {ke, ve})
+        if (e->kv.exact()) e->kv.exact()->trim(*e->positions);
     return {};
 }
 
@@ -206,6 +237,7 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     if (x->ne[2] != n_rows || shift->ne[0] < n_rows || p.n_offset + p.n_dims > e->kv.head_dim())
         return "context shift of a part of " + name_of(op) + " is not supported; run without --context-shift";
 
+    e->kv.finish_restore(*ctx.kernels, *e->positions);
     e->kv.freeze();  // what was kept for measuring has the old positions
     const auto* delta = static_cast<const std::int32_t*>(shift->data);
     const int parts = ctx.n_threads;
@@ -219,6 +251,7 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
             e->kv.rotate_row(row, p, table);
         }
     });
+    if (e->kv.exact()) e->kv.exact()->rotate(*ctx.kernels, p, {delta, static_cast<std::size_t>(n_rows)});
     if (e->positions) e->positions->shift({delta, static_cast<std::size_t>(n_rows)}, e->kv.shift_generation);
     return {};
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "turboquant/cache/window_attention.h"
 #include "turboquant/ggml/buffer.h"
 
 namespace turboquant::ggml {
@@ -26,6 +27,8 @@ struct OpContext {
     std::vector<float> q_terms;  ///< score terms of the queries of one attention call
     std::vector<std::uint8_t> cell_terms;
     std::vector<std::int32_t> cell_pos;
+    WindowAttention windows;
+    std::vector<float> rounded;
     std::vector<TrigTable> trig;  ///< one per RoPE of the model (layers may differ in it)
 };
 

@@ -203,6 +203,7 @@ inline void finish(const AttentionCall& c, const AttentionUnit& u, const float* 
         }
         if (sink > kMinusInfinity) l += exp2(sink - m);
         const float norm = l > 0 ? 1 / l : 0;
+        if (a.lse) a.lse[t * a.n_head + h] = l > 0 ? (m + __builtin_log2f(l)) / kLog2e : kMinusInfinity;
         float* out = a.out + t * a.out_token_stride + h * a.out_head_stride;
         if (c.v->rotated)
             rotate(*c.v, y, y, norm, true);

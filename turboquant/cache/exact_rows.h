@@ -1,0 +1,108 @@
+// Exact windows: the first tokens (sink) and the most recent ones of each sequence, kept in fp16 beside the compressed cache.
+//
+// Every row is compressed when it is written, as without windows; the store below holds a copy of those that some query may want exactly. A
+// query at position p sees as exact the cells at positions < sink and > p - recent that its mask shows, its own among them, and all others
+// compressed, so it does not matter how a prompt was cut into batches: the rows of a batch stay in the store until attention over them is
+// done, then those that left the windows go (trim). Attention takes the two parts apart and merges them by their log-sum-exp
+// (window_attention.h).
+//
+// What a cell's position is, and which sequence it belongs to, CellPositions says. Sequences that branch off from each other share an
+// offset id, and so one window, which the branch that is ahead moves; a sequence cut back by more than one token finds the tokens before the
+// cut compressed: exactness is lost then, nothing else.
+//
+// Rows are rounded to fp16 before they are compressed, too (round_rows), so that a saved exact row tells both forms.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "turboquant/attention/attention.h"
+#include "turboquant/cache/positions.h"
+#include "turboquant/cache/rope.h"
+#include "turboquant/kernels/kernels.h"
+
+namespace turboquant {
+
+/// Tokens of each sequence. By default both together take 1/256 of the context, which costs 1/16 bit per value at any length: the first
+/// four at most (large models attend to them as a resting place), for the rest the most recent ones (docs/quality.md: a third of the
+/// divergence is left with them).
+struct WindowSizes {
+    static constexpr int kAuto = -1;
+    int sink = kAuto, recent = kAuto;
+
+    bool any() const { return sink > 0 || recent > 0; }
+    /// The sizes in a cache of n_cells cells per stream.
+    WindowSizes resolve(std::int64_t n_cells) const {
+        const int both = static_cast<int>(n_cells / 256), first = both < 16 ? both / 4 : 4;
+        return {sink == kAuto ? first : sink, recent == kAuto ? both - first : recent};
+    }
+    /// What resolved windows take in a stream of n_cells rows of n_embd values.
+    double bits(std::int64_t n_cells, std::int64_t n_embd) const {
+        return 16.0 * static_cast<double>(std::min<std::int64_t>(sink + recent, n_cells) * n_embd);
+    }
+    friend bool operator==(const WindowSizes&, const WindowSizes&) = default;
+};
+
+/// Rounds n rows of n_embd values at x[i*stride] to the fp16 values that are stored (of keys without the bits that a tag takes,
+/// saved_row.h), into out[i*n_embd].
+void round_rows(Side side, const float* x, std::size_t stride, std::size_t n, std::size_t n_embd, std::vector<float>& out);
+
+/// The exact rows of one KV tensor, as `raw` tiles for the kernels. All streams together: a row of the cache is stream * n_cells + cell.
+class ExactRows {
+  public:
+    /// Windows of at most so many sequences (or streams, if there are more) are kept, those written last.
+    static constexpr int kMaxSequences = 8;
+
+    ExactRows(WindowSizes windows, Side side, int n_head, int head_dim, std::int64_t n_cells, std::int64_t n_streams);
+
+    const WindowSizes& windows() const { return windows_; }
+
+    /// Takes in a batch that was just placed: x[i*stride ..+n_head*head_dim) is row rows[i]. A token at position p ends what was kept of its
+    /// sequence from p on: it was cut back. Rows of unknown position are not kept. Values must be finite and are stored as fp16.
+    void add(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells);
+    /// Takes in a restored row, in any order.
+    void put(const Kernels& k, const float* x, std::int64_t row);
+    /// The values of a row, or none if it is not kept.
+    std::optional<std::vector<float>> find(std::int64_t row) const;
+    /// Drops what no later query can want.
+    void trim(const CellPositions& cells);
+    /// Forgets a row whose compressed form was replaced (restored state).
+    void forget(std::int64_t first, std::int64_t n);
+    void clear();
+    /// As KvTensor: positions have been copied or will be moved by the caller.
+    void copy_stream(std::int64_t src, std::int64_t dst, const Kernels& k);
+    /// Rotates the kept rows by shift[row], each by its own RoPE table (context shift).
+    void rotate(const Kernels& k, const RopeParams& rope, std::span<const std::int32_t> shift);
+
+    /// Cells of the kernel's view: slot -> row, -1 where the slot is free.
+    std::span<const std::int64_t> slots() const { return slots_; }
+    TileView view() const;
+    /// Puts rows into the slots that they have in `other` (rows that are not in both are dropped). Nothing to do if they are there already.
+    void align(const Kernels& k, ExactRows& other);
+
+    /// Bytes now, and with all windows full (as many sequences as there are streams).
+    std::size_t bytes() const { return tiles_.size(); }
+    std::size_t full_bytes() const;
+
+  private:
+    std::size_t n_embd() const { return static_cast<std::size_t>(n_head_) * shape_.head_dim; }
+    std::vector<float> read(std::size_t slot) const;
+    void write(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> slots);
+    void resize(std::size_t n_slots);
+    void keep_only(const Kernels& k, std::span<const std::int64_t> rows);
+
+    WindowSizes windows_;
+    TileShape shape_;
+    int n_head_;
+    std::int64_t n_cells_, n_streams_;
+    std::vector<std::int64_t> slots_;
+    std::vector<std::uint64_t> written_;  ///< time at which a slot was written
+    std::uint64_t clock_ = 0;
+    std::vector<std::uint8_t> tiles_;  ///< [tile][head]
+};
+
+}  // namespace turboquant
