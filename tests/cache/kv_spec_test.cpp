@@ -14,15 +14,16 @@ TEST(KvSpec, WordsSetBothSides) {
 }
 
 TEST(KvSpec, LongFormRoundTrips) {
-    for (const char* text : {"k=turbo4,v=turbo2", "k=raw,v=turbo8", "turbo3,norm=eden", "k=turbo4,v=turbo3,offset=off,norm=raw",
-                             "k=turbo4,v=turbo3,k0=turbo8,k12=raw,v3=turbo2", "turbo4,offset=off"})
+    for (const char* text : {"k=turbo4,v=turbo2", "k=raw,v=turbo8", "turbo3,norm=eden", "turbo3,sink=0,recent=0", "turbo3,recent=64",
+                             "k=turbo4,v=turbo3,offset=off,norm=raw", "k=turbo4,v=turbo3,k0=turbo8,k12=raw,v3=turbo2", "turbo4,offset=off"})
         EXPECT_EQ(to_string(parse_kv_spec(text)), text);
     EXPECT_EQ(to_string(parse_kv_spec("v=turbo4,k=turbo4")), "turbo4");
 }
 
 TEST(KvSpec, BadTextSaysWhatIsKnown) {
-    for (const char* text : {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,k=", "turbo4,kx=turbo4",
-                             "turbo4,offset=maybe", "k0=turbo4", "turbo4,norm=best", ",", "turbo4,"}) {
+    for (const char* text :
+         {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,k=", "turbo4,kx=turbo4", "turbo4,offset=maybe", "k0=turbo4",
+          "turbo4,norm=best", "turbo4,sink=-1", "turbo4,recent=x", "turbo4,recent=70000", ",", "turbo4,"}) {
         try {
             parse_kv_spec(text);
             ADD_FAILURE() << "accepted '" << text << "'";

@@ -103,7 +103,7 @@ TEST(Command, EvalTokenByToken) {
 }
 
 TEST(Command, OurFormatsCostWhatTheyShould) {
-    const json rows = eval("--kv raw turbo8 turbo4 turbo3 turbo2 k=turbo4,v=turbo2 q4_0");
+    const json rows = eval("--sink 0 --recent 0 --kv raw turbo8 turbo4 turbo3 turbo2 k=turbo4,v=turbo2 q4_0");
     ASSERT_EQ(rows.size(), 7u);
     const auto kld = [&](int i) { return rows[i]["mean_kld"].get<double>(); };
     // raw differs from llama.cpp's f16 by rounding in llama.cpp's own attention only.
@@ -126,13 +126,30 @@ TEST(Command, OurFormatsCostWhatTheyShould) {
     }
 }
 
+TEST(Command, ExactWindowsCostWhatTheyTake) {
+    const json rows = eval("--kv turbo3 turbo3,sink=0,recent=0 turbo3,sink=2,recent=16 turbo3,recent=256 raw");
+    ASSERT_EQ(rows.size(), 5u);
+    const auto bits = [&](int i) { return rows[i]["bits_per_value"].get<double>() - rows[1]["bits_per_value"].get<double>(); };
+    const auto kld = [&](int i) { return rows[i]["mean_kld"].get<double>(); };
+    EXPECT_NEAR(bits(0), 16.0 / 256, 1e-6) << "by default 1/256 of the context";
+    EXPECT_NEAR(bits(2), 16.0 * 18 / 256, 1e-6);
+    EXPECT_NEAR(bits(3), 16.0, 1e-6);
+    EXPECT_LT(kld(0), kld(1));
+    EXPECT_LT(kld(2), 0.6 * kld(1));
+    EXPECT_GT(kld(2), 0.02 * kld(1));
+    EXPECT_NEAR(kld(3), kld(4), 1e-4) << "all tokens are exact";
+    const json by_option = eval("--sink 2 --recent 16 --kv turbo3 q4_0");
+    EXPECT_EQ(by_option[0]["mean_kld"], rows[2]["mean_kld"]);
+    EXPECT_EQ(by_option[0]["kv"], "turbo3");
+}
+
 TEST(Command, RunWithOurCache) {
     const std::string args = "run" + kModel + "-p 'The old house' -n 24 --kv ";
     const Outcome a = run_command(args + "turbo4"), b = run_command(args + "turbo4");
     EXPECT_EQ(a.exit_code, 0) << a.err;
     EXPECT_GT(a.out.size(), 24u);
     EXPECT_EQ(a.out, b.out);
-    for (const char* part : {"turbo4 8", "3072.0 bytes/token", "of f16, 4.2", "turbo4"}) EXPECT_TRUE(has(a.err, part)) << a.err;
+    for (const char* part : {"turbo4 8", "3072.0 bytes/token", "of f16, 4.3", "turbo4"}) EXPECT_TRUE(has(a.err, part)) << a.err;
 }
 
 TEST(Command, BenchJsonHasExactlyTheseKeys) {

@@ -11,7 +11,7 @@ namespace {
 using nlohmann::json;
 
 json eval(const std::string& args) {
-    const Outcome r = run_command("eval --json " + args);
+    const Outcome r = run_command("eval --json --sink 0 --recent 0 " + args);
     EXPECT_EQ(r.exit_code, 0) << r.err;
     return json::parse(r.out, nullptr, false);
 }

@@ -31,7 +31,8 @@ TEST_P(Merge, LogSumExpIsTheReferences) {
             if (reference[i] == -std::numeric_limits<float>::infinity())
                 EXPECT_EQ(lse[i], reference[i]) << i;
             else
-                EXPECT_NEAR(lse[i], reference[i], exact ? 2e-5 : 0.01 * std::abs(reference[i]) + 0.01) << i << ": int8 logits err by a share of the largest";
+                EXPECT_NEAR(lse[i], reference[i], exact ? 2e-5 : 0.01 * std::abs(reference[i]) + 0.01)
+                    << i << ": int8 logits err by a share of the largest";
         }
     }
 }

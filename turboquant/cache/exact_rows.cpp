@@ -5,7 +5,6 @@
 #include <map>
 
 #include "turboquant/cache/saved_row.h"
-#include "turboquant/codec/tile.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
@@ -30,14 +29,6 @@ void round_rows(Side side, const float* x, std::size_t stride, std::size_t n, st
     }
 }
 
-ExactRows::ExactRows(WindowSizes windows, Side side, int n_head, int head_dim, std::int64_t n_cells, std::int64_t n_streams)
-    : windows_(windows), shape_{CodecId::raw, side, head_dim}, n_head_(n_head), n_cells_(n_cells), n_streams_(n_streams) {}
-
-TileView ExactRows::view() const {
-    const std::size_t bytes = tile_bytes(shape_);
-    return {shape_, tiles_.data(), bytes, n_head_ * bytes};
-}
-
 std::size_t ExactRows::full_bytes() const {
     return static_cast<std::size_t>(windows_.bits(n_cells_, static_cast<std::int64_t>(n_embd()))) / 8 * n_streams_;
 }
@@ -45,33 +36,24 @@ std::size_t ExactRows::full_bytes() const {
 void ExactRows::resize(std::size_t n_slots) {
     slots_.resize(n_slots, -1);
     written_.resize(n_slots);
-    tiles_.resize((n_slots + kTileKeys - 1) / kTileKeys * n_head_ * tile_bytes(shape_));
+    values_.resize(n_slots * n_embd());
 }
 
-std::vector<float> ExactRows::read(std::size_t slot) const {
-    std::vector<float> x(n_embd());
-    const std::uint8_t* tile = tiles_.data() + slot / kTileKeys * n_head_ * tile_bytes(shape_);
-    for (int h = 0; h < n_head_; h++)
-        tile_decode_rotated(shape_, tile + h * tile_bytes(shape_), static_cast<int>(slot % kTileKeys),
-                            std::span(x).subspan(static_cast<std::size_t>(h) * shape_.head_dim, shape_.head_dim));
-    return x;
+/// A free slot from `from` on, or a new one.
+std::size_t ExactRows::take_slot(std::int64_t row, std::size_t from) {
+    const auto slot =
+        static_cast<std::size_t>(std::find(slots_.begin() + static_cast<std::ptrdiff_t>(from), slots_.end(), -1) - slots_.begin());
+    if (slot == slots_.size()) resize(slot + 1);
+    slots_[slot] = row;
+    written_[slot] = clock_;
+    return slot;
 }
 
-void ExactRows::write(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> slots) {
-    EncodeArgs a;
-    a.shape = shape_;
-    a.tile_stride = n_head_ * tile_bytes(shape_);
-    a.x_stride = stride;
-    a.cells = slots.data();
-    a.n = static_cast<int>(slots.size());
-    for (int h = 0; h < n_head_; h++) {
-        a.tiles = tiles_.data() + h * tile_bytes(shape_);
-        a.x = x + static_cast<std::size_t>(h) * shape_.head_dim;
-        encode(k, a);
-    }
+void ExactRows::write(std::size_t slot, const float* x) {
+    std::transform(x, x + n_embd(), values_.begin() + static_cast<std::ptrdiff_t>(slot * n_embd()), to_half);
 }
 
-void ExactRows::add(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells) {
+void ExactRows::add(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells) {
     // Position of the batch's first token of each sequence: a copy of a stream keeps its offset ids.
     std::map<std::pair<std::int64_t, int>, std::int32_t> first;
     const auto of = [&](std::int64_t row) { return std::pair(row / n_cells_, cells.offset_id(row)); };
@@ -80,40 +62,31 @@ void ExactRows::add(const Kernels& k, const float* x, std::size_t stride, std::s
             const auto [at, is_new] = first.try_emplace(of(row), cells.at(row));
             if (!is_new) at->second = std::min(at->second, cells.at(row));
         }
-    std::map<std::int64_t, std::size_t> slot_of;
-    for (std::size_t s = 0; s < slots_.size(); s++)
-        if (slots_[s] >= 0) slot_of[slots_[s]] = s;
     // The batch's own rows have their new positions, so they go, too, and are written again.
-    for (const auto& [row, s] : slot_of) {
+    for (std::int64_t& row : slots_) {
+        if (row < 0) continue;
         const auto at = cells.at(row) >= 0 ? first.find(of(row)) : first.end();
-        if (cells.at(row) < 0 || (at != first.end() && cells.at(row) >= at->second)) slots_[s] = -1;
+        if (cells.at(row) < 0 || (at != first.end() && cells.at(row) >= at->second)) row = -1;
     }
-    std::vector<std::int64_t> to;
-    std::size_t next = 0;
     clock_++;
-    for (const std::int64_t row : rows) {
-        while (next < slots_.size() && slots_[next] >= 0) next++;
-        if (next == slots_.size()) resize(next + 1);
-        // A row of unknown position takes no part, but a slot until the trim: the kernels encode whole batches.
-        slots_[next] = cells.at(row) >= 0 ? row : -1;
-        written_[next] = clock_;
-        to.push_back(static_cast<std::int64_t>(next++));
-    }
-    write(k, x, stride, to);
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < rows.size(); i++)
+        if (cells.at(rows[i]) >= 0) write(next = take_slot(rows[i], next), x + i * stride);
 }
 
-void ExactRows::put(const Kernels& k, const float* x, std::int64_t row) {
+void ExactRows::put(const float* x, std::int64_t row) {
     forget(row, 1);
-    auto slot = std::find(slots_.begin(), slots_.end(), -1) - slots_.begin();
-    if (static_cast<std::size_t>(slot) == slots_.size()) resize(slots_.size() + 1);
-    slots_[slot] = row;
-    written_[slot] = ++clock_;
-    write(k, x, n_embd(), std::span<const std::int64_t>(&slot, 1));
+    clock_++;
+    write(take_slot(row, 0), x);
 }
 
 std::optional<std::vector<float>> ExactRows::find(std::int64_t row) const {
     const auto at = std::find(slots_.begin(), slots_.end(), row);
-    return at != slots_.end() ? std::optional(read(static_cast<std::size_t>(at - slots_.begin()))) : std::nullopt;
+    if (at == slots_.end()) return std::nullopt;
+    std::vector<float> x(n_embd());
+    const auto halves = values(static_cast<std::size_t>(at - slots_.begin()));
+    std::transform(halves.begin(), halves.end(), x.begin(), from_half);
+    return x;
 }
 
 void ExactRows::trim(const CellPositions& cells) {
@@ -147,23 +120,17 @@ void ExactRows::trim(const CellPositions& cells) {
         else
             live++;
     }
-    // Close up when more than half is free.
-    if (slots_.size() <= 2 * live + kTileKeys) return;
-    std::size_t to = 0;
-    const std::size_t bytes = row_bytes(CodecId::raw, shape_.head_dim), tile = tile_bytes(shape_);
-    std::vector<std::uint8_t> row(bytes);
-    for (std::size_t s = live; s < slots_.size(); s++) {
+    // Close up, to take no more memory than the windows.
+    if (slots_.size() <= live + 1) return;
+    for (std::size_t s = live, to = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0) continue;
         while (slots_[to] >= 0) to++;
-        for (int h = 0; h < n_head_; h++) {
-            tile_get_row(shape_, tiles_.data() + (s / kTileKeys * n_head_ + h) * tile, static_cast<int>(s % kTileKeys), row.data());
-            tile_set_row(shape_, tiles_.data() + (to / kTileKeys * n_head_ + h) * tile, static_cast<int>(to % kTileKeys), row.data());
-        }
+        std::copy_n(values_.begin() + static_cast<std::ptrdiff_t>(s * n_embd()), n_embd(),
+                    values_.begin() + static_cast<std::ptrdiff_t>(to * n_embd()));
         slots_[to] = slots_[s], written_[to] = written_[s];
-        slots_[s] = -1;
     }
     resize(live);
-    tiles_.shrink_to_fit();
+    values_.shrink_to_fit();
 }
 
 void ExactRows::forget(std::int64_t first, std::int64_t n) {
@@ -173,63 +140,30 @@ void ExactRows::forget(std::int64_t first, std::int64_t n) {
 
 void ExactRows::clear() {
     resize(0);
-    tiles_.shrink_to_fit();
+    values_.shrink_to_fit();
 }
 
-void ExactRows::copy_stream(std::int64_t src, std::int64_t dst, const Kernels& k) {
+void ExactRows::copy_stream(std::int64_t src, std::int64_t dst) {
     if (src == dst) return;
     forget(dst * n_cells_, n_cells_);
     for (std::size_t s = 0, n = slots_.size(); s < n; s++) {
         if (slots_[s] < 0 || slots_[s] / n_cells_ != src) continue;
-        const std::vector<float> x = read(s);
-        const auto to = static_cast<std::int64_t>(slots_.size());
-        resize(slots_.size() + 1);
-        slots_.back() = slots_[s] + (dst - src) * n_cells_;
-        written_.back() = written_[s];
-        write(k, x.data(), n_embd(), std::span(&to, 1));
+        const std::size_t to = take_slot(slots_[s] + (dst - src) * n_cells_, n);
+        written_[to] = written_[s];
+        std::copy_n(values_.begin() + static_cast<std::ptrdiff_t>(s * n_embd()), n_embd(),
+                    values_.begin() + static_cast<std::ptrdiff_t>(to * n_embd()));
     }
 }
 
-void ExactRows::rotate(const Kernels& k, const RopeParams& rope, std::span<const std::int32_t> shift) {
+void ExactRows::rotate(const RopeParams& rope, std::span<const std::int32_t> shift) {
     std::vector<float> table(rope.n_dims);
     for (std::size_t s = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0 || static_cast<std::size_t>(slots_[s]) >= shift.size() || shift[slots_[s]] == 0) continue;
         rope_table(rope, static_cast<float>(shift[slots_[s]]), table);
-        std::vector<float> x = read(s);
-        for (int h = 0; h < n_head_; h++)
-            rope_apply(rope, table, std::span(x).subspan(static_cast<std::size_t>(h) * shape_.head_dim, shape_.head_dim));
-        const auto slot = static_cast<std::int64_t>(s);
-        write(k, x.data(), n_embd(), std::span(&slot, 1));
+        std::vector<float> x = *find(slots_[s]);
+        for (int h = 0; h < n_head_; h++) rope_apply(rope, table, std::span(x).subspan(static_cast<std::size_t>(h) * head_dim_, head_dim_));
+        write(s, x.data());
     }
-}
-
-void ExactRows::align(const Kernels& k, ExactRows& other) {
-    if (slots_ == other.slots_) return;
-    for (ExactRows* rows : {this, &other}) {
-        const ExactRows& peer = rows == this ? other : *this;
-        std::vector<std::int64_t> both;
-        for (const std::int64_t row : rows->slots_)
-            if (row >= 0 && std::find(peer.slots_.begin(), peer.slots_.end(), row) != peer.slots_.end()) both.push_back(row);
-        std::sort(both.begin(), both.end());
-        rows->keep_only(k, both);
-    }
-}
-
-void ExactRows::keep_only(const Kernels& k, std::span<const std::int64_t> rows) {
-    std::vector<float> x;
-    std::vector<std::uint64_t> written;
-    std::vector<std::int64_t> to;
-    for (const std::int64_t row : rows) {
-        const auto s = static_cast<std::size_t>(std::find(slots_.begin(), slots_.end(), row) - slots_.begin());
-        const std::vector<float> one = read(s);
-        x.insert(x.end(), one.begin(), one.end());
-        written.push_back(written_[s]);
-        to.push_back(static_cast<std::int64_t>(to.size()));
-    }
-    resize(rows.size());
-    slots_.assign(rows.begin(), rows.end());
-    written_ = std::move(written);
-    write(k, x.data(), n_embd(), to);
 }
 
 }  // namespace turboquant

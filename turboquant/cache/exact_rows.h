@@ -7,8 +7,8 @@
 // (window_attention.h).
 //
 // What a cell's position is, and which sequence it belongs to, CellPositions says. Sequences that branch off from each other share an
-// offset id, and so one window, which the branch that is ahead moves; a sequence cut back by more than one token finds the tokens before the
-// cut compressed: exactness is lost then, nothing else.
+// offset id, and so one window, which the branch that is ahead moves; a sequence cut back by more than one token finds the tokens before
+// the cut compressed: exactness is lost then, nothing else.
 //
 // Rows are rounded to fp16 before they are compressed, too (round_rows), so that a saved exact row tells both forms.
 #pragma once
@@ -20,10 +20,9 @@
 #include <span>
 #include <vector>
 
-#include "turboquant/attention/attention.h"
 #include "turboquant/cache/positions.h"
 #include "turboquant/cache/rope.h"
-#include "turboquant/kernels/kernels.h"
+#include "turboquant/codec/codec.h"
 
 namespace turboquant {
 
@@ -51,58 +50,60 @@ struct WindowSizes {
 /// saved_row.h), into out[i*n_embd].
 void round_rows(Side side, const float* x, std::size_t stride, std::size_t n, std::size_t n_embd, std::vector<float>& out);
 
-/// The exact rows of one KV tensor, as `raw` tiles for the kernels. All streams together: a row of the cache is stream * n_cells + cell.
+/// The exact rows of one KV tensor. All streams together: a row of the cache is stream * n_cells + cell.
 class ExactRows {
   public:
     /// Windows of at most so many sequences (or streams, if there are more) are kept, those written last.
     static constexpr int kMaxSequences = 8;
 
-    ExactRows(WindowSizes windows, Side side, int n_head, int head_dim, std::int64_t n_cells, std::int64_t n_streams);
+    ExactRows(WindowSizes windows, Side side, int n_head, int head_dim, std::int64_t n_cells, std::int64_t n_streams)
+        : windows_(windows), side_(side), n_head_(n_head), head_dim_(head_dim), n_cells_(n_cells), n_streams_(n_streams) {}
 
     const WindowSizes& windows() const { return windows_; }
+    Side side() const { return side_; }
+    int n_head() const { return n_head_; }
+    int head_dim() const { return head_dim_; }
 
-    /// Takes in a batch that was just placed: x[i*stride ..+n_head*head_dim) is row rows[i]. A token at position p ends what was kept of its
-    /// sequence from p on: it was cut back. Rows of unknown position are not kept. Values must be finite and are stored as fp16.
-    void add(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells);
+    /// Takes in a batch that was just placed: x[i*stride ..+n_head*head_dim) is row rows[i], as round_rows made it. A token at position p
+    /// ends what was kept of its sequence from p on: it was cut back. Rows of unknown position are not kept.
+    void add(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells);
     /// Takes in a restored row, in any order.
-    void put(const Kernels& k, const float* x, std::int64_t row);
-    /// The values of a row, or none if it is not kept.
-    std::optional<std::vector<float>> find(std::int64_t row) const;
+    void put(const float* x, std::int64_t row);
     /// Drops what no later query can want.
     void trim(const CellPositions& cells);
-    /// Forgets a row whose compressed form was replaced (restored state).
+    /// Forgets rows whose compressed form was replaced (restored state).
     void forget(std::int64_t first, std::int64_t n);
     void clear();
-    /// As KvTensor: positions have been copied or will be moved by the caller.
-    void copy_stream(std::int64_t src, std::int64_t dst, const Kernels& k);
+    /// As KvTensor::copy_stream.
+    void copy_stream(std::int64_t src, std::int64_t dst);
     /// Rotates the kept rows by shift[row], each by its own RoPE table (context shift).
-    void rotate(const Kernels& k, const RopeParams& rope, std::span<const std::int32_t> shift);
+    void rotate(const RopeParams& rope, std::span<const std::int32_t> shift);
 
-    /// Cells of the kernel's view: slot -> row, -1 where the slot is free.
+    /// Slot -> row, -1 where the slot is free.
     std::span<const std::int64_t> slots() const { return slots_; }
-    TileView view() const;
-    /// Puts rows into the slots that they have in `other` (rows that are not in both are dropped). Nothing to do if they are there already.
-    void align(const Kernels& k, ExactRows& other);
+    /// fp16 values of a slot.
+    std::span<const std::uint16_t> values(std::size_t slot) const { return std::span(values_).subspan(slot * n_embd(), n_embd()); }
+    /// The values of a row, or none if it is not kept.
+    std::optional<std::vector<float>> find(std::int64_t row) const;
 
     /// Bytes now, and with all windows full (as many sequences as there are streams).
-    std::size_t bytes() const { return tiles_.size(); }
+    std::size_t bytes() const { return values_.size() * sizeof(std::uint16_t); }
     std::size_t full_bytes() const;
 
   private:
-    std::size_t n_embd() const { return static_cast<std::size_t>(n_head_) * shape_.head_dim; }
-    std::vector<float> read(std::size_t slot) const;
-    void write(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> slots);
+    std::size_t n_embd() const { return static_cast<std::size_t>(n_head_) * head_dim_; }
+    std::size_t take_slot(std::int64_t row, std::size_t from);
+    void write(std::size_t slot, const float* x);
     void resize(std::size_t n_slots);
-    void keep_only(const Kernels& k, std::span<const std::int64_t> rows);
 
     WindowSizes windows_;
-    TileShape shape_;
-    int n_head_;
+    Side side_;
+    int n_head_, head_dim_;
     std::int64_t n_cells_, n_streams_;
     std::vector<std::int64_t> slots_;
     std::vector<std::uint64_t> written_;  ///< time at which a slot was written
     std::uint64_t clock_ = 0;
-    std::vector<std::uint8_t> tiles_;  ///< [tile][head]
+    std::vector<std::uint16_t> values_;  ///< [slot][n_head][head_dim]
 };
 
 }  // namespace turboquant

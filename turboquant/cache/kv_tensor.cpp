@@ -196,8 +196,8 @@ void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<co
     }
 }
 
-void KvTensor::copy_stream(const Kernels& k, std::int64_t src, std::int64_t dst) {
-    if (exact_) exact_->copy_stream(src, dst, k);
+void KvTensor::copy_stream(std::int64_t src, std::int64_t dst) {
+    if (exact_) exact_->copy_stream(src, dst);
     const std::size_t bytes = tiles_per_stream() * n_head() * tile_bytes(shape());
     if (src != dst) std::memcpy(memory_ + dst * bytes, memory_ + src * bytes, bytes);
 }

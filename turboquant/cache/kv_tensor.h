@@ -114,7 +114,7 @@ class KvTensor {
     void rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table);
 
     /// Copies all cells of a stream.
-    void copy_stream(const Kernels& k, std::int64_t src, std::int64_t dst);
+    void copy_stream(std::int64_t src, std::int64_t dst);
 
     std::uint64_t shift_generation = 0;  ///< see CellPositions::shift
 

@@ -18,7 +18,9 @@ constexpr std::uint32_t check_word(std::uint32_t pos, int id) {
     return ((pos * 0x9E3779B1u) ^ 0x54517631u) + static_cast<std::uint32_t>(id);
 }
 
-constexpr std::uint32_t exact_check_word(std::uint32_t pos, std::uint32_t hash) { return (pos * 0x85EBCA6Bu ^ 0x45784163u) + (hash ^ hash >> 15) * 0xC2B2AE35u; }
+constexpr std::uint32_t exact_check_word(std::uint32_t pos, std::uint32_t hash) {
+    return (pos * 0x85EBCA6Bu ^ 0x45784163u) + (hash ^ hash >> 15) * 0xC2B2AE35u;
+}
 
 /// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
 std::uint16_t header_check(const std::uint8_t* p) {

@@ -8,7 +8,8 @@
 //   (tag_keys)
 //   exact      fp16 keys of an exact window (exact_rows.h), tagged with the hash of their sequence's offset, too; what is stored of them in
 //   compressed form comes back by encoding them again
-//   plain      anything else, and values of an exact window: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
+//   plain      anything else, and values of an exact window: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw`
+//   write them
 //
 // Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version (1), u8 codec, u8 head_dim / 16, u8 check (high byte; of these
 // fields and the next two); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); then row_bytes(codec, head_dim) bytes

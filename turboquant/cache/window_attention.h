@@ -1,5 +1,5 @@
-// Attention over a cache with exact windows (exact_rows.h): one call over the compressed cells, in whose mask the exact ones are hidden, one
-// over the exact rows, and the two results merged.
+// Attention over a cache with exact windows (exact_rows.h): one call over the compressed cells, in whose mask the exact ones are hidden,
+// one over the exact rows, and the two results merged.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ class WindowAttention {
 
   private:
     AttentionArgs compressed_, exact_;
+    std::vector<std::uint8_t> k_tiles_, v_tiles_;
     std::vector<std::uint16_t> compressed_mask_, exact_mask_;
     std::vector<float> lse_, exact_lse_, exact_out_;
 };

@@ -114,7 +114,8 @@ double Planner::cells(const Slot& s, int n_ctx) const {
 }
 
 double Planner::window_bits(int n_ctx) const {
-    const WindowSizes windows = parse_cache_spec("turbo4" + (options_.spec_options.empty() ? "" : "," + options_.spec_options)).ours->windows;
+    const WindowSizes windows =
+        parse_cache_spec("turbo4" + (options_.spec_options.empty() ? "" : "," + options_.spec_options)).ours->windows;
     double bits = 0;
     for (const Slot& s : slots_) {
         const auto n = static_cast<std::int64_t>(cells(s, n_ctx));

@@ -145,7 +145,7 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
                to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
     s->kv.finish_restore(kernels(), *s->positions);
     s->kv.freeze();
-    s->kv.copy_stream(kernels(), from, to);
+    s->kv.copy_stream(from, to);
     if (s->kv.geometry().side == Side::key) s->positions->copy_stream(from, to);
     return true;
 }

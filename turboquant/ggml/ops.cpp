@@ -105,7 +105,6 @@ void run_call(OpContext& ctx, const AttentionArgs& a) {
 
 void run_windowed(OpContext& ctx, const AttentionArgs& a, KvExtra& ke, KvExtra& ve, std::int64_t stream) {
     ExactRows *k = ke.kv.exact(), *v = a.v_is_k ? nullptr : ve.kv.exact();
-    if (v) k->align(*ctx.kernels, *v);
     if (!ctx.windows.split(a, *k, v, *ke.positions, stream)) return run_call(ctx, a);
     run_call(ctx, ctx.windows.compressed());
     run_call(ctx, ctx.windows.exact());
@@ -160,7 +159,7 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         values = ctx.rounded.data(), stride = g.n_embd;
     }
     if (!encode_rows(ctx, *e, values, stride)) return not_finite(op);
-    if (e->kv.exact()) e->kv.exact()->add(*ctx.kernels, values, stride, ctx.rows, *e->positions);
+    if (e->kv.exact()) e->kv.exact()->add(values, stride, ctx.rows, *e->positions);
     return {};
 }
 
@@ -251,7 +250,7 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
             e->kv.rotate_row(row, p, table);
         }
     });
-    if (e->kv.exact()) e->kv.exact()->rotate(*ctx.kernels, p, {delta, static_cast<std::size_t>(n_rows)});
+    if (e->kv.exact()) e->kv.exact()->rotate(p, {delta, static_cast<std::size_t>(n_rows)});
     if (e->positions) e->positions->shift({delta, static_cast<std::size_t>(n_rows)}, e->kv.shift_generation);
     return {};
 }
