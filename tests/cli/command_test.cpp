@@ -137,7 +137,7 @@ TEST(Command, ExactWindowsCostWhatTheyTake) {
     EXPECT_LT(kld(0), kld(1));
     EXPECT_LT(kld(2), 0.6 * kld(1));
     EXPECT_GT(kld(2), 0.02 * kld(1));
-    EXPECT_NEAR(kld(3), kld(4), 1e-4) << "all tokens are exact";
+    EXPECT_NEAR(kld(3), kld(4), 3e-4) << "all tokens are exact";
     const json by_option = eval("--sink 2 --recent 16 --kv turbo3 q4_0");
     EXPECT_EQ(by_option[0]["mean_kld"], rows[2]["mean_kld"]);
     EXPECT_EQ(by_option[0]["kv"], "turbo3");

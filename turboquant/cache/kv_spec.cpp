@@ -45,7 +45,7 @@ int window(std::string_view key, std::string_view word) {
     int n = -1;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), n);
     if (error != std::errc() || end != word.data() + word.size() || n < 0 || n > kMaxWindow)
-        throw std::invalid_argument(std::string(key) + "=" + std::string(word) + ": tokens to keep in fp16, a number from 0 to " +
+        throw std::invalid_argument(std::string(key) + "=" + std::string(word) + ": tokens to keep in fp16; known: numbers from 0 to " +
                                     std::to_string(kMaxWindow));
     return n;
 }

@@ -18,10 +18,11 @@ constexpr int kMaxHeadDim = *std::max_element(std::begin(kHeadDims), std::end(kH
 
 std::size_t KvTensor::reserved_bytes(const Geometry& g) {
     const std::int64_t tiles = (g.n_cells + kTileKeys - 1) / kTileKeys * g.n_streams;
+    const auto windows = static_cast<std::size_t>(g.windows.bits(g.n_cells, g.n_embd)) / 8 * g.n_streams;
     std::size_t most = 0;
     for (const int d : kHeadDims)
         if (g.n_embd % d == 0) most = std::max(most, tiles * (g.n_embd / d) * tile_bytes({g.codec, g.side, d, d / 2}));
-    return most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t);
+    return windows + (most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t));
 }
 
 void KvTensor::bind_head_dim(int head_dim) {

@@ -42,8 +42,9 @@ class KvTensor {
         WindowSizes windows{0, 0};
     };
 
-    /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd; rows of fp16 if none
-    /// does (such a tensor can be allocated, and is refused at bind_head_dim).
+    /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd, and what the exact
+    /// windows take (elsewhere: this is the size that llama.cpp tells its user); rows of fp16 if none does (such a tensor can be allocated,
+    /// and is refused at bind_head_dim).
     static std::size_t reserved_bytes(const Geometry& g);
 
     /// `memory`: reserved_bytes(g) bytes, all zero, 64-byte aligned, outliving this object.
