@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "turboquant/attention/turns.h"
 #include "turboquant/codec/random.h"
 #include "turboquant/kernels/kernels.h"
 
@@ -62,12 +63,12 @@ void attention_step(benchmark::State& state, SimdLevel level, CodecId codec, int
         a.mask = mask.data(), a.mask_token_stride = n_kv;
     }
     const std::vector<float> q_term = normals(static_cast<std::size_t>(options.n_tokens) * kHeads * 2 * options.n_freq);
-    std::vector<float> trig;
+    std::vector<float> turns;
     std::vector<std::int32_t> positions;
     if (options.n_freq) {
-        trig = normals(static_cast<std::size_t>(n_kv) * 2 * options.n_freq);
+        turns = make_turns(std::vector<double>(options.n_freq, 0.1));
         for (int j = 0; j < n_kv; ++j) positions.push_back(options.scattered ? (j * 5) % n_kv : j);
-        a.term = {options.n_freq, q_term.data(), trig.data(), positions.data()};
+        a.term = {options.n_freq, q_term.data(), turns.data(), positions.data()};
     }
     const Kernels& kn = kernels(level);
     const AttentionPlan plan = plan_attention(kn, a, 1);

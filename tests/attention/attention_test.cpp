@@ -105,19 +105,36 @@ TEST_F(TwoCells, Sink) {
     EXPECT_NEAR(weight(), std::exp(2) / (1 + std::exp(2) + std::exp(1)), 1e-6);
 }
 TEST_F(TwoCells, ScoreTerm) {
-    const float q_term[] = {0.5f, -1};          // e = 0.5 cos - sin
-    const float trig[] = {1, 0, 0.25f, 0.75f};  // positions 0 and 1
-    const std::int32_t positions[] = {-1, 1};   // cell 0 has no term
-    p.args.term = {1, q_term, trig, positions};
+    const float q_term[] = {0.5f, -1};  // e = 0.5 cos - sin
+    const double frequency = 0.3;
+    const std::vector<float> turns = make_turns({&frequency, 1});
+    const std::int32_t positions[] = {-1, 70};  // cell 0 has no term
+    const double e = 0.5 * std::cos(21) - std::sin(21);
+    p.args.term = {1, q_term, turns.data(), positions};
     p.args.scale = 2;
-    EXPECT_NEAR(weight(), sigmoid(2 * (2 + 0.125 - 0.75)), 1e-6);
+    EXPECT_NEAR(weight(), sigmoid(2 * (2 + e)), 1e-6);
     p.args.logit_softcap = 3;  // the term is inside of the cap
-    EXPECT_NEAR(weight(), sigmoid(3 * std::tanh(2 * (2 + 0.125 - 0.75) / 3)), 1e-6);
+    EXPECT_NEAR(weight(), sigmoid(3 * std::tanh(2 * (2 + e) / 3)), 1e-6);
 }
 TEST_F(TwoCells, Masked) {
     const std::uint16_t mask[] = {0xfc00, 0xfc00};
     p.args.mask = mask;
     EXPECT_EQ(weight(), 0);
+}
+
+TEST(Turns, EveryPositionOfTheTable) {
+    const std::vector<double> frequencies = {1, 0.3, 0.01, 1e-6, 0};
+    const std::vector<float> turns = make_turns(frequencies);
+    const std::size_t width = turn_width(5);
+    ASSERT_EQ(turns.size(), 256 * 2 * width);
+    std::vector<float> row(2 * width);
+    for (const std::int32_t pos : {0, 1, 63, 64, 65, 4095, 4096, 16384 + 77, (1 << 18) - 1, 1 << 18, (1 << 24) - 1}) {
+        turn_row(turns.data(), 5, pos, row.data());
+        for (std::size_t i = 0; i < width; ++i) {
+            EXPECT_NEAR(row[i], i < 5 ? std::cos(pos * frequencies[i]) : 0, 4e-7) << pos;
+            EXPECT_NEAR(row[width + i], i < 5 ? std::sin(pos * frequencies[i]) : 0, 4e-7) << pos;
+        }
+    }
 }
 
 TEST(Alibi, Slopes) {

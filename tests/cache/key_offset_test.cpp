@@ -8,6 +8,7 @@
 #include <numeric>
 #include <random>
 
+#include "turboquant/attention/turns.h"
 #include "turboquant/cache/kv_tensor.h"
 
 using namespace turboquant;
@@ -102,6 +103,47 @@ TEST(KeyOffset, FindsTheConstantPartBeforeRope) {
     EXPECT_GT(error, 0.2 / 64);
     offset.begin(3, 2);
     EXPECT_FALSE(offset.frozen(3)) << "another sequence";
+}
+
+// What is removed is rope.h's R(p) mu, and the score term is q . R(p) mu: every kind of RoPE.
+TEST(KeyOffset, TheScoreTermGivesBackWhatWasRemoved) {
+    const std::vector<float> factors(kDim / 2, 3.0f);
+    std::vector<RopeParams> kinds(5, rope());
+    kinds[1].pairs = RopePairs::split;
+    kinds[2].pairs = RopePairs::split, kinds[2].n_dims = 32, kinds[2].n_offset = 16;
+    kinds[3].n_ctx_orig = 4096, kinds[3].freq_scale = 0.25f, kinds[3].ext_factor = 1;  // YaRN
+    kinds[4].freq_factors = factors.data();
+    std::mt19937 rng(5);
+    std::normal_distribution<float> normal;
+    for (std::size_t kind = 0; kind <= kinds.size(); kind++) {
+        KeyOffset offset(kHeads, kDim);
+        offset.begin(0, 1);
+        std::vector<std::uint16_t> halves(kEmbd);
+        for (auto& h : halves) h = to_half(10 * normal(rng));
+        offset.freeze(0, halves);
+        if (kind < kinds.size()) offset.set_rope(kinds[kind]);
+        for (const int pos : {0, 5, 1000, 16000, 300000}) {
+            std::vector<float> x(kEmbd), shift(offset.mu(0).begin(), offset.mu(0).end()), q(kDim), terms(2 * offset.n_freq());
+            offset.remove(0, x, pos);
+            for (float& v : q) v = normal(rng);
+            const int width = turn_width(offset.n_freq());
+            std::vector<float> table(kDim), turn(2 * width);
+            turn_row(offset.turns(), offset.n_freq(), pos, turn.data());
+            for (int h = 0; h < kHeads; h++) {
+                const auto head = std::span(shift).subspan(h * kDim, kDim);
+                if (kind < kinds.size()) rope_table(kinds[kind], static_cast<float>(pos), table), rope_apply(kinds[kind], table, head);
+                double dot = 0, term = 0;
+                for (int i = 0; i < kDim; i++) {
+                    EXPECT_NEAR(-x[h * kDim + i], head[i], 5e-5) << "kind " << kind << " position " << pos;
+                    dot += static_cast<double>(q[i]) * head[i];
+                }
+                offset.query_terms(0, q, h, terms);
+                for (int i = 0; i < offset.n_freq(); i++)
+                    term += static_cast<double>(terms[i]) * turn[i] + static_cast<double>(terms[offset.n_freq() + i]) * turn[width + i];
+                EXPECT_NEAR(term, dot, 2e-4) << "kind " << kind << " position " << pos;
+            }
+        }
+    }
 }
 
 TEST(KeyOffset, DoesNotDependOnHowRowsAreCut) {

@@ -65,7 +65,7 @@ std::vector<Case> grid() {
         g.push_back(c);
         c.successive = true;
         for (const int freq : {5, 32, 64}) {
-            c.n_freq = freq, c.magnitude = freq == 32 ? 1.3f : 1;
+            c.n_freq = freq, c.first_pos = freq == 32 ? 4096 - 100 : freq == 64 ? (1 << 18) + 4000 : 7;
             g.push_back(c);
         }
     }

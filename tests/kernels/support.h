@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "turboquant/attention/attention.h"
+#include "turboquant/attention/turns.h"
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/codec/random.h"
 #include "turboquant/kernels/kernels.h"
@@ -26,7 +27,7 @@ struct Case {
     bool sinks = false;
     int n_freq = 0;
     bool successive = false;  // positions of the score term: p, p+1, ... in most tiles
-    float magnitude = 1;      // of the trigonometric table (YaRN)
+    int first_pos = 7;        // of successive positions
     int mla_out = 0;          // > 0: v is k, so many values
     float sharpness = 1;      // of the queries: how peaked the softmax is
 
@@ -81,7 +82,7 @@ class Problem {
     std::vector<std::uint8_t> k_tiles, v_tiles;
     std::vector<float> keys, values;  ///< uncompressed, [head][n_kv][dim]
     std::vector<std::uint8_t> cell_term;
-    std::vector<float> q, out, sinks, q_term, trig;
+    std::vector<float> q, out, sinks, q_term, turns;
     std::vector<std::uint16_t> mask;
     std::vector<std::int32_t> cell_pos;
 
@@ -144,16 +145,13 @@ class Problem {
     void fill_term() {
         const int n = 2 * c_.n_freq, max_pos = c_.n_kv + 10;
         q_term = normals(2 * static_cast<std::size_t>(c_.n_tokens) * c_.n_head * n, 1);
-        trig.resize(static_cast<std::size_t>(max_pos + 1) * n);
-        for (int p = 0; p <= max_pos; ++p)
-            for (int i = 0; i < c_.n_freq; ++i) {
-                const double angle = p * std::pow(10000.0, -static_cast<double>(i) / c_.n_freq);
-                trig[static_cast<std::size_t>(p) * n + i] = c_.magnitude * static_cast<float>(std::cos(angle));
-                trig[static_cast<std::size_t>(p) * n + c_.n_freq + i] = c_.magnitude * static_cast<float>(std::sin(angle));
-            }
-        for (int j = 0; j < c_.n_kv; ++j) cell_pos.push_back(c_.successive ? j + 7 + (j >= 200) : j % 7 == 3 ? -1 : (j * 5) % max_pos);
+        std::vector<double> frequencies;
+        for (int i = 0; i < c_.n_freq; ++i) frequencies.push_back(std::pow(10000.0, -static_cast<double>(i) / c_.n_freq));
+        turns = make_turns(frequencies);
+        for (int j = 0; j < c_.n_kv; ++j)
+            cell_pos.push_back(c_.successive ? j + c_.first_pos + (j >= 200) : j % 7 == 3 ? -1 : (j * 5) % max_pos);
         for (int j = 0; j < c_.n_kv; ++j) cell_term.push_back(static_cast<std::uint8_t>(c_.successive ? j >= 64 : j % 2));
-        args.term = {c_.n_freq, q_term.data(), trig.data(), cell_pos.data(), 2, cell_term.data()};
+        args.term = {c_.n_freq, q_term.data(), turns.data(), cell_pos.data(), 2, cell_term.data()};
     }
 
     Case c_;

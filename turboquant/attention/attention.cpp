@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "turboquant/attention/turns.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
@@ -49,10 +50,12 @@ double dot(const double* a, const float* b, int n) {
 // Bits of e_j: see ScoreTerm.
 double score_term(const ScoreTerm& term, std::size_t n_rows, std::size_t row, int j) {
     if (!term.n_freq || term.cell_pos[j] < 0) return 0;
-    const std::size_t n = 2 * static_cast<std::size_t>(term.n_freq);
-    const float *a = term.q_term + ((term.cell_term ? term.cell_term[j] : 0) * n_rows + row) * n, *w = term.trig + term.cell_pos[j] * n;
+    const std::size_t n = term.n_freq, width = turn_width(term.n_freq);
+    const float *a = term.q_term + ((term.cell_term ? term.cell_term[j] : 0) * n_rows + row) * 2 * n, *b = a + n;
+    std::vector<float> turn(2 * width);
+    turn_row(term.turns, term.n_freq, term.cell_pos[j], turn.data());
     double sum = 0;
-    for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * w[i];
+    for (std::size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * turn[i] + static_cast<double>(b[i]) * turn[width + i];
     return sum;
 }
 
@@ -130,7 +133,7 @@ const char* check_attention_args(const AttentionArgs& a) {
     if (a.mask && a.mask_heads < 1) return "mask without heads";
     if (a.term.n_freq < 0) return "negative number of frequencies";
     if (a.term.n_terms < 1) return "no score term to choose from";
-    if (a.term.n_freq > 0 && (!a.term.q_term || !a.term.trig || !a.term.cell_pos)) return "incomplete score term";
+    if (a.term.n_freq > 0 && (!a.term.q_term || !a.term.turns || !a.term.cell_pos)) return "incomplete score term";
     return nullptr;
 }
 

@@ -24,12 +24,12 @@ struct TileView {
 
 /// A position-dependent term per key added to q.k_j before scaling: e_j = sum_i a_i cos(p_j w_i) + b_i sin(p_j w_i),
 /// p_j the position of cell j, with a, b from q and the key offset mu (brief: key offset removal). Absent in plain caches.
-/// q's part is q_term: per query row, 2*n_freq floats, [a_0..a_{n-1}, b_0..b_{n-1}]; the trigonometric table is shared by all heads and
+/// q's part is q_term: per query row, 2*n_freq floats, [a_0..a_{n-1}, b_0..b_{n-1}]; the table of rotations is shared by all heads and
 /// layers.
 struct ScoreTerm {
     int n_freq = 0;                           ///< 0: no term
     const float* q_term = nullptr;            ///< [n_terms][n_tokens][n_head][2*n_freq]
-    const float* trig = nullptr;              ///< [max_position+1][2*n_freq]: cos(p w_i).., sin(p w_i)..
+    const float* turns = nullptr;             ///< of the w_i (turns.h)
     const std::int32_t* cell_pos = nullptr;   ///< [n_kv]; negative: this cell has no term
     int n_terms = 1;                          ///< sequences of one cache have offsets of their own
     const std::uint8_t* cell_term = nullptr;  ///< [n_kv], < n_terms: which of q_term goes with a cell; null: 0

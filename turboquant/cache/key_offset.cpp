@@ -2,11 +2,32 @@
 
 #include <algorithm>
 #include <bit>
+#include <mutex>
 
+#include "turboquant/attention/turns.h"
 #include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
+namespace {
+
+constexpr int kMostTurns = turn_width(*std::max_element(std::begin(kHeadDims), std::end(kHeadDims)) / 2);
+
+}  // namespace
+
+std::shared_ptr<const KeyOffset::Turns> KeyOffset::shared_turns(const std::vector<double>& frequencies) {
+    static std::mutex mutex;
+    static std::vector<std::weak_ptr<const Turns>> known;
+    const std::lock_guard lock(mutex);
+    std::erase_if(known, [](const auto& t) { return t.expired(); });
+    for (const auto& t : known)
+        if (auto turns = t.lock(); turns && turns->frequencies == frequencies) return turns;
+    const auto turns = std::make_shared<const Turns>(Turns{frequencies, make_turns(frequencies)});
+    known.push_back(turns);
+    return turns;
+}
+
+KeyOffset::KeyOffset(int n_head, int head_dim) : n_head_(n_head), head_dim_(head_dim), turns_(shared_turns({0})) {}
 
 void KeyOffset::set_rope(const RopeParams& rope) {
     rope_ = rope;
@@ -15,6 +36,10 @@ void KeyOffset::set_rope(const RopeParams& rope) {
         rope_.freq_factors = freq_factors_.data();
     }
     has_rope_ = true;
+    std::vector<double> frequencies = rope_frequencies(rope_);
+    frequencies.resize(n_freq());  // a frequency of zero for the dims that are left alone
+    turns_ = shared_turns(frequencies);
+    for (Entry& e : entries_) set_quarters(e);
 }
 
 void KeyOffset::begin(int id, std::uint32_t generation) {
@@ -24,6 +49,7 @@ void KeyOffset::begin(int id, std::uint32_t generation) {
     e = {};
     e.generation = generation;
     e.mu.resize(static_cast<std::size_t>(n_head_) * head_dim_);
+    set_quarters(e);
 }
 
 std::vector<std::uint16_t> KeyOffset::mu_halves(int id) const {
@@ -38,6 +64,7 @@ void KeyOffset::freeze(int id, std::span<const std::uint16_t> mu) {
     e.frozen = true;
     e.expected = false;
     e.hash = hash_mu(mu);
+    set_quarters(e);
 }
 
 void KeyOffset::expect(int id, std::uint32_t hash) {
@@ -88,21 +115,19 @@ bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span
 
 void KeyOffset::measure(Entry& e) const {
     std::vector<double> sum(e.mu.size());
-    std::vector<float> table(rope_.n_dims), x(head_dim_);
+    std::vector<float> turn(2 * turn_width(n_freq())), x(head_dim_);
+    const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
     for (std::size_t i = 0; i < e.measured; i++) {
         const Row& r = e.kept[i];
-        // Un-rotate by the transpose; a magnitude factor (YaRN) divides out through its square.
-        float norm = 1;
-        if (has_rope_) {
-            rope_table(rope_, static_cast<float>(r.pos), table);
-            norm = table[0] * table[0] + table[1] * table[1];
-            for (int j = 1; j < rope_.n_dims; j += 2) table[j] = -table[j];
-        }
+        turn_row(turns(), n_freq(), r.pos, turn.data());
+        const float *c = turn.data(), *s = c + turn_width(n_freq());
         for (int h = 0; h < n_head_; h++) {
             std::transform(r.values.begin() + h * head_dim_, r.values.begin() + (h + 1) * head_dim_, x.begin(), from_half);
-            if (has_rope_) {
-                rope_apply(rope_, table, x);
-                for (int j = 0; j < rope_.n_dims; j++) x[rope_.n_offset + j] /= norm;
+            for (int j = 0; has_rope_ && j < rope_.n_dims / 2; j++) {
+                const auto [ia, ib] = rope_pair(rope_, j);
+                const float a = x[ia], b = x[ib];
+                x[ia] = (a * c[j] + b * s[j]) / magnitude;
+                x[ib] = (b * c[j] - a * s[j]) / magnitude;
             }
             for (int j = 0; j < head_dim_; j++) sum[h * head_dim_ + j] += x[j];
         }
@@ -110,6 +135,23 @@ void KeyOffset::measure(Entry& e) const {
     // Rounded to fp16, in which it travels with saved rows.
     for (std::size_t i = 0; i < e.mu.size(); i++)
         e.mu[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(e.measured))));
+    set_quarters(e);
+}
+
+void KeyOffset::set_quarters(Entry& e) const {
+    e.quarters.assign(2 * e.mu.size(), 0.0f);
+    const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
+    for (int h = 0; h < n_head_; h++) {
+        const float* mu = e.mu.data() + h * head_dim_;
+        float *value = e.quarters.data() + 2 * h * head_dim_, *quarter = value + head_dim_;
+        std::copy_n(mu, head_dim_, value);
+        for (int i = 0; has_rope_ && i < rope_.n_dims / 2; i++) {
+            const auto [x, y] = rope_pair(rope_, i);
+            value[x] = quarter[y] = magnitude * mu[x];
+            value[y] = magnitude * mu[y];
+            quarter[x] = -value[y];
+        }
+    }
 }
 
 void KeyOffset::settle(int id) {
@@ -117,35 +159,44 @@ void KeyOffset::settle(int id) {
 }
 
 void KeyOffset::query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const {
-    const float* mu = at(id).mu.data() + static_cast<std::ptrdiff_t>(head) * head_dim_;
+    const float *value = at(id).quarters.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, *quarter = value + head_dim_;
     const int pairs = has_rope_ ? rope_.n_dims / 2 : 0, n = n_freq();
-    std::fill(terms.begin(), terms.end(), 0.0f);
+    const int step = rope_.pairs == RopePairs::adjacent ? 2 : 1, apart = rope_.pairs == RopePairs::adjacent ? 1 : pairs;
     for (int i = 0; i < pairs; i++) {
-        const auto [x, y] = rope_pair(rope_, i);
-        terms[i] = q[x] * mu[x] + q[y] * mu[y];
-        terms[n + i] = q[y] * mu[x] - q[x] * mu[y];
+        const int x = rope_.n_offset + i * step, y = x + apart;
+        terms[i] = q[x] * value[x] + q[y] * value[y];
+        terms[n + i] = q[x] * quarter[x] + q[y] * quarter[y];
     }
-    if (n > pairs)
-        for (int i = 0; i < head_dim_; i++)
-            if (!has_rope_ || i < rope_.n_offset || i >= rope_.n_offset + rope_.n_dims) terms[pairs] += q[i] * mu[i];
+    if (n == pairs) return;
+    terms[pairs] = terms[n + pairs] = 0;
+    for (int i = 0; i < head_dim_; i++)
+        if (!has_rope_ || i < rope_.n_offset || i >= rope_.n_offset + rope_.n_dims) terms[pairs] += q[i] * value[i];
 }
 
-void KeyOffset::trig_row(std::int32_t pos, std::span<float> row) const {
-    const int pairs = has_rope_ ? rope_.n_dims / 2 : 0, n = n_freq();
-    std::vector<float> table(2 * pairs);
-    if (has_rope_) rope_table(rope_, static_cast<float>(pos), table);
-    for (int i = 0; i < pairs; i++) row[i] = table[2 * i], row[n + i] = table[2 * i + 1];
-    if (n > pairs) row[pairs] = 1, row[n + pairs] = 0;
+void KeyOffset::spread_turn(std::int32_t pos, float* turn) const {
+    float row[2 * kMostTurns];
+    turn_row(turns(), n_freq(), pos, row);
+    const float *c = row, *s = row + turn_width(n_freq());
+    std::fill_n(turn, head_dim_, 1.0f);
+    std::fill_n(turn + head_dim_, head_dim_, 0.0f);
+    if (!has_rope_) return;
+    const int pairs = rope_.n_dims / 2;
+    float *cosines = turn + rope_.n_offset, *sines = cosines + head_dim_;
+    if (rope_.pairs == RopePairs::split) {
+        for (int half = 0; half < 2; half++) std::copy_n(c, pairs, cosines + half * pairs), std::copy_n(s, pairs, sines + half * pairs);
+    } else {
+        for (int i = 0; i < 2 * pairs; i++) cosines[i] = c[i / 2], sines[i] = s[i / 2];
+    }
 }
 
 void KeyOffset::remove(int id, std::span<float> x, std::int32_t pos, float sign) const {
     if (pos < 0) return;
-    std::vector<float> shift = at(id).mu, table(rope_.n_dims);
-    if (has_rope_) {
-        rope_table(rope_, static_cast<float>(pos), table);
-        for (int h = 0; h < n_head_; h++) rope_apply(rope_, table, std::span(shift).subspan(h * head_dim_, head_dim_));
+    std::vector<float> turn(2 * head_dim_);
+    spread_turn(pos, turn.data());
+    for (int h = 0; h < n_head_; h++) {
+        const float *value = quarters(id) + 2 * h * head_dim_, *quarter = value + head_dim_;
+        for (int i = 0; i < head_dim_; i++) x[h * head_dim_ + i] -= sign * (value[i] * turn[i] + quarter[i] * turn[head_dim_ + i]);
     }
-    for (std::size_t i = 0; i < shift.size(); i++) x[i] -= sign * shift[i];
 }
 
 }  // namespace turboquant

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -23,7 +24,7 @@ class KeyOffset {
     /// reused from another sequence's cache is encoded as the sequence's own.
     static constexpr std::size_t kMeasureRows = 64;
 
-    KeyOffset(int n_head, int head_dim) : n_head_(n_head), head_dim_(head_dim) {}
+    KeyOffset(int n_head, int head_dim);
 
     /// RoPE of this layer; freq_factors are copied. Without it the offset is the plain mean (models without RoPE).
     void set_rope(const RopeParams& rope);
@@ -66,8 +67,14 @@ class KeyOffset {
     int n_freq() const { return (has_rope_ ? rope_.n_dims / 2 : 0) + (!has_rope_ || rope_.n_dims < head_dim_); }
     /// a_0.., b_0.. (2*n_freq floats) of one query vector for KV head `head`.
     void query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const;
-    /// cos(p w_0).., sin(p w_0).. (2*n_freq floats, YaRN's magnitude included).
-    void trig_row(std::int32_t pos, std::span<float> row) const;
+    /// Table of these frequencies' rotations (attention/turns.h), shared by all layers that have the same.
+    const float* turns() const { return turns_->table.data(); }
+
+    /// The offset as a rotation takes it, per head [2][head_dim]: the values (with YaRN's magnitude), then what they are a quarter turn on;
+    /// R(p) mu = values * C(p) + quarter * S(p), value by value. For the encoder (kernels/kernels.h, EncodeArgs::turns).
+    const float* quarters(int id) const { return at(id).quarters.data(); }
+    /// C(pos) and S(pos): the cosine and sine that apply to each dim of a head, 2*head_dim floats.
+    void spread_turn(std::int32_t pos, float* turn) const;
 
     /// x -= R(pos) mu for one row (all heads); nothing if pos < 0. `sign` -1 adds instead.
     void remove(int id, std::span<float> x, std::int32_t pos, float sign = 1) const;
@@ -78,16 +85,24 @@ class KeyOffset {
         bool frozen = false, expected = false;
         std::uint32_t hash = 0;
         std::size_t measured = 0;  ///< rows in mu
-        std::vector<float> mu;
+        std::vector<float> mu, quarters;
         std::vector<Row> kept;  ///< by ascending position
     };
     const Entry& at(int id) const { return entries_[id]; }
     void measure(Entry& e) const;
+    void set_quarters(Entry& e) const;
+
+    struct Turns {
+        std::vector<double> frequencies;
+        std::vector<float> table;
+    };
+    static std::shared_ptr<const Turns> shared_turns(const std::vector<double>& frequencies);
 
     int n_head_, head_dim_;
     bool has_rope_ = false;
     RopeParams rope_;
     std::vector<float> freq_factors_;
+    std::shared_ptr<const Turns> turns_;
     std::vector<Entry> entries_;
 };
 

@@ -22,24 +22,31 @@ RopeParams without_magnitude(RopeParams p) {
     return p;
 }
 
-void rope_table(const RopeParams& p, float pos, std::span<float> table) {
-    const float theta_scale = std::pow(p.freq_base, -2.0f / static_cast<float>(p.n_dims));
-    float low = 0, high = 0;
-    const float magnitude = p.attn_factor * yarn_magnitude(p);
-    if (p.ext_factor != 0) {
-        low = std::max(0.0f, std::floor(yarn_pair(p, p.beta_fast)));
-        high = std::min(static_cast<float>(p.n_dims - 1), std::ceil(yarn_pair(p, p.beta_slow)));
-    }
-    float theta = pos;
-    for (int i = 0; i < p.n_dims / 2; i++, theta *= theta_scale) {
-        const float extrapolated = theta / (p.freq_factors ? p.freq_factors[i] : 1.0f);
-        float angle = p.freq_scale * extrapolated;
+std::vector<double> rope_frequencies(const RopeParams& p) {
+    std::vector<double> w(p.n_dims / 2);
+    const double theta_scale = std::pow(p.freq_base, -2.0f / static_cast<float>(p.n_dims));
+    const float low = p.ext_factor != 0 ? std::max(0.0f, std::floor(yarn_pair(p, p.beta_fast))) : 0;
+    const float high = p.ext_factor != 0 ? std::min(static_cast<float>(p.n_dims - 1), std::ceil(yarn_pair(p, p.beta_slow))) : 0;
+    double theta = 1;
+    for (std::size_t i = 0; i < w.size(); i++, theta *= theta_scale) {
+        const double extrapolated = theta / (p.freq_factors ? p.freq_factors[i] : 1.0f);
+        w[i] = p.freq_scale * extrapolated;
         if (p.ext_factor != 0) {
             const float ramp = 1 - std::clamp((static_cast<float>(i) - low) / std::max(0.001f, high - low), 0.0f, 1.0f);
-            angle += (extrapolated - angle) * ramp * p.ext_factor;
+            w[i] += (extrapolated - w[i]) * ramp * p.ext_factor;
         }
-        table[2 * i] = std::cos(angle) * magnitude;
-        table[2 * i + 1] = std::sin(angle) * magnitude;
+    }
+    return w;
+}
+
+float rope_magnitude(const RopeParams& p) { return p.attn_factor * yarn_magnitude(p); }
+
+void rope_table(const RopeParams& p, float pos, std::span<float> table) {
+    const std::vector<double> w = rope_frequencies(p);
+    const float magnitude = rope_magnitude(p);
+    for (std::size_t i = 0; i < w.size(); i++) {
+        table[2 * i] = static_cast<float>(std::cos(pos * w[i])) * magnitude;
+        table[2 * i + 1] = static_cast<float>(std::sin(pos * w[i])) * magnitude;
     }
 }
 

@@ -32,7 +32,12 @@ constexpr std::pair<int, int> rope_pair(const RopeParams& p, int i) {
 /// once more with every shift).
 RopeParams without_magnitude(RopeParams p);
 
-/// cos and sin (times YaRN's magnitude factor) for every pair at position `pos`: table[2*i] = cos, table[2*i+1] = sin, i < n_dims/2.
+/// Angle per position of every pair, n_dims/2 of them. llama.cpp multiplies them up in float for each position, which is off by about 1e-7
+/// of the angle either way; these are the same without that.
+std::vector<double> rope_frequencies(const RopeParams& p);
+/// YaRN's factor on what is rotated (its attention factor included); 1 without YaRN.
+float rope_magnitude(const RopeParams& p);
+/// cos and sin (times the magnitude) for every pair at position `pos`: table[2*i] = cos, table[2*i+1] = sin, i < n_dims/2.
 void rope_table(const RopeParams& p, float pos, std::span<float> table);
 /// Rotates x in place with a table of rope_table.
 void rope_apply(const RopeParams& p, std::span<const float> table, std::span<float> x);

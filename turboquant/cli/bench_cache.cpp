@@ -106,10 +106,8 @@ class TurboquantCache final : public BenchCache {
         std::iota(positions.begin(), positions.end(), 0);
         cells_.place(rows_, positions);
         const auto width = 2 * static_cast<std::size_t>(offset.n_freq());
-        trig_.resize(rows_.size() * width);
-        for (const std::int32_t p : positions) offset.trig_row(p, std::span(trig_).subspan(static_cast<std::size_t>(p) * width, width));
         q_terms_.resize(static_cast<std::size_t>(shape_.n_tokens) * shape_.n_head * width);
-        args_.term = {offset.n_freq(), q_terms_.data(), trig_.data(), cells_.stream(0), 1, nullptr};
+        args_.term = {offset.n_freq(), q_terms_.data(), offset.turns(), cells_.stream(0), 1, nullptr};
     }
 
     void set_query_terms() {
@@ -127,7 +125,7 @@ class TurboquantCache final : public BenchCache {
     std::vector<std::int64_t> rows_;
     std::vector<std::vector<std::int64_t>> scratch_;  // one per thread
     CellPositions cells_;
-    std::vector<float> trig_, q_terms_;
+    std::vector<float> q_terms_;
     std::vector<float> output_;
     AttentionArgs args_;
     AttentionPlan plan_;

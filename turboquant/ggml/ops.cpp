@@ -23,22 +23,6 @@ std::string not_finite(const ggml_tensor* t) {
     return "keys or values for " + name_of(t) + " are not finite (NaN or infinity in the model's activations)";
 }
 
-/// The table of a RoPE, reaching to position `last`. Shared by all layers of the same RoPE.
-const float* trig_rows(OpContext& ctx, const KeyOffset& offset, std::int32_t last) {
-    RopeParams rope = offset.rope();
-    const std::vector<float> factors(rope.freq_factors, rope.freq_factors + (rope.freq_factors ? rope.n_dims / 2 : 0));
-    rope.freq_factors = nullptr;
-    auto table = std::find_if(ctx.trig.begin(), ctx.trig.end(),
-                              [&](const TrigTable& t) { return t.n_freq == offset.n_freq() && t.rope == rope && t.factors == factors; });
-    if (table == ctx.trig.end()) table = ctx.trig.insert(table, {rope, factors, offset.n_freq(), {}});
-    const std::size_t row = 2 * offset.n_freq();
-    for (std::size_t p = table->rows.size() / row; p <= static_cast<std::size_t>(last); p++) {
-        table->rows.resize((p + 1) * row);
-        offset.trig_row(static_cast<std::int32_t>(p), std::span(table->rows).subspan(p * row, row));
-    }
-    return table->rows.data();
-}
-
 /// Offset ids of the cells that some query token sees, in ctx.cell_terms as indices into the returned list. Cells of ended sequences keep
 /// their ids until they are overwritten, so only the mask tells. ctx.cell_pos gets the positions.
 std::vector<int> visible_offsets(OpContext& ctx, const CellPositions& cells, std::int64_t stream, const AttentionArgs& a) {
@@ -87,9 +71,8 @@ bool set_score_term(OpContext& ctx, KvExtra& e, std::int64_t stream, AttentionAr
             for (int h = 0; h < a.n_head; h++, terms += row)
                 offset.query_terms(id, {a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv), {terms, row});
     }
-    a.term = {
-        offset.n_freq(),     ctx.q_terms.data(),           trig_rows(ctx, offset, std::max(0, *std::ranges::max_element(ctx.cell_pos))),
-        ctx.cell_pos.data(), static_cast<int>(ids.size()), ctx.cell_terms.data()};
+    a.term = {offset.n_freq(),     ctx.q_terms.data(),           offset.turns(),
+              ctx.cell_pos.data(), static_cast<int>(ids.size()), ctx.cell_terms.data()};
     return true;
 }
 

@@ -9,14 +9,6 @@
 
 namespace turboquant::ggml {
 
-/// cos and sin of position times frequency for the score term: rows of 2*n_freq floats, one per position seen.
-struct TrigTable {
-    RopeParams rope;
-    std::vector<float> factors;
-    int n_freq;
-    std::vector<float> rows;
-};
-
 /// What the ops need of the backend that runs them.
 struct OpContext {
     const Device* device;
@@ -29,7 +21,6 @@ struct OpContext {
     std::vector<std::int32_t> cell_pos;
     WindowAttention windows;
     std::vector<float> rounded;
-    std::vector<TrigTable> trig;  ///< one per RoPE of the model (layers may differ in it)
 };
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);

@@ -15,7 +15,7 @@ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 // Of impl/score_term.h's TermScratch.
 std::size_t term_floats(std::size_t rows, int n_freq, std::size_t n_terms) {
     const std::size_t n = (n_freq + 15) / 16 * 16;
-    return n ? rows * ((2 + 2 * n_terms) * n + 2 * kTileKeys) + n * (kTileKeys + 3) + 16 : 0;
+    return n ? rows * ((2 + 2 * n_terms) * n + 2 * kTileKeys) + n * (kTileKeys + 2) + 16 : 0;
 }
 
 struct Layout {

@@ -5,7 +5,7 @@
 //   a' = a cos(c w) + b sin(c w),  b' = b cos(c w) - a sin(c w),   e(c + m) = sum a' cos(m w) + b' sin(m w) = C_m + S_m,  e(c - m) = C_m -
 //   S_m,
 // so that one small constant panel (m = 0..31) serves all tiles, and each product serves two keys. Exact, but for float rounding.
-// The table's rows may carry a magnitude (YaRN): it is that of row 0, and divided out of the turn.
+// Rotations by p and by c come from the rows of their digits (attention/turns.h), which are padded as everything here is.
 #pragma once
 
 namespace turboquant {
@@ -21,11 +21,10 @@ struct TermScratch {
     float* turned_b;
     float* panel_cos;  // [n_pad][32]
     float* panel_sin;
-    float* even;               // [rows][32]: C_m
-    float* odd;                // [rows][32] + 1: S_m
-    float* inverse_magnitude;  // [n_pad]
-    float* centre;             // [2*n_pad]
-    float* out;                // [rows][64]: e_j
+    float* even;   // [rows][32]: C_m
+    float* odd;    // [rows][32] + 1: S_m
+    float* place;  // [2*n_pad]: the rotation by one position
+    float* out;    // [rows][64]: e_j
 
     TermScratch(const AttentionCall& c, uint8_t* scratch) : n_freq(c.args->term.n_freq), n_pad((n_freq + 15) / 16 * 16) {
         const size_t rows = c.rows_per_block;
@@ -35,9 +34,8 @@ struct TermScratch {
         turned_b = turned_a + rows * n_pad;
         panel_cos = turned_b + rows * n_pad;
         panel_sin = panel_cos + n_pad * kHalfTile;
-        inverse_magnitude = panel_sin + n_pad * kHalfTile;
-        centre = inverse_magnitude + n_pad;
-        out = centre + 2 * n_pad;
+        place = panel_sin + n_pad * kHalfTile;
+        out = place + 2 * n_pad;
         even = out + rows * kTileKeys;
         odd = even + rows * kHalfTile;  // a lane beyond the last row is read (and not used): see term_floats in attention_plan.cpp
     }
@@ -57,23 +55,40 @@ inline float term_dot(const TermScratch& s, const float* a, const float* b) {
     return Simd::reduce_add(sum);
 }
 
-// Once per thread and call, when a tile needs it (its 64 positions say that the table has the rows).
-inline void build_term_panels(const TermScratch& s, const float* trig) {
-    for (int i = 0; i < s.n_pad; ++i) {
-        s.inverse_magnitude[i] = i < s.n_freq && trig[i] != 0 ? 1 / trig[i] : 0;
-        for (int m = 0; m < kHalfTile; ++m) {
-            const float* row = trig + static_cast<size_t>(m) * 2 * s.n_freq;
-            s.panel_cos[i * kHalfTile + m] = i < s.n_freq ? row[i] : 0;
-            s.panel_sin[i * kHalfTile + m] = i < s.n_freq ? row[s.n_freq + i] : 0;
+// Row r of a digit of the table.
+inline const float* turn_of(const TermScratch& s, const float* turns, int digit, int r) {
+    return turns + static_cast<size_t>(digit * 64 + r) * 2 * s.n_pad;
+}
+
+// The rotation by a position: the product over its digits.
+inline void find_place(const TermScratch& s, const float* turns, int32_t pos) {
+    const float* by[4];
+    int n = 0;
+    for (int digit = 0; digit < 4; ++digit)
+        if (const int r = pos >> 6 * digit & 63; r || digit == 0) by[n++] = turn_of(s, turns, digit, r);
+    for (int i = 0; i < s.n_pad; i += Simd::kFloats) {
+        Simd::F c = Simd::load(by[0] + i), w = Simd::load(by[0] + s.n_pad + i);
+        for (int k = 1; k < n; ++k) {
+            const Simd::F bc = Simd::load(by[k] + i), bw = Simd::load(by[k] + s.n_pad + i), product = Simd::mul(w, bw);
+            w = Simd::fma(w, bc, Simd::mul(c, bw));
+            c = Simd::sub(Simd::mul(c, bc), product);
         }
+        Simd::store(s.place + i, c);
+        Simd::store(s.place + s.n_pad + i, w);
     }
 }
 
-inline void turn_terms(const TermScratch& s, const float* query, const float* centre_row, int n_rows) {
-    pad_term(s, centre_row, s.centre);
+// Once per thread and call, when a tile needs it.
+inline void build_term_panels(const TermScratch& s, const float* turns) {
+    for (int m = 0; m < kHalfTile; ++m) {
+        const float* row = turn_of(s, turns, 0, m);
+        for (int i = 0; i < s.n_pad; ++i) s.panel_cos[i * kHalfTile + m] = row[i], s.panel_sin[i * kHalfTile + m] = row[s.n_pad + i];
+    }
+}
+
+inline void turn_terms(const TermScratch& s, const float* query, int n_rows) {
     for (int i = 0; i < s.n_pad; i += Simd::kFloats) {
-        const Simd::F inverse = Simd::load(s.inverse_magnitude + i);
-        const Simd::F c = Simd::mul(Simd::load(s.centre + i), inverse), w = Simd::mul(Simd::load(s.centre + s.n_pad + i), inverse);
+        const Simd::F c = Simd::load(s.place + i), w = Simd::load(s.place + s.n_pad + i);
         for (int r = 0; r < n_rows; ++r) {
             const float* q = query + static_cast<size_t>(r) * 2 * s.n_pad + i;
             const Simd::F a = Simd::load(q), b = Simd::load(q + s.n_pad);
@@ -83,11 +98,23 @@ inline void turn_terms(const TermScratch& s, const float* query, const float* ce
     }
 }
 
-inline void successive_terms(const TermScratch& s, const float* query, const float* first_row, int n_rows) {
-    turn_terms(s, query, first_row + static_cast<size_t>(kHalfTile) * 2 * s.n_freq, n_rows);
+// e(c - 32), which is outside of the panel.
+inline float first_term(const TermScratch& s, const float* turns, int row) {
+    const float *a = s.turned_a + static_cast<size_t>(row) * s.n_pad, *b = s.turned_b + static_cast<size_t>(row) * s.n_pad;
+    const float *c = turn_of(s, turns, 0, kHalfTile), *w = c + s.n_pad;
+    Simd::F even = Simd::splat(0), odd = Simd::splat(0);
+    for (int i = 0; i < s.n_pad; i += Simd::kFloats) {
+        even = Simd::fma(Simd::load(a + i), Simd::load(c + i), even);
+        odd = Simd::fma(Simd::load(b + i), Simd::load(w + i), odd);
+    }
+    return Simd::reduce_add(Simd::sub(even, odd));
+}
+
+inline void successive_terms(const TermScratch& s, const float* query, const float* turns, int32_t first, int n_rows) {
+    find_place(s, turns, first + kHalfTile);
+    turn_terms(s, query, n_rows);
     multiply(ProductF32{s.turned_a, s.n_pad, s.panel_cos, kHalfTile, nullptr, s.even}, n_rows, kHalfTile);
     multiply(ProductF32{s.turned_b, s.n_pad, s.panel_sin, kHalfTile, nullptr, s.odd}, n_rows, kHalfTile);
-    pad_term(s, first_row, s.centre);
     for (int r = 0; r < n_rows; ++r) {
         const float *even = s.even + r * kHalfTile, *odd = s.odd + r * kHalfTile;
         float* e = s.out + r * kTileKeys;
@@ -96,7 +123,7 @@ inline void successive_terms(const TermScratch& s, const float* query, const flo
             const int m = kHalfTile - k - Simd::kFloats + 1;  // keys k.. are m = 32-k downwards
             Simd::store(e + k, Simd::reverse(Simd::sub(Simd::load(even + m), Simd::load(odd + m))));
         }
-        e[0] = term_dot(s, query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre);  // m = 32 is outside of the panel
+        e[0] = first_term(s, turns, r);
     }
 }
 
@@ -105,10 +132,10 @@ inline void scattered_terms(const TermScratch& s, const ScoreTerm& t, int cell, 
     const int32_t* pos = t.cell_pos + cell;
     for (int j = 0; j < kTileKeys; ++j) {
         const bool has_term = j < n_cells && pos[j] >= 0;
-        if (has_term) pad_term(s, t.trig + static_cast<size_t>(pos[j]) * 2 * s.n_freq, s.centre);
+        if (has_term) find_place(s, t.turns, pos[j]);
         const float* query = s.query + (has_term && t.cell_term ? t.cell_term[cell + j] : 0) * s.query_stride;
         for (int r = 0; r < n_rows; ++r)
-            s.out[r * kTileKeys + j] = has_term ? term_dot(s, query + static_cast<size_t>(r) * 2 * s.n_pad, s.centre) : 0;
+            s.out[r * kTileKeys + j] = has_term ? term_dot(s, query + static_cast<size_t>(r) * 2 * s.n_pad, s.place) : 0;
     }
 }
 
@@ -123,10 +150,10 @@ inline bool successive(const ScoreTerm& t, int cell, int n) {
 // e_j of n_rows rows to s.out. `panels_built` is the thread's.
 inline void score_terms(const TermScratch& s, const ScoreTerm& t, int cell, int n_cells, int n_rows, bool* panels_built) {
     if (!successive(t, cell, n_cells)) return scattered_terms(s, t, cell, n_cells, n_rows);
-    if (!*panels_built) build_term_panels(s, t.trig);
+    if (!*panels_built) build_term_panels(s, t.turns);
     *panels_built = true;
     const float* query = s.query + (t.cell_term ? t.cell_term[cell] : 0) * s.query_stride;
-    successive_terms(s, query, t.trig + static_cast<size_t>(t.cell_pos[cell]) * 2 * s.n_freq, n_rows);
+    successive_terms(s, query, t.turns, t.cell_pos[cell], n_rows);
 }
 
 }  // namespace
