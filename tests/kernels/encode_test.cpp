@@ -33,12 +33,13 @@ struct Batch {
     std::uint8_t* tile(int i) { return tiles.data() + cells[i] / 64 * tile_stride; }
     int slot(int i) const { return static_cast<int>(cells[i] % 64); }
 
-    bool encode(SimdLevel level, NormMode mode = NormMode::corrected) {
+    EncodeArgs args(NormMode mode = NormMode::corrected) {
         EncodeArgs a;
         a.shape = shape, a.tiles = tiles.data(), a.tile_stride = tile_stride, a.x = x.data(), a.x_stride = x_stride;
         a.cells = cells.data(), a.n = static_cast<int>(cells.size()), a.norm_mode = mode;
-        return turboquant::encode(kernels(level), a);
+        return a;
     }
+    bool encode(SimdLevel level, NormMode mode = NormMode::corrected) { return turboquant::encode(kernels(level), args(mode)); }
     void encode_by_specification(NormMode mode = NormMode::corrected) {
         for (int i = 0; i < static_cast<int>(cells.size()); ++i) tile_encode(shape, tile(i), slot(i), vector(i), mode);
     }
@@ -103,6 +104,32 @@ TEST_P(Encode, EqualsSpecificationButForNearTies) {
                 EXPECT_GE(same, 0.999 * 100 * d);
             EXPECT_NEAR(error, spec_error, 1e-3 * spec_error);
         }
+}
+
+// The same bytes as of vectors from which the offset was taken before.
+TEST_P(Encode, RemovesTheOffset) {
+    for (const int d : {64, 80, 576}) {
+        Batch batch({codec(), Side::key, d}, 20, 2), plain = batch;
+        SplitMix64 random(5);
+        std::vector<float> turns(20 * 2 * static_cast<std::size_t>(d)), offset(7 + 2 * static_cast<std::size_t>(d));
+        for (float& f : turns) f = static_cast<float>(random.uniform());
+        for (float& f : offset) f = 20 * static_cast<float>(random.normal());
+        std::vector<const float*> offsets(20, offset.data());
+        offsets[3] = nullptr;
+        for (std::size_t i = 0; i < 20; ++i)
+            for (std::size_t k = 0; k < static_cast<std::size_t>(d) && i != 3; ++k) {
+                const float *turn = turns.data() + i * 2 * d, *o = offset.data() + 7;
+                // Fused as the levels fuse it, so that the difference, too, rounds alike.
+                const float quarter = o[d + k] * turn[d + k];
+                plain.x[i * plain.x_stride + k] -=
+                    level() == SimdLevel::scalar ? o[k] * turn[k] + quarter : std::fma(o[k], turn[k], quarter);
+            }
+        EncodeArgs a = batch.args();
+        a.turns = turns.data(), a.offsets = offsets.data(), a.offset_at = 7;
+        EXPECT_TRUE(turboquant::encode(kernels(level()), a));
+        EXPECT_TRUE(plain.encode(level()));
+        EXPECT_EQ(batch.tiles, plain.tiles) << d;
+    }
 }
 
 // Only the slots of the batch change: the bytes between and around them stay.

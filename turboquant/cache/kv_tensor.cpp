@@ -53,8 +53,8 @@ std::uint8_t* KvTensor::tile(std::int64_t row, int head) const {
     return memory_ + (t * n_head() + head) * tile_bytes(shape());
 }
 
-bool KvTensor::encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
-                      std::span<std::int64_t> scratch) {
+EncodeArgs KvTensor::encode_args(int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
+                                 std::span<std::int64_t> scratch) const {
     for (std::size_t i = 0; i < rows.size(); i++) scratch[i] = rows[i] / g_.n_cells * tiles_per_stream() * kTileKeys + rows[i] % g_.n_cells;
     EncodeArgs args;
     args.shape = shape();
@@ -65,8 +65,38 @@ bool KvTensor::encode(const Kernels& k, int head, const float* x, std::size_t x_
     args.cells = scratch.data();
     args.n = static_cast<int>(rows.size());
     args.norm_mode = g_.norm_mode;
+    return args;
+}
+
+bool KvTensor::encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
+                      std::span<std::int64_t> scratch) {
     if (outliers_) set_mask(rows, head);
-    return turboquant::encode(k, args);
+    return turboquant::encode(k, encode_args(head, x, x_stride, rows, scratch));
+}
+
+bool KvTensor::encode_part(const Kernels& k, int ith, int parts, const float* x, std::size_t stride, std::span<const std::int64_t> rows,
+                           const CellPositions& cells, std::span<std::int64_t> scratch) {
+    constexpr std::size_t kBlock = 32;  // the rotations of so many positions stay in the cache while all heads use them
+    std::array<float, kBlock * 2 * kMaxHeadDim> turns;
+    std::array<const float*, kBlock> offsets;
+    bool finite = true;
+    for (std::size_t first = 0; first < rows.size(); first += kBlock) {
+        const auto block = rows.subspan(first, std::min(kBlock, rows.size() - first));
+        for (std::size_t i = 0; i < block.size(); i++) {
+            const std::int32_t pos = cells.at(block[i]);
+            offsets[i] = pos >= 0 ? offset_->quarters(cells.offset_id(block[i])) : nullptr;
+            if (offsets[i]) offset_->spread_turn(pos, turns.data() + i * 2 * head_dim_);
+        }
+        for (int h = ith; h < n_head(); h += parts) {
+            if (outliers_) set_mask(block, h);
+            EncodeArgs args = encode_args(h, x + first * stride + static_cast<std::size_t>(h) * head_dim_, stride, block, scratch);
+            args.turns = turns.data();
+            args.offsets = offsets.data();
+            args.offset_at = static_cast<std::size_t>(h) * 2 * head_dim_;
+            finite = turboquant::encode(k, args) && finite;
+        }
+    }
+    return finite;
 }
 
 void KvTensor::set_mask(std::span<const std::int64_t> rows, int head) {
@@ -83,10 +113,10 @@ void KvTensor::decode_head(std::int64_t row, int head, std::span<float> x) const
     if (codec_info(g_.codec).rotated) rotation_for(head_dim_).inverse(x);
 }
 
-bool KvTensor::encode_plain(const Kernels& k, std::span<const std::int64_t> rows, const std::vector<float>& x) {
+bool KvTensor::encode_plain(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows) {
     std::vector<std::int64_t> scratch(rows.size());
     bool finite = true;
-    for (int h = 0; h < n_head(); h++) finite = encode(k, h, x.data() + h * head_dim_, g_.n_embd, rows, scratch) && finite;
+    for (int h = 0; h < n_head(); h++) finite = encode(k, h, x + h * head_dim_, stride, rows, scratch) && finite;
     return finite;
 }
 
@@ -97,7 +127,7 @@ bool KvTensor::encode_first_rows(const Kernels& k) {
         rows.push_back(r.row);
         for (const std::uint16_t h : r.values) x.push_back(from_half(h));
     }
-    return encode_plain(k, rows, x);
+    return encode_plain(k, x.data(), g_.n_embd, rows);
 }
 
 void KvTensor::measure() {
@@ -131,20 +161,12 @@ bool KvTensor::encode_rows(const Kernels& k, const float* values, std::size_t st
         first_.add(values, stride, g_.n_embd, rows, std::vector<std::int32_t>(rows.size(), -1), true);
         measure();
     }
-    std::vector<float> x(rows.size() * g_.n_embd);
-    for (std::size_t i = 0; i < rows.size(); i++) std::copy_n(values + i * stride, g_.n_embd, x.data() + i * g_.n_embd);
-    bool finite = encode_plain(k, rows, x);
+    bool finite = encode_plain(k, values, stride, rows);
     if (was_measuring) {
         finite = encode_first_rows(k) && finite;
         if (first_.enough()) freeze();
     }
     return finite;
-}
-
-bool KvTensor::encode_centered(const Kernels& k, std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<float>& x) {
-    for (std::size_t i = 0; i < rows.size(); i++)
-        offset_->remove(cells.offset_id(rows[i]), std::span(x).subspan(i * g_.n_embd, g_.n_embd), cells.at(rows[i]));
-    return encode_plain(k, rows, x);
 }
 
 // All kept rows, or those among `only` (if it is not empty).
@@ -157,35 +179,41 @@ bool KvTensor::encode_kept(const Kernels& k, int id, const CellPositions& cells,
         rows.push_back(r.row);
         for (const std::uint16_t h : r.values) x.push_back(from_half(h));
     }
-    const bool finite = encode_centered(k, rows, cells, x);
+    std::vector<std::int64_t> scratch(rows.size());
+    const bool finite = encode_part(k, 0, 1, x.data(), g_.n_embd, rows, cells, scratch);
     offset_->settle(id);
+    return finite;
+}
+
+void KvTensor::begin_keys(const float* keys, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells,
+                          KeyBatch& batch) {
+    // By sequence: runs of rows with one id, as batches have them.
+    batch.measured.clear();
+    for (std::size_t i = 0, end; i < rows.size(); i = end) {
+        const int id = cells.offset_id(rows[i]);
+        batch.pos.clear();
+        for (end = i; end < rows.size() && cells.offset_id(rows[end]) == id && (cells.at(rows[end]) >= 0 || end == i); end++)
+            batch.pos.push_back(cells.at(rows[end]));
+        offset_->begin(id, cells.generation(id));
+        if (batch.pos[0] < 0 || offset_->frozen(id)) continue;
+        const bool changed = offset_->observe(id, keys + i * stride, stride, rows.subspan(i, end - i), batch.pos);
+        batch.measured.push_back({id, i, changed ? 0 : end - i});
+    }
+}
+
+bool KvTensor::end_keys(const Kernels& k, std::span<const std::int64_t> rows, const CellPositions& cells, const KeyBatch& batch) {
+    bool finite = true;
+    for (const KeyBatch::Measured& m : batch.measured) finite = encode_kept(k, m.id, cells, rows.subspan(m.first, m.n)) && finite;
     return finite;
 }
 
 bool KvTensor::encode_keys(const Kernels& k, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
                            const CellPositions& cells) {
-    // By sequence: runs of rows with one id, as batches have them.
-    struct Measured {
-        int id;
-        std::span<const std::int64_t> rows;  ///< to encode from what was kept; empty: all, mu has changed
-    };
-    std::vector<Measured> measured;
-    for (std::size_t i = 0, end; i < rows.size(); i = end) {
-        const int id = cells.offset_id(rows[i]);
-        std::vector<std::int32_t> pos;
-        for (end = i; end < rows.size() && cells.offset_id(rows[end]) == id && (cells.at(rows[end]) >= 0 || end == i); end++)
-            pos.push_back(cells.at(rows[end]));
-        offset_->begin(id, cells.generation(id));
-        if (pos[0] < 0 || offset_->frozen(id)) continue;
-        const auto batch = rows.subspan(i, end - i);
-        const bool changed = offset_->observe(id, keys + i * stride, stride, batch, pos);
-        measured.push_back({id, changed ? std::span<const std::int64_t>() : batch});
-    }
-    std::vector<float> x(rows.size() * g_.n_embd);
-    for (std::size_t i = 0; i < rows.size(); i++) std::copy_n(keys + i * stride, g_.n_embd, x.data() + i * g_.n_embd);
-    bool finite = encode_centered(k, rows, cells, x);
-    for (const Measured& m : measured) finite = encode_kept(k, m.id, cells, m.rows) && finite;
-    return finite;
+    KeyBatch batch;
+    begin_keys(keys, stride, rows, cells, batch);
+    std::vector<std::int64_t> scratch(rows.size());
+    const bool finite = encode_part(k, 0, 1, keys, stride, rows, cells, scratch);
+    return end_keys(k, rows, cells, batch) && finite;
 }
 
 void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table) {

@@ -25,6 +25,16 @@
 
 namespace turboquant {
 
+/// What was measured of a batch of keys while it was written. Reused: nothing is allocated once it has grown.
+struct KeyBatch {
+    struct Measured {
+        int id;
+        std::size_t first, n;  ///< rows to encode from what was kept; n 0: all that was, the offset has changed
+    };
+    std::vector<Measured> measured;
+    std::vector<std::int32_t> pos;
+};
+
 /// `offset_missing`: keys saved with an offset removed that the rows at hand do not tell (too few of them), or into a cache with offset
 /// removal off.
 enum class RestoreResult { ok, not_finite, offset_missing };
@@ -82,6 +92,14 @@ class KvTensor {
     /// Cells without a position are encoded as they are. False as encode.
     bool encode_keys(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells);
 
+    /// The same in steps, for several threads: begin_keys; then encode_part for all parts, which may run at the same time; then end_keys.
+    /// x, rows and cells are the same throughout. Part `ith` of `parts` is every parts-th head; `scratch` (its own) holds rows.size()
+    /// entries.
+    void begin_keys(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells, KeyBatch& batch);
+    bool encode_part(const Kernels& k, int ith, int parts, const float* x, std::size_t stride, std::span<const std::int64_t> rows,
+                     const CellPositions& cells, std::span<std::int64_t> scratch);
+    bool end_keys(const Kernels& k, std::span<const std::int64_t> rows, const CellPositions& cells, const KeyBatch& batch);
+
     /// What was measured so far stays; nothing if nothing was.
     void freeze();
     /// Forgets what was measured: the memory was zeroed.
@@ -127,8 +145,9 @@ class KvTensor {
     bool encode_first_rows(const Kernels& k);
     void measure();
     void set_mask(std::span<const std::int64_t> rows, int head);
-    bool encode_plain(const Kernels& k, std::span<const std::int64_t> rows, const std::vector<float>& x);
-    bool encode_centered(const Kernels& k, std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<float>& x);
+    EncodeArgs encode_args(int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
+                           std::span<std::int64_t> scratch) const;
+    bool encode_plain(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows);
     bool encode_kept(const Kernels& k, int id, const CellPositions& cells, std::span<const std::int64_t> only);
     void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells);
 

@@ -176,7 +176,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     if (rows.empty()) return result;
     const bool finite = offset_       ? encode_keys(k, x.data(), n_embd, rows, cells)
                         : measuring() ? encode_rows(k, x.data(), n_embd, rows)
-                                      : encode_plain(k, rows, x);
+                                      : encode_plain(k, x.data(), n_embd, rows);
     return finite ? result : RestoreResult::not_finite;
 }
 

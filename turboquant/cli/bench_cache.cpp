@@ -72,16 +72,19 @@ class TurboquantCache final : public BenchCache {
 
     void encode() override {
         const auto d = static_cast<std::size_t>(shape_.head_dim);
-        if (k_.tensor.offset()) k_.tensor.encode_keys(kernels_, data_.k.data(), shape_.n_embd_kv(), rows_, cells_);
-        const int first = k_.tensor.offset() ? shape_.n_head_kv : 0;
+        const bool offset = k_.tensor.offset() != nullptr;
+        if (offset) k_.tensor.begin_keys(data_.k.data(), shape_.n_embd_kv(), rows_, cells_, batch_);
         team_.run([&](int ith) {
-            for (int part = first + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
+            const std::span<std::int64_t> scratch = scratch_[static_cast<std::size_t>(ith)];
+            if (offset) k_.tensor.encode_part(kernels_, ith, shape_.n_threads, data_.k.data(), shape_.n_embd_kv(), rows_, cells_, scratch);
+            for (int part = (offset ? shape_.n_head_kv : 0) + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
                 const bool value = part >= shape_.n_head_kv;
                 const int head = part % shape_.n_head_kv;
                 const float* x = (value ? data_.v : data_.k).data() + static_cast<std::size_t>(head) * d;
-                (value ? v_ : k_).tensor.encode(kernels_, head, x, shape_.n_embd_kv(), rows_, scratch_[static_cast<std::size_t>(ith)]);
+                (value ? v_ : k_).tensor.encode(kernels_, head, x, shape_.n_embd_kv(), rows_, scratch);
             }
         });
+        if (offset) k_.tensor.end_keys(kernels_, rows_, cells_, batch_);
     }
 
     void attend() override {
@@ -125,6 +128,7 @@ class TurboquantCache final : public BenchCache {
     std::vector<std::int64_t> rows_;
     std::vector<std::vector<std::int64_t>> scratch_;  // one per thread
     CellPositions cells_;
+    KeyBatch batch_;
     std::vector<float> q_terms_;
     std::vector<float> output_;
     AttentionArgs args_;

@@ -97,19 +97,22 @@ void run_windowed(OpContext& ctx, const AttentionArgs& a, KvExtra& ke, KvExtra& 
 /// Encodes rows of keys or values; false if a value is not finite.
 bool encode_rows(OpContext& ctx, KvExtra& e, const float* x, std::size_t stride) {
     KvTensor& kv = e.kv;
-    if (kv.geometry().side == Side::key && removes_offset(e)) return kv.encode_keys(*ctx.kernels, x, stride, ctx.rows, *e.positions);
-    if (kv.measuring()) return kv.encode_rows(*ctx.kernels, x, stride, ctx.rows);
+    const bool offset = kv.geometry().side == Side::key && removes_offset(e);
+    if (!offset && kv.measuring()) return kv.encode_rows(*ctx.kernels, x, stride, ctx.rows);
     // Split over heads: tiles of different heads are disjoint.
     const auto n = static_cast<std::int64_t>(ctx.rows.size());
     const int n_head = kv.n_head(), head_dim = kv.head_dim();
     const int parts = n * n_head < 64 ? 1 : std::min(ctx.n_threads, n_head);
     ctx.cells.resize(n * parts);
     std::atomic<bool> finite = true;
+    if (offset) kv.begin_keys(x, stride, ctx.rows, *e.positions, ctx.batch);
     run_team(parts, [&](int ith) {
         const std::span<std::int64_t> scratch(ctx.cells.data() + n * ith, n);
-        for (int h = ith; h < n_head; h += parts)
+        if (offset && !kv.encode_part(*ctx.kernels, ith, parts, x, stride, ctx.rows, *e.positions, scratch)) finite = false;
+        for (int h = ith; h < n_head && !offset; h += parts)
             if (!kv.encode(*ctx.kernels, h, x + h * head_dim, stride, ctx.rows, scratch)) finite = false;
     });
+    if (offset && !kv.end_keys(*ctx.kernels, ctx.rows, *e.positions, ctx.batch)) finite = false;
     return finite;
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -95,15 +96,22 @@ SimdLevel kernels_level(const Kernels& k) { return k.level(); }
 namespace {
 
 bool encode_composites(const EncodeArgs& args) {
-    const std::vector<float> zero(args.shape.head_dim);
+    const int d = args.shape.head_dim;
+    std::vector<float> x(d);
     bool finite = true;
     for (int i = 0; i < args.n; ++i) {
         std::uint8_t* tile = args.tiles + args.cells[i] / kTileKeys * args.tile_stride;
         const int slot = static_cast<int>(args.cells[i] % kTileKeys);
         try {
-            composite_encode(args.shape, tile, slot, {args.x + i * args.x_stride, zero.size()}, args.norm_mode);
+            std::copy_n(args.x + i * args.x_stride, d, x.begin());
+            if (args.turns && args.offsets[i]) {
+                const float *offset = args.offsets[i] + args.offset_at, *turn = args.turns + static_cast<std::size_t>(i) * 2 * d;
+                for (int k = 0; k < d; ++k) x[k] -= offset[k] * turn[k] + offset[d + k] * turn[d + k];
+            }
+            composite_encode(args.shape, tile, slot, x, args.norm_mode);
         } catch (const std::domain_error&) {
-            composite_encode(args.shape, tile, slot, zero, args.norm_mode);
+            std::ranges::fill(x, 0.0f);
+            composite_encode(args.shape, tile, slot, x, args.norm_mode);
             finite = false;
         }
     }

@@ -42,6 +42,11 @@ struct EncodeArgs {
     const std::int64_t* cells = nullptr;  ///< destination cell of each vector: tile cells[i]/64, slot cells[i]%64
     int n = 0;
     NormMode norm_mode = NormMode::corrected;
+    /// Key offset removal, or null: what is encoded is x[d] - (offset[d] * turn[d] + offset[head_dim + d] * turn[head_dim + d]) with turn =
+    /// turns + i*2*head_dim and offset = offsets[i] + offset_at. Nothing is removed where offsets[i] is null.
+    const float* turns = nullptr;
+    const float* const* offsets = nullptr;
+    std::size_t offset_at = 0;
 };
 
 /// Encodes the batch. Returns false if a vector holds a non-finite value (that slot is then written as zero, the others normally).

@@ -115,49 +115,67 @@ inline void put(uint8_t* p, Word mask, Word value) {
     memcpy(p, &w, sizeof w);
 }
 
-// Keys, int8 panel: 4 dims of one slot are 4 adjacent bytes of a plane; unit = dim/4.
+// Keys, int8 panel: 4 dims of one slot are 4 adjacent bytes of a plane; unit = dim/4. `low`: bits in the first plane (0: there is none).
+template <int low>
 inline void store_key_i8(const CodecTables& t, uint8_t* tile, int slot, const uint8_t* codes) {
-    const int quarter = slot / 16, l = slot % 16 * 4;
+    const int quarter = slot / 16, l = slot % 16 * 4, shift = low == 4 ? quarter % 2 * 4 : 2 * quarter;
+    const uint32_t mask = ((1u << low) - 1) * 0x01010101u;
     for (int u = 0; u < t.head_dim / 4; ++u) {
         uint32_t c;
         memcpy(&c, codes + 4 * u, 4);
         uint8_t* unit = tile + 32 * t.bits * u;
-        if (t.bits == 4 && !t.trellis) {
-            const int shift = quarter % 2 * 4;
-            put<uint32_t>(unit + quarter / 2 * 64 + l, 0x0f0f0f0fu << shift, c << shift);
-            continue;
-        }
-        const bool wide = t.bits > 2 || !t.trellis;  // a 2-bit plane first, then 1-bit planes
-        if (wide) put<uint32_t>(unit + l, 0x03030303u << (2 * quarter), (c & 0x03030303u) << (2 * quarter));
-        for (int b = wide ? 2 : 0; b < t.bits; ++b) {
+        if constexpr (low > 0) put<uint32_t>(unit + (low == 4 ? quarter / 2 * 64 : 0) + l, mask << shift, (c & mask) << shift);
+        for (int b = low; b < t.bits; ++b) {
             const uint32_t bit = ((c >> b & 0x01010101u) * 0x01020408u) >> 24 & 15u;  // bit b of each code, gathered
             put<uint8_t>(unit + 32 * b + slot / 2, static_cast<uint8_t>(15 << slot % 2 * 4), static_cast<uint8_t>(bit << slot % 2 * 4));
         }
     }
 }
 
-// Values, int8 panel: 16 dims of one slot are one byte each of 16 adjacent dwords.
+// Bit b of 8 codes, at bits 0, 4, .. 28.
+inline uint64_t every_fourth(const uint8_t* codes, int b) {
+    uint64_t x;
+    memcpy(&x, codes, 8);
+    x = x >> b & 0x0101010101010101u;
+    x = (x | x >> 4) & 0x0011001100110011u;
+    x = (x | x >> 8) & 0x0000111100001111u;
+    return (x | x >> 16) & 0x11111111u;
+}
+
+// Values, int8 panel: 16 dims of one slot are one byte each of 16 adjacent dwords. `low`: bits in the first plane (0: there is none).
+template <int low>
 inline void store_value_i8(const CodecTables& t, uint8_t* tile, int slot, const uint8_t* codes) {
     const int byte = slot % 4;
     for (int d = 0; d < t.head_dim; d += 16) {
         const int lane = slot / 4 * t.head_dim + d, quarter = lane % 64 / 16;
         uint8_t* unit = tile + static_cast<size_t>(32) * t.bits * (lane / 64);
-        const bool nibbles = t.bits == 4 && !t.trellis, wide = t.bits > 2 || !t.trellis;
-        if (wide) {
-            const int shift = 8 * byte + (nibbles ? quarter % 2 * 4 : 2 * quarter);
-            const uint32_t low = nibbles ? 15 : 3;
-            uint8_t* plane = unit + (nibbles ? quarter / 2 * 64 : 0);
+        if constexpr (low > 0) {
+            const int shift = 8 * byte + (low == 4 ? quarter % 2 * 4 : 2 * quarter);
+            const uint32_t mask = (1 << low) - 1;
+            uint8_t* plane = unit + (low == 4 ? quarter / 2 * 64 : 0);
             uint32_t words[16];
             memcpy(words, plane, 64);
-            for (int i = 0; i < 16; ++i) words[i] = (words[i] & ~(low << shift)) | (codes[d + i] & low) << shift;
+            for (int i = 0; i < 16; ++i) words[i] = (words[i] & ~(mask << shift)) | (codes[d + i] & mask) << shift;
             memcpy(plane, words, 64);
         }
-        for (int b = nibbles ? 4 : wide ? 2 : 0; b < t.bits; ++b) {  // 1-bit planes: bits 4i + byte of 64
-            uint64_t bits = 0;
-            for (int i = 0; i < 16; ++i) bits |= static_cast<uint64_t>(codes[d + i] >> b & 1) << 4 * i;
-            put<uint64_t>(unit + 32 * b + quarter * 8, 0x1111111111111111u << byte, bits << byte);
-        }
+        for (int b = low; b < t.bits; ++b)  // 1-bit planes: bits 4i + byte of 64
+            put<uint64_t>(unit + 32 * b + quarter * 8, 0x1111111111111111u << byte,
+                          (every_fourth(codes + d, b) | every_fourth(codes + d + 8, b) << 32) << byte);
     }
+}
+
+template <int low>
+inline void store_i8_planes(const CodecTables& t, Side side, uint8_t* tile, int slot, const uint8_t* codes) {
+    if (side == Side::key)
+        store_key_i8<low>(t, tile, slot, codes);
+    else
+        store_value_i8<low>(t, tile, slot, codes);
+}
+
+inline void store_i8(const CodecTables& t, Side side, uint8_t* tile, int slot, const uint8_t* codes) {
+    if (t.bits == 4 && !t.trellis) return store_i8_planes<4>(t, side, tile, slot, codes);
+    if (t.bits > 2 || !t.trellis) return store_i8_planes<2>(t, side, tile, slot, codes);
+    store_i8_planes<0>(t, side, tile, slot, codes);
 }
 
 // Keys, float panel: unit = dim/4, and slot's byte of each plane holds whole codes of those 4 dims (but for the 1-bit plane).
@@ -239,13 +257,26 @@ inline bool store_raw(const CodecTables& t, Side side, uint8_t* tile, int slot, 
 }
 
 inline void store_codes(const CodecTables& t, Side side, uint8_t* tile, int slot, const uint8_t* codes, uint16_t scale) {
-    if (!t.i8)
-        store_f32(t, side, tile, slot, codes);
-    else if (side == Side::key)
-        store_key_i8(t, tile, slot, codes);
+    if (t.i8)
+        store_i8(t, side, tile, slot, codes);
     else
-        store_value_i8(t, tile, slot, codes);
+        store_f32(t, side, tile, slot, codes);
     memcpy(tile + static_cast<size_t>(8) * t.bits * t.head_dim + 2 * slot, &scale, 2);
+}
+
+// Vector i of the batch, less its key offset: then it lies in y.
+inline const float* source(const EncodeArgs& a, int i, float* y) {
+    const float* x = a.x + static_cast<size_t>(i) * a.x_stride;
+    if (i + 1 < a.n)  // heads of other vectors lie in between, which a hardware prefetcher does not see through
+        for (int k = 0; k < a.shape.head_dim; k += 16) __builtin_prefetch(x + a.x_stride + k);
+    if (!a.turns || !a.offsets[i]) return x;
+    const int d = a.shape.head_dim;
+    const float *offset = a.offsets[i] + a.offset_at, *turn = a.turns + static_cast<size_t>(i) * 2 * d;
+    for (int k = 0; k < d; k += Simd::kFloats) {
+        const Simd::F quarter = Simd::mul(Simd::load(offset + d + k), Simd::load(turn + d + k));
+        Simd::store(y + k, Simd::sub(Simd::load(x + k), Simd::fma(Simd::load(offset + k), Simd::load(turn + k), quarter)));
+    }
+    return y;
 }
 
 // Vectors first..first+n-1 of the batch, searched in step.
@@ -258,7 +289,7 @@ inline bool encode_trellis(const EncodeArgs& a, const CodecTables& t, int first)
     float cc[n], yc[n];
     bool all_good = true;
     for (int k = 0; k < n; ++k) {
-        unit[k] = normalize(t, a.x + static_cast<size_t>(first + k) * a.x_stride, y[k]);
+        unit[k] = normalize(t, source(a, first + k, y[k]), y[k]);
         all_good &= unit[k].good;
     }
     quantize_trellis<n>(t, y, v, codes, cc, yc);
@@ -281,12 +312,12 @@ inline bool encode(const EncodeArgs& a, const CodecTables& t) {
     for (; i < a.n; ++i) {
         uint8_t* tile = a.tiles + a.cells[i] / kTileKeys * a.tile_stride;
         const int slot = static_cast<int>(a.cells[i] % kTileKeys);
-        const float* x = a.x + static_cast<size_t>(i) * a.x_stride;
+        alignas(64) float y[kMaxDim];
+        const float* x = source(a, i, y);
         if (!t.rotated) {
             all_good &= store_raw(t, a.shape.side, tile, slot, x);
             continue;
         }
-        alignas(64) float y[kMaxDim];
         alignas(64) uint8_t codes[kMaxDim];
         const UnitVector unit = normalize(t, x, y);
         float cc, yc;
