@@ -1,6 +1,7 @@
 // Every way in which llama.cpp's architectures use the cache, with models of random weights: the same logits as llama.cpp's own cache
 // gives, state, context shift, offset removal with each kind of RoPE.
 #include <map>
+#include <set>
 
 #include "tests/ggml/support.h"
 #include "tests/ggml/tiny_models.h"
@@ -57,12 +58,16 @@ TEST_P(Architecture, TokenByTokenAsInABatch) {
 TEST_P(Architecture, StateComesBack) {
     const ContextPtr one = context("turbo4"), two = context("turbo4");
     const std::vector<llama_token> prompt = random_tokens(kTinyVocab, 150, 5);
-    const llama_token next = best_token(feed(one.get(), prompt).row(0));
+    feed(one.get(), prompt);
     std::vector<uint8_t> state(llama_state_seq_get_size(one.get(), 0));
     ASSERT_EQ(llama_state_seq_get_data(one.get(), state.data(), state.size(), 0), state.size());
     ASSERT_EQ(llama_state_seq_set_data(two.get(), state.data(), state.size(), 0), state.size());
-    // Of a sliding-window cache only the window is saved, and comes back in other cells: sums in another order.
-    EXPECT_EQ(greedy(two.get(), next, 150, 10), greedy(one.get(), next, 150, 10));
+    const std::vector<llama_token> tokens = random_tokens(kTinyVocab, 20, 6);
+    const double kld = mean_kld(decode(one.get(), tokens, 150), decode(two.get(), tokens, 150));
+    // Of a sliding-window cache only the window is saved, and comes back in other cells: sums in another order. Exact windows of keys
+    // without offset removal (latent attention) are not saved: they come back compressed.
+    const std::set<std::string> other_sums{"gemma2", "gemma3", "gpt_oss", "deepseek2"};
+    EXPECT_LE(kld, other_sums.contains(tiny().name) ? 1e-3 : 0);
 }
 
 TEST_P(Architecture, ContextShift) {

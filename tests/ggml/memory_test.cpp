@@ -13,6 +13,9 @@ namespace {
 
 constexpr int kLayers = 6, kHeads = 2, kHeadDim = 64;  // of the demo model
 
+/// Large blocks always come as fresh pages: none is in RAM from the context before.
+[[maybe_unused]] const int kFreshPages = mallopt(M_MMAP_THRESHOLD, 1 << 16);
+
 /// Bytes of n cells: tiles of 64 cells for keys and values of every head and layer, and a position and an offset id per cell.
 size_t formula(const std::string& name, size_t n) {
     const CodecId codec = *find_codec(name);
@@ -89,7 +92,6 @@ class MemoryGrowth : public testing::TestWithParam<std::string> {};
 TEST_P(MemoryGrowth, AFullContextTakesTheFormulaAndNothingElse) {
     if (std::string(TQ_SANITIZERS) != "") GTEST_SKIP() << "sanitizers keep memory of their own";
     const uint32_t n_ctx = 4096;
-    mallopt(M_MMAP_THRESHOLD, 1 << 16);  // large blocks always come as fresh pages: none is in RAM from the context before
     // llama.cpp touches all of its f16 cache when it clears it, so what grows there is all but the cache: the mask, bookkeeping.
     static const double others = growth("f16", n_ctx, nullptr);
     turboquant_kv_stats s{};
