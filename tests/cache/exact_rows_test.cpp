@@ -33,7 +33,7 @@ struct Store {
         std::iota(pos.begin(), pos.end(), first);
         std::iota(to.begin(), to.end(), cell);
         cells.place(to, pos);
-        rows.add(values(pos).data(), kEmbd, to, cells);
+        rows.add(kernels(), values(pos).data(), to, cells);
         if (trimmed) rows.trim(cells);
     }
     std::set<std::int64_t> kept() const {
@@ -130,9 +130,9 @@ TEST(ExactRows, RoundingIsThatOfHalves) {
     std::normal_distribution<float> normal;
     std::vector<float> x(kEmbd), rounded;
     for (int i = 0; i < kEmbd; i++) x[i] = normal(rng) * std::pow(10.0f, static_cast<float>(i % 11 - 8));
-    round_rows(Side::value, x.data(), kEmbd, 1, kEmbd, rounded);
+    round_row(Side::value, rounded = x);
     for (int i = 0; i < kEmbd; i++) EXPECT_EQ(rounded[i], from_half(to_half(x[i]))) << x[i];
-    round_rows(Side::key, x.data(), kEmbd, 1, kEmbd, rounded);
+    round_row(Side::key, rounded = x);
     for (int i = 0; i < kEmbd; i++) EXPECT_EQ(rounded[i], from_half(to_half(x[i]) & (i < 96 ? 0xfffe : 0xffff))) << x[i];
 }
 
@@ -175,7 +175,7 @@ TEST(WindowAttention, TakesEachCellOnce) {
         std::iota(rows.begin(), rows.end(), 0), std::iota(pos.begin(), pos.end(), 0);
         cells.place(rows, pos);
         ExactRows ke(w, Side::key, kHeads, kDim, kCells, 1), ve(w, Side::value, kHeads, kDim, kCells, 1);
-        ke.add(exact_from.data(), kEmbd, rows, cells), ve.add(exact_from.data(), kEmbd, rows, cells);
+        ke.add(kernels(), exact_from.data(), rows, cells), ve.add(kernels(), exact_from.data(), rows, cells);
         WindowAttention windows;
         if (!windows.split(a, ke, &ve, cells, 0)) return attention(kernels(), a);
         attention(kernels(), windows.compressed());

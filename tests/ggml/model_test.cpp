@@ -89,7 +89,7 @@ TEST_P(Feeding, OneBatchManyBatchesAndTokenByToken) {
         // (twice their cost): last digits of the CPU's matrix products differ, codes flip, and the next layer sees other keys. Raw rows do
         // not flip.
         const double cost = mean_kld(reference, other);
-        EXPECT_NEAR(cost, own, (GetParam().starts_with("tcq") ? 0.15 : 0.07) * own + 6e-4) << "n_ubatch " << n_ubatch << " step " << step;
+        EXPECT_NEAR(cost, own, (GetParam().starts_with("tcq") ? 0.15 : 0.1) * own + 6e-4) << "n_ubatch " << n_ubatch << " step " << step;
         EXPECT_LE(mean_kld(whole, other), (GetParam() == "raw" ? 0 : 1.5 * own) + 6e-4) << "n_ubatch " << n_ubatch << " step " << step;
     }
 }

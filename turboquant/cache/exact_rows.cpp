@@ -9,24 +9,19 @@
 
 namespace turboquant {
 
-void round_rows(Side side, const float* x, std::size_t stride, std::size_t n, std::size_t n_embd, std::vector<float>& out) {
-    out.resize(n * n_embd);
-    for (std::size_t i = 0; i < n; i++) {
-        const float* from = x + i * stride;
-        float* to = out.data() + i * n_embd;
-        for (std::size_t j = 0; j < n_embd; j++) {  // to nearest, ties to even
-            const auto u = std::bit_cast<std::uint32_t>(from[j]);
-            const float normal = std::bit_cast<float>((u + 0xfff + (u >> 13 & 1)) & ~0x1fffu);
-            const float small = (from[j] + 0.75f) - 0.75f;  // multiples of 2^-24
-            to[j] = (u & 0x7fffffff) < 0x38800000 ? small : normal;
-        }
-        if (side == Side::value) continue;
-        std::uint16_t tagged[kTagValues];
-        const std::size_t m = std::min(n_embd, kTagValues);
-        std::transform(to, to + m, tagged, to_half);
-        clear_tag({tagged, m});
-        if (n_embd >= 64) std::transform(tagged, tagged + m, to, from_half);
+void round_row(Side side, std::span<float> x) {
+    for (float& f : x) {  // to nearest, ties to even
+        const auto u = std::bit_cast<std::uint32_t>(f);
+        const float normal = std::bit_cast<float>((u + 0xfff + (u >> 13 & 1)) & ~0x1fffu);
+        const float small = (f + 0.75f) - 0.75f;  // multiples of 2^-24
+        f = (u & 0x7fffffff) < 0x38800000 ? small : normal;
     }
+    if (side == Side::value) return;
+    std::uint16_t tagged[kTagValues];
+    const std::size_t m = std::min(x.size(), kTagValues);
+    std::transform(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(m), tagged, to_half);
+    clear_tag({tagged, m});
+    if (x.size() >= 64) std::transform(tagged, tagged + m, x.begin(), from_half);
 }
 
 std::size_t ExactRows::full_bytes() const {
@@ -49,35 +44,46 @@ std::size_t ExactRows::take_slot(std::int64_t row, std::size_t from) {
     return slot;
 }
 
-void ExactRows::write(std::size_t slot, const float* x) {
-    std::transform(x, x + n_embd(), values_.begin() + static_cast<std::ptrdiff_t>(slot * n_embd()), to_half);
+void ExactRows::round(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells,
+                      std::vector<float>& out) const {
+    std::map<Sequence, std::int32_t> last;
+    for (const std::int64_t row : rows) {
+        std::int32_t& pos = last.try_emplace(sequence(row, cells), -1).first->second;
+        pos = std::max(pos, cells.at(row));
+    }
+    out.resize(rows.size() * n_embd());
+    for (std::size_t i = 0; i < rows.size(); i++) {
+        const std::span<float> row = std::span(out).subspan(i * n_embd(), n_embd());
+        std::copy_n(x + i * stride, n_embd(), row.begin());
+        const std::int32_t pos = cells.at(rows[i]);
+        if (pos < windows_.sink || pos > last.at(sequence(rows[i], cells)) - windows_.recent) round_row(side_, row);
+    }
 }
 
-void ExactRows::add(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells) {
-    // Position of the batch's first token of each sequence: a copy of a stream keeps its offset ids.
-    std::map<std::pair<std::int64_t, int>, std::int32_t> first;
-    const auto of = [&](std::int64_t row) { return std::pair(row / n_cells_, cells.offset_id(row)); };
+void ExactRows::add(const Kernels& k, const float* x, std::span<const std::int64_t> rows, const CellPositions& cells) {
+    std::map<Sequence, std::int32_t> first;  // position of the batch's first token
     for (const std::int64_t row : rows)
         if (cells.at(row) >= 0) {
-            const auto [at, is_new] = first.try_emplace(of(row), cells.at(row));
+            const auto [at, is_new] = first.try_emplace(sequence(row, cells), cells.at(row));
             if (!is_new) at->second = std::min(at->second, cells.at(row));
         }
     // The batch's own rows have their new positions, so they go, too, and are written again.
     for (std::int64_t& row : slots_) {
         if (row < 0) continue;
-        const auto at = cells.at(row) >= 0 ? first.find(of(row)) : first.end();
+        const auto at = cells.at(row) >= 0 ? first.find(sequence(row, cells)) : first.end();
         if (cells.at(row) < 0 || (at != first.end() && cells.at(row) >= at->second)) row = -1;
     }
     clock_++;
+    values_.reserve((slots_.size() + rows.size()) * n_embd());
     std::size_t next = 0;
     for (std::size_t i = 0; i < rows.size(); i++)
-        if (cells.at(rows[i]) >= 0) write(next = take_slot(rows[i], next), x + i * stride);
+        if (cells.at(rows[i]) >= 0) to_halves(k, x + i * n_embd(), n_embd(), at(next = take_slot(rows[i], next)));
 }
 
-void ExactRows::put(const float* x, std::int64_t row) {
+void ExactRows::put(const Kernels& k, const float* x, std::int64_t row) {
     forget(row, 1);
     clock_++;
-    write(take_slot(row, 0), x);
+    to_halves(k, x, n_embd(), at(take_slot(row, 0)));
 }
 
 std::optional<std::vector<float>> ExactRows::find(std::int64_t row) const {
@@ -90,15 +96,14 @@ std::optional<std::vector<float>> ExactRows::find(std::int64_t row) const {
 }
 
 void ExactRows::trim(const CellPositions& cells) {
-    struct Sequence {
+    struct State {
         std::int32_t last = -1;
         std::uint64_t written = 0;
     };
-    std::map<std::pair<std::int64_t, int>, Sequence> sequences;
-    const auto of = [&](std::int64_t row) { return std::pair(row / n_cells_, cells.offset_id(row)); };
+    std::map<Sequence, State> sequences;
     for (std::size_t s = 0; s < slots_.size(); s++)
         if (slots_[s] >= 0) {
-            Sequence& q = sequences[of(slots_[s])];
+            State& q = sequences[sequence(slots_[s], cells)];
             q.last = std::max(q.last, cells.at(slots_[s]));
             q.written = std::max(q.written, written_[s]);
         }
@@ -111,7 +116,7 @@ void ExactRows::trim(const CellPositions& cells) {
     std::size_t live = 0;
     for (std::size_t s = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0) continue;
-        const Sequence& q = sequences[of(slots_[s])];
+        const State& q = sequences[sequence(slots_[s], cells)];
         const std::int32_t pos = cells.at(slots_[s]);
         // One more than the next query wants, which counts itself: the last token may be taken back and asked again (llama-server does so
         // with a restored slot).
@@ -162,7 +167,7 @@ void ExactRows::rotate(const RopeParams& rope, std::span<const std::int32_t> shi
         rope_table(rope, static_cast<float>(shift[slots_[s]]), table);
         std::vector<float> x = *find(slots_[s]);
         for (int h = 0; h < n_head_; h++) rope_apply(rope, table, std::span(x).subspan(static_cast<std::size_t>(h) * head_dim_, head_dim_));
-        write(s, x.data());
+        std::transform(x.begin(), x.end(), at(s), to_half);
     }
 }
 

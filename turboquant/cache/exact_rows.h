@@ -10,7 +10,7 @@
 // offset id, and so one window, which the branch that is ahead moves; a sequence cut back by more than one token finds the tokens before
 // the cut compressed: exactness is lost then, nothing else.
 //
-// Rows are rounded to fp16 before they are compressed, too (round_rows), so that a saved exact row tells both forms.
+// What stays of a batch is rounded to fp16 before it is compressed, too (round), so that a saved exact row tells both forms.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +23,7 @@
 #include "turboquant/cache/positions.h"
 #include "turboquant/cache/rope.h"
 #include "turboquant/codec/codec.h"
+#include "turboquant/kernels/kernels.h"
 
 namespace turboquant {
 
@@ -34,6 +35,11 @@ struct WindowSizes {
     int sink = kAuto, recent = kAuto;
 
     bool any() const { return sink > 0 || recent > 0; }
+    /// Takes over what is given in `other`.
+    void set(const WindowSizes& other) {
+        if (other.sink != kAuto) sink = other.sink;
+        if (other.recent != kAuto) recent = other.recent;
+    }
     /// The sizes in a cache of n_cells cells per stream.
     WindowSizes resolve(std::int64_t n_cells) const {
         const int both = static_cast<int>(n_cells / 256), first = both < 16 ? both / 4 : 4;
@@ -46,9 +52,8 @@ struct WindowSizes {
     friend bool operator==(const WindowSizes&, const WindowSizes&) = default;
 };
 
-/// Rounds n rows of n_embd values at x[i*stride] to the fp16 values that are stored (of keys without the bits that a tag takes,
-/// saved_row.h), into out[i*n_embd].
-void round_rows(Side side, const float* x, std::size_t stride, std::size_t n, std::size_t n_embd, std::vector<float>& out);
+/// Rounds a row to the fp16 values that are stored, of keys without the bits that a tag takes (saved_row.h).
+void round_row(Side side, std::span<float> x);
 
 /// The exact rows of one KV tensor. All streams together: a row of the cache is stream * n_cells + cell.
 class ExactRows {
@@ -64,11 +69,15 @@ class ExactRows {
     int n_head() const { return n_head_; }
     int head_dim() const { return head_dim_; }
 
-    /// Takes in a batch that was just placed: x[i*stride ..+n_head*head_dim) is row rows[i], as round_rows made it. A token at position p
-    /// ends what was kept of its sequence from p on: it was cut back. Rows of unknown position are not kept.
-    void add(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells);
+    /// A batch that was just placed, to compress and to add: x[i*stride ..+n_embd) is row rows[i], out[i*n_embd ..) the same, those rows
+    /// rounded that may stay here after trim().
+    void round(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells,
+               std::vector<float>& out) const;
+    /// Takes in a batch, as round() left it (x[i*n_embd]). A token at position p ends what was kept of its sequence from p on: it was cut
+    /// back. Rows of unknown position are not kept.
+    void add(const Kernels& k, const float* x, std::span<const std::int64_t> rows, const CellPositions& cells);
     /// Takes in a restored row, in any order.
-    void put(const float* x, std::int64_t row);
+    void put(const Kernels& k, const float* x, std::int64_t row);
     /// Drops what no later query can want.
     void trim(const CellPositions& cells);
     /// Forgets rows whose compressed form was replaced (restored state).
@@ -91,9 +100,11 @@ class ExactRows {
     std::size_t full_bytes() const;
 
   private:
+    using Sequence = std::pair<std::int64_t, int>;  ///< stream and offset id: a copy of a stream keeps its offset ids
+    Sequence sequence(std::int64_t row, const CellPositions& cells) const { return {row / n_cells_, cells.offset_id(row)}; }
     std::size_t n_embd() const { return static_cast<std::size_t>(n_head_) * head_dim_; }
+    std::uint16_t* at(std::size_t slot) { return values_.data() + slot * n_embd(); }
     std::size_t take_slot(std::int64_t row, std::size_t from);
-    void write(std::size_t slot, const float* x);
     void resize(std::size_t n_slots);
 
     WindowSizes windows_;

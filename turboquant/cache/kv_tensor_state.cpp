@@ -162,7 +162,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
             if (exact_ && g_.side == Side::key) clear_tag(values);
             if (!decode_plain(values, one)) result = RestoreResult::not_finite;
             if (exact_ && cells.at(row) >= 0) {
-                exact_->put(one.data(), row);
+                exact_->put(k, one.data(), row);
                 if (id >= 0 && read_tag(saved(i)).mu_hash && !offset_->frozen(id)) {
                     pending_.push_back(row);
                     continue;

@@ -15,6 +15,7 @@
 #include "nlohmann/json.hpp"
 #include "turboquant/cli/bench_cache.h"
 #include "turboquant/cli/command.h"
+#include "turboquant/cli/kv_resolve.h"
 #include "turboquant/cli/table.h"
 #include "turboquant/cli/thread_team.h"
 #include "turboquant/kernels/kernels.h"
@@ -26,6 +27,7 @@ struct BenchOptions {
     std::vector<std::string> kv{"turbo4", "turbo3", "turbo2"};
     std::vector<int> tokens{4096, 32768};
     BenchShape shape;
+    WindowSizes windows;
     bool prefill = false;
     int query_tokens = 0;  ///< 0: 1 for decode, 512 for prefill
     double seconds = 1;
@@ -105,7 +107,10 @@ double relative_error(std::span<const float> reference, std::span<const float> x
 std::vector<CacheSpec> contenders_of(const BenchOptions& o) {
     std::vector<std::string> words(std::begin(kBaselines), std::end(kBaselines));
     words.insert(words.end(), o.kv.begin(), o.kv.end());
-    return parse_cache_specs(words);
+    std::vector<CacheSpec> specs = parse_cache_specs(words);
+    for (CacheSpec& spec : specs)
+        if (spec.ours) spec.ours->windows.set(o.windows);
+    return specs;
 }
 
 void check(const BenchOptions& o) {
@@ -217,6 +222,7 @@ void add_shared_options(CLI::App* cmd, const std::shared_ptr<BenchOptions>& o) {
         ->delimiter(',')
         ->check(CLI::Range(1, 1 << 24))
         ->capture_default_str();
+    add_window_options(*cmd, o->windows);
     cmd->add_option("-t,--threads", o->shape.n_threads, "Threads")->check(CLI::Range(1, 4096))->capture_default_str();
     cmd->add_option("--seconds", o->seconds, "Time per format and size, at least five runs")
         ->check(CLI::Range(0.0, 3600.0))

@@ -6,6 +6,7 @@
 
 #include "fmt/format.h"
 #include "turboquant/cache/kv_tensor.h"
+#include "turboquant/cache/window_attention.h"
 #include "turboquant/cli/command.h"
 #include "turboquant/cli/thread_team.h"
 #include "turboquant/codec/random.h"
@@ -48,14 +49,17 @@ class TurboquantCache final : public BenchCache {
         : shape_(shape),
           data_(data),
           kernels_(kernels()),
-          k_({Side::key, spec.k, spec.norm(Side::key), static_cast<std::int64_t>(shape.n_embd_kv()), shape.n_kv, 1}, shape.head_dim),
-          v_({Side::value, spec.v, spec.norm(Side::value), static_cast<std::int64_t>(shape.n_embd_kv()), shape.n_kv, 1}, shape.head_dim),
+          k_(geometry(spec, Side::key, shape), shape.head_dim),
+          v_(geometry(spec, Side::value, shape), shape.head_dim),
           rows_(static_cast<std::size_t>(shape.n_kv)),
           cells_(shape.n_kv, 1),
           output_(data.q.size()),
           team_(shape.n_threads) {
         std::iota(rows_.begin(), rows_.end(), 0);
         scratch_.resize(static_cast<std::size_t>(shape.n_threads), rows_);
+        std::vector<std::int32_t> positions(rows_.size());
+        std::iota(positions.begin(), positions.end(), 0);
+        cells_.place(rows_, positions);
         args_.n_head = shape.n_head, args_.n_head_kv = shape.n_head_kv;
         args_.n_tokens = shape.n_tokens, args_.n_kv = shape.n_kv;
         args_.q = data.q.data(), args_.out = output_.data();
@@ -66,37 +70,73 @@ class TurboquantCache final : public BenchCache {
         args_.mask = data.mask.data(), args_.mask_token_stride = static_cast<std::size_t>(shape.n_kv);
         args_.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
         if (spec.offset && codec_info(spec.k).rotated) enable_offset();
-        plan_ = plan_attention(kernels_, args_, shape.n_threads);
-        workspace_ = std::make_unique<AlignedBytes>(plan_.workspace_bytes);
     }
 
     void encode() override {
-        const auto d = static_cast<std::size_t>(shape_.head_dim);
-        const bool offset = k_.tensor.offset() != nullptr;
-        if (offset) k_.tensor.begin_keys(data_.k.data(), shape_.n_embd_kv(), rows_, cells_, batch_);
-        team_.run([&](int ith) {
-            const std::span<std::int64_t> scratch = scratch_[static_cast<std::size_t>(ith)];
-            if (offset) k_.tensor.encode_part(kernels_, ith, shape_.n_threads, data_.k.data(), shape_.n_embd_kv(), rows_, cells_, scratch);
-            for (int part = (offset ? shape_.n_head_kv : 0) + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
-                const bool value = part >= shape_.n_head_kv;
-                const int head = part % shape_.n_head_kv;
-                const float* x = (value ? data_.v : data_.k).data() + static_cast<std::size_t>(head) * d;
-                (value ? v_ : k_).tensor.encode(kernels_, head, x, shape_.n_embd_kv(), rows_, scratch);
-            }
-        });
-        if (offset) k_.tensor.end_keys(kernels_, rows_, cells_, batch_);
+        for (std::size_t first = 0; first < rows_.size(); first += kBatch) {
+            const auto rows = std::span(rows_).subspan(first, std::min(kBatch, rows_.size() - first));
+            encode(rows, data_.k.data() + first * shape_.n_embd_kv(), data_.v.data() + first * shape_.n_embd_kv());
+        }
     }
 
     void attend() override {
         if (k_.tensor.offset()) set_query_terms();
-        team_.run([&](int ith) { run_attention(kernels_, plan_, args_, workspace_->get(), ith); });
-        if (plan_.n_chunks > 1) team_.run([&](int ith) { merge_attention(kernels_, plan_, args_, workspace_->get(), ith); });
+        ExactRows *k = k_.tensor.exact(), *v = v_.tensor.exact();
+        if (!k || !windows_.split(args_, *k, v, cells_, 0)) {
+            run(args_);
+        } else {
+            run(windows_.compressed());
+            run(windows_.exact());
+            team_.run([&](int ith) { windows_.merge(ith, shape_.n_threads); });
+        }
+        if (k) k->trim(cells_);
+        if (v) v->trim(cells_);
     }
 
     std::span<const float> output() const override { return output_; }
     double bytes() const override { return static_cast<double>(k_.tensor.format_bytes() + v_.tensor.format_bytes()); }
 
   private:
+    static constexpr std::size_t kBatch = 512;  // llama.cpp's default micro-batch: tokens that reach the cache at once
+
+    void encode(std::span<const std::int64_t> rows, const float* k, const float* v) {
+        const std::size_t d = static_cast<std::size_t>(shape_.head_dim), n_embd = shape_.n_embd_kv();
+        const bool offset = k_.tensor.offset() != nullptr;
+        ExactRows *exact_k = k_.tensor.exact(), *exact_v = v_.tensor.exact();
+        if (exact_k) exact_k->round(k, n_embd, rows, cells_, rounded_k_), k = rounded_k_.data();
+        if (exact_v) exact_v->round(v, n_embd, rows, cells_, rounded_v_), v = rounded_v_.data();
+        if (offset) k_.tensor.begin_keys(k, n_embd, rows, cells_, batch_);
+        team_.run([&](int ith) {
+            const std::span<std::int64_t> scratch = std::span(scratch_[static_cast<std::size_t>(ith)]).first(rows.size());
+            if (offset) k_.tensor.encode_part(kernels_, ith, shape_.n_threads, k, n_embd, rows, cells_, scratch);
+            for (int part = (offset ? shape_.n_head_kv : 0) + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
+                const bool value = part >= shape_.n_head_kv;
+                const int head = part % shape_.n_head_kv;
+                (value ? v_ : k_)
+                    .tensor.encode(kernels_, head, (value ? v : k) + static_cast<std::size_t>(head) * d, n_embd, rows, scratch);
+            }
+        });
+        if (offset) k_.tensor.end_keys(kernels_, rows, cells_, batch_);
+        if (exact_k) exact_k->add(kernels_, k, rows, cells_), exact_k->trim(cells_);
+        if (exact_v) exact_v->add(kernels_, v, rows, cells_), exact_v->trim(cells_);
+    }
+
+    static KvTensor::Geometry geometry(const KvSpec& spec, Side side, const BenchShape& shape) {
+        KvTensor::Geometry g;
+        g.side = side, g.codec = side == Side::key ? spec.k : spec.v, g.norm_mode = spec.norm(side);
+        g.n_embd = static_cast<std::int64_t>(shape.n_embd_kv()), g.n_cells = shape.n_kv;
+        g.windows = spec.windows.resolve(shape.n_kv);
+        return g;
+    }
+
+    void run(const AttentionArgs& a) {
+        const AttentionPlan plan = plan_attention(kernels_, a, shape_.n_threads);
+        if (!workspace_ || workspace_bytes_ < plan.workspace_bytes)
+            workspace_ = std::make_unique<AlignedBytes>(workspace_bytes_ = plan.workspace_bytes);
+        team_.run([&](int ith) { run_attention(kernels_, plan, a, workspace_->get(), ith); });
+        if (plan.n_chunks > 1) team_.run([&](int ith) { merge_attention(kernels_, plan, a, workspace_->get(), ith); });
+    }
+
     /// Key offset removal as the backend does it for a model with RoPE: the removed part comes back as a score term per key.
     void enable_offset() {
         k_.tensor.enable_offset();
@@ -105,9 +145,6 @@ class TurboquantCache final : public BenchCache {
         rope.n_dims = shape_.head_dim;
         rope.pairs = RopePairs::split;
         offset.set_rope(rope);
-        std::vector<std::int32_t> positions(rows_.size());
-        std::iota(positions.begin(), positions.end(), 0);
-        cells_.place(rows_, positions);
         const auto width = 2 * static_cast<std::size_t>(offset.n_freq());
         q_terms_.resize(static_cast<std::size_t>(shape_.n_tokens) * shape_.n_head * width);
         args_.term = {offset.n_freq(), q_terms_.data(), offset.turns(), cells_.stream(0), 1, nullptr};
@@ -130,10 +167,11 @@ class TurboquantCache final : public BenchCache {
     CellPositions cells_;
     KeyBatch batch_;
     std::vector<float> q_terms_;
-    std::vector<float> output_;
+    std::vector<float> output_, rounded_k_, rounded_v_;
+    WindowAttention windows_;
     AttentionArgs args_;
-    AttentionPlan plan_;
     std::unique_ptr<AlignedBytes> workspace_;
+    std::size_t workspace_bytes_ = 0;
     ThreadTeam team_;
 };
 

@@ -43,8 +43,7 @@ KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes wind
         } else {
             a.spec = parse_cache_spec(text);
         }
-        if (a.spec.ours && windows.sink != WindowSizes::kAuto) a.spec.ours->windows.sink = windows.sink;
-        if (a.spec.ours && windows.recent != WindowSizes::kAuto) a.spec.ours->windows.recent = windows.recent;
+        if (a.spec.ours) a.spec.ours->windows.set(windows);
         if (std::ranges::none_of(arguments_, [&](const Argument& b) { return b.spec.name == a.spec.name; }))
             arguments_.push_back(std::move(a));
     }

@@ -141,11 +141,11 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     const float* values = floats(x);
     std::size_t stride = x->nb[1] / sizeof(float);
     if (e->kv.exact()) {
-        round_rows(g.side, values, stride, ctx.rows.size(), g.n_embd, ctx.rounded);
+        e->kv.exact()->round(values, stride, ctx.rows, *e->positions, ctx.rounded);
         values = ctx.rounded.data(), stride = g.n_embd;
     }
     if (!encode_rows(ctx, *e, values, stride)) return not_finite(op);
-    if (e->kv.exact()) e->kv.exact()->add(values, stride, ctx.rows, *e->positions);
+    if (e->kv.exact()) e->kv.exact()->add(*ctx.kernels, values, ctx.rows, *e->positions);
     return {};
 }
 

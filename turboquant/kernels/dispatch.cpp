@@ -120,6 +120,8 @@ bool encode_composites(const EncodeArgs& args) {
 
 }  // namespace
 
+void to_halves(const Kernels& k, const float* x, std::size_t n, std::uint16_t* out) { k.to_halves(x, n, out); }
+
 bool encode(const Kernels& k, const EncodeArgs& args) {
     if (is_composite(args.shape.codec)) return encode_composites(args);
     return k.encode(args, codec_tables(args.shape.codec, args.shape.head_dim));

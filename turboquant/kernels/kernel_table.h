@@ -30,6 +30,7 @@ struct AttentionUnit {
 struct Kernels {
     SimdLevel (*level)();
     bool (*encode)(const EncodeArgs& args, const CodecTables& tables);
+    void (*to_halves)(const float* x, std::size_t n, std::uint16_t* out);
     /// Fills `state`.
     void (*attend)(const AttentionCall& call, const AttentionUnit& unit, std::uint8_t* scratch, float* state);
     /// Combines the states of n_chunks chunks and writes output rows row_begin.. (absolute; the states' first row is unit.row_begin).

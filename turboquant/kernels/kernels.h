@@ -53,6 +53,9 @@ struct EncodeArgs {
 /// Safe to call concurrently for different heads (different tiles); not for the same head.
 bool encode(const Kernels& k, const EncodeArgs& args);
 
+/// fp16 of n values, n a multiple of 16: to nearest, ties to even; beyond fp16 the largest.
+void to_halves(const Kernels& k, const float* x, std::size_t n, std::uint16_t* out);
+
 /// How a call is cut: blocks of query rows x chunks of cells, per KV head.
 struct AttentionPlan {
     int n_threads = 1;

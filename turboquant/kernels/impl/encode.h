@@ -242,13 +242,18 @@ inline void store_f32(const CodecTables& t, Side side, uint8_t* tile, int slot, 
     }
 }
 
+inline void to_halves(const float* x, size_t n, uint16_t* out) {
+    for (size_t i = 0; i < n; i += Simd::kFloats)
+        Simd::store_halves(out + i, Simd::max(Simd::min(Simd::load(x + i), Simd::splat(65504)), Simd::splat(-65504)));
+}
+
 inline bool store_raw(const CodecTables& t, Side side, uint8_t* tile, int slot, const float* x) {
     uint16_t halves[kMaxDim];
     const bool good = sum_of_squares(x, t.head_dim) < 1e30f || all_finite(x, t.head_dim);
-    for (int i = 0; i < t.head_dim; i += Simd::kFloats) {
-        const Simd::F v = good ? Simd::load(x + i) : Simd::splat(0);
-        Simd::store_halves(halves + i, Simd::max(Simd::min(v, Simd::splat(65504)), Simd::splat(-65504)));
-    }
+    if (good)
+        to_halves(x, t.head_dim, halves);
+    else
+        memset(halves, 0, sizeof(halves));
     if (side == Side::value)
         memcpy(tile + 2 * static_cast<size_t>(slot) * t.head_dim, halves, 2 * t.head_dim);
     else
