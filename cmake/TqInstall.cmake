@@ -19,6 +19,7 @@ if(TQ_BUILD_GGML)
     set_property(TARGET turboquant_cli APPEND PROPERTY INSTALL_RPATH ${_llama_dir})
   endif()
   install(TARGETS turboquant_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(PROGRAMS share/turboquant/report.py DESTINATION ${CMAKE_INSTALL_DATADIR}/turboquant)
 endif()
 install(FILES LICENSE README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 

@@ -1,5 +1,7 @@
 // `turboquant eval`: what a cache format costs in perplexity and KL divergence, against the same model with llama.cpp's own f16 cache.
 // Chunks, scored positions and statistics are those of llama-perplexity --kl-divergence.
+#include "turboquant/cli/eval.h"
+
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -7,29 +9,13 @@
 
 #include "CLI/CLI.hpp"
 #include "fmt/format.h"
-#include "nlohmann/json.hpp"
 #include "turboquant/cli/command.h"
-#include "turboquant/cli/kv_resolve.h"
 #include "turboquant/cli/parallel.h"
-#include "turboquant/cli/score.h"
-#include "turboquant/cli/session.h"
 #include "turboquant/cli/table.h"
 #include "turboquant/cli/text.h"
 
 namespace turboquant::cli {
 namespace {
-
-enum class Mode { batch, decode };
-
-struct EvalOptions {
-    std::string model, text_file, calib_file;
-    std::vector<std::string> kv;
-    WindowSizes windows;
-    ContextOptions context;
-    int chunks = 6;
-    Mode mode = Mode::batch;
-    bool json = false;
-};
 
 /// Runs one chunk through a session and hands each piece of logits on: sink(first position, count, logits). Scored are positions
 /// n/2 .. n-2: the second half, except the last token, whose successor lies outside.
@@ -46,33 +32,10 @@ void run_chunk(Session& session, std::span<const llama_token> chunk, std::size_t
     }
 }
 
-struct Result {
-    CacheSpec spec;
-    KvMemory memory;
-    ScoreSummary score;
-};
-
-nlohmann::ordered_json to_json(const std::vector<Result>& results) {
-    auto rows = nlohmann::ordered_json::array();
-    for (const Result& r : results)
-        rows.push_back({{"kv", r.spec.name},
-                        {"bits_per_value", r.memory.bits_per_value},
-                        {"kv_bytes", static_cast<std::int64_t>(r.memory.bytes)},
-                        {"ppl", r.score.ppl},
-                        {"ppl_f16", r.score.ppl_ref},
-                        {"mean_kld", r.score.mean_kld},
-                        {"median_kld", r.score.median_kld},
-                        {"kld_99", r.score.kld_99},
-                        {"kld_999", r.score.kld_999},
-                        {"same_top", r.score.same_top},
-                        {"tokens", r.score.tokens}});
-    return rows;
-}
-
-std::string to_table(const std::vector<Result>& results) {
+std::string to_table(const std::vector<EvalResult>& results) {
     std::vector<std::vector<std::string>> rows{
         {"kv", "bits/value", "KV MiB", "PPL", "PPL f16", "mean KLD", "median KLD", "99% KLD", "99.9% KLD", "same top %"}};
-    for (const Result& r : results)
+    for (const EvalResult& r : results)
         rows.push_back({r.spec.name, fmt::format("{:.3f}", r.memory.bits_per_value), fmt::format("{:.2f}", r.memory.bytes / (1 << 20)),
                         fmt::format("{:.4f}", r.score.ppl), fmt::format("{:.4f}", r.score.ppl_ref), fmt::format("{:.6f}", r.score.mean_kld),
                         fmt::format("{:.6f}", r.score.median_kld), fmt::format("{:.6f}", r.score.kld_99),
@@ -96,15 +59,17 @@ std::vector<llama_token> chunked_tokens(const llama_vocab* vocab, const EvalOpti
     return tokens;
 }
 
-std::vector<Result> evaluate(EvalOptions o, const GlobalOptions& global) {
+}  // namespace
+
+std::vector<EvalResult> evaluate(ModelFile& file, EvalOptions o) {
     const KvArguments arguments(o.kv, o.windows);
     if (o.context.n_threads == 0) o.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    ModelFile file(o.model, global);
     const CacheSpec f16 = parse_cache_spec("f16");
     ModelFile::Loaded plain = file.load(f16);
     const std::vector<llama_token> tokens = chunked_tokens(llama_model_get_vocab(plain.model.get()), o);
+    std::vector<std::optional<Plan>> plans;
     const std::vector<CacheSpec> specs =
-        arguments.resolve(file, o.model, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads});
+        arguments.resolve(file, o.model, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads}, &plans);
     const auto n_ctx = static_cast<std::size_t>(o.context.n_ctx);
     const std::size_t n_chunks = tokens.size() / n_ctx, n_scored = n_ctx - 1 - n_ctx / 2;
 
@@ -116,7 +81,7 @@ std::vector<Result> evaluate(EvalOptions o, const GlobalOptions& global) {
     std::vector<std::unique_ptr<Session>> sessions;
     for (const CacheSpec& spec : specs) {
         sessions.push_back(std::make_unique<Session>(file, file.load(spec), spec, o.context));
-        fmt::print(stderr, "{}, {} mode\n", sessions.back()->config(), o.mode == Mode::batch ? "batch" : "decode");
+        fmt::print(stderr, "{}, {} mode\n", sessions.back()->config(), o.mode == EvalMode::batch ? "batch" : "decode");
     }
     if (const int trained = llama_model_n_ctx_train(reference.model()); trained < o.context.n_ctx)
         fmt::print(stderr, "warning: the model was trained on contexts of {} tokens only\n", trained);
@@ -134,7 +99,7 @@ std::vector<Result> evaluate(EvalOptions o, const GlobalOptions& global) {
             std::vector<TokenScore>& out = scores[s];
             const std::size_t before = out.size();
             out.resize(before + n_scored);
-            const std::size_t per_call = o.mode == Mode::decode ? 1 : llama_n_batch(sessions[s]->context());
+            const std::size_t per_call = o.mode == EvalMode::decode ? 1 : llama_n_batch(sessions[s]->context());
             run_chunk(*sessions[s], chunk, per_call, bar, [&](std::size_t at, std::size_t n, const float* logits) {
                 const auto score = [&](std::size_t i) {
                     out[before + at + i] = score_token(std::span(ref_logits).subspan((at + i) * n_vocab, n_vocab),
@@ -144,9 +109,9 @@ std::vector<Result> evaluate(EvalOptions o, const GlobalOptions& global) {
             });
         }
     }
-    std::vector<Result> results;
+    std::vector<EvalResult> results;
     for (std::size_t s = 0; s < specs.size(); s++) {
-        results.push_back({specs[s], sessions[s]->memory(), summarize(scores[s])});
+        results.push_back({specs[s], sessions[s]->memory(), summarize(scores[s]), plans[s]});
         if (!std::isfinite(results.back().score.mean_kld) || !std::isfinite(results.back().score.ppl_ref))
             throw CommandError(
                 fmt::format("the model gave logits that are not numbers, with --kv {} or with f16; try other --kv and -ub, and report it",
@@ -155,7 +120,22 @@ std::vector<Result> evaluate(EvalOptions o, const GlobalOptions& global) {
     return results;
 }
 
-}  // namespace
+nlohmann::ordered_json to_json(const std::vector<EvalResult>& results) {
+    auto rows = nlohmann::ordered_json::array();
+    for (const EvalResult& r : results)
+        rows.push_back({{"kv", r.spec.name},
+                        {"bits_per_value", r.memory.bits_per_value},
+                        {"kv_bytes", static_cast<std::int64_t>(r.memory.bytes)},
+                        {"ppl", r.score.ppl},
+                        {"ppl_f16", r.score.ppl_ref},
+                        {"mean_kld", r.score.mean_kld},
+                        {"median_kld", r.score.median_kld},
+                        {"kld_99", r.score.kld_99},
+                        {"kld_999", r.score.kld_999},
+                        {"same_top", r.score.same_top},
+                        {"tokens", r.score.tokens}});
+    return rows;
+}
 
 void add_eval(CLI::App& app, const GlobalOptions& global) {
     auto o = std::make_shared<EvalOptions>();
@@ -171,7 +151,7 @@ void add_eval(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_option("--chunks", o->chunks, "Chunks of the text, at most")->check(CLI::Range(1, 1 << 30))->capture_default_str();
     cmd->add_option("--mode", o->mode, "batch: many tokens per call; decode: one token per call (the f16 reference stays in batch mode)")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, Mode>{{"batch", Mode::batch}, {"decode", Mode::decode}}));
+        ->transform(CLI::CheckedTransformer(std::map<std::string, EvalMode>{{"batch", EvalMode::batch}, {"decode", EvalMode::decode}}));
     cmd->add_option("-t,--threads", o->context.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_option("-b,--batch-size", o->context.n_batch, "Tokens per call")->check(CLI::Range(1, 1 << 20))->capture_default_str();
     cmd->add_option("--ubatch-size", o->context.n_ubatch, "Tokens computed at once (also -ub)")
@@ -179,7 +159,8 @@ void add_eval(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_flag("--json", o->json, "Print a JSON array instead of a table");
     cmd->callback([o, &global] {
-        const std::vector<Result> results = evaluate(*o, global);
+        ModelFile file(o->model, global);
+        const std::vector<EvalResult> results = evaluate(file, *o);
         fmt::print("{}", o->json ? to_json(results).dump(2) + "\n" : to_table(results));
     });
 }

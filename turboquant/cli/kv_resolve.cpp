@@ -49,7 +49,8 @@ KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes wind
     }
 }
 
-std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& model_path, int n_ctx, PlannerOptions options) const {
+std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& model_path, int n_ctx, PlannerOptions options,
+                                            std::vector<std::optional<Plan>>* plans) const {
     std::vector<CacheSpec> specs;
     std::map<std::string, std::unique_ptr<Planner>> planners;  // one for all budgets with the same items
     for (const Argument& a : arguments_) {
@@ -58,6 +59,7 @@ std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& 
             const ModelId id = identify_model(model_path);
             check_model(*a.plan, id.hash, id.name);
         }
+        if (plans) plans->push_back(a.plan);
         if (!a.budget) continue;
         options.spec_options = a.items;
         auto& planner = planners[a.items];
@@ -67,6 +69,7 @@ std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& 
                    *plan.predicted_kld, spec_text(plan));
         specs.back() = parse_cache_spec(spec_text(plan));
         specs.back().name = a.spec.name;
+        if (plans) plans->back() = plan;
     }
     return specs;
 }

@@ -29,8 +29,9 @@ class KvArguments {
 
     /// The formats, in order. Plans for another model are refused; those of `auto` are made (measuring takes a minute or so, once for all
     /// budgets) and shown on stderr. Their name is the text they were given as. n_ctx: context for which a budget in bytes is counted; 0:
-    /// the one the model was trained on.
-    std::vector<CacheSpec> resolve(ModelFile& file, const std::string& model_path, int n_ctx, PlannerOptions options) const;
+    /// the one the model was trained on. `plans`, if given: beside each format the plan it comes from, if any.
+    std::vector<CacheSpec> resolve(ModelFile& file, const std::string& model_path, int n_ctx, PlannerOptions options,
+                                   std::vector<std::optional<Plan>>* plans = nullptr) const;
 
   private:
     struct Argument {

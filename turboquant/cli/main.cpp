@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
     add_bench(app, global);
     add_inspect(app, global);
     add_plan(app, global);
+    add_report(app, global);
     add_formats(app);
 
     std::vector<std::string> args(argv + 1, argv + argc);

@@ -1,0 +1,91 @@
+// `turboquant report`: the document, the page, and what happens where no page can be drawn.
+#include <gtest/gtest.h>
+
+#include <regex>
+#include <set>
+
+#include "nlohmann/json.hpp"
+#include "support.h"
+#include "turboquant/cli/decode_speed.h"
+#include "turboquant/cli/report_page.h"
+
+namespace turboquant::cli {
+namespace {
+
+using nlohmann::json;
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+int count(const std::string& text, const std::string& part) {
+    int n = 0;
+    for (std::size_t at = text.find(part); at != text.npos; at = text.find(part, at + part.size())) n++;
+    return n;
+}
+
+std::string report(const std::string& rest) {
+    return "report" + kModel + "-f " + demo_text() + " -c 256 --chunks 1 --kv turbo4 --kv q4_0 " + rest;
+}
+
+TEST(DecodeSpeed, DefaultDepthsLeaveRoomForTheTimedTokens) {
+    EXPECT_EQ(default_depths(2048), (std::vector<int>{0, 512, 1024, 2048 - kTimedTokens}));
+    EXPECT_EQ(default_depths(64), (std::vector<int>{0, 16, 32}));
+    EXPECT_EQ(default_depths(8), (std::vector<int>{0}));
+}
+
+TEST(Report, KeepsTheNumbersWhereNoPageCanBeDrawn) {
+    const auto page = temp_dir() / "none.html", data = temp_dir() / "none.html.json";
+    const Outcome r = run_command(report("--no-plan --depths 100,0 --python /nonexistent/python -o '" + page.string() + "'"));
+    EXPECT_EQ(r.exit_code, 1);
+    EXPECT_TRUE(has(r.err, "/nonexistent/python") && has(r.err, "matplotlib") && has(r.err, data.string())) << r.err;
+    EXPECT_LT(r.err.find("warning"), r.err.find("decode speed")) << "told before the measurements: " << r.err;
+    EXPECT_FALSE(exists(page));
+    const json j = json::parse(read_all(data));
+    EXPECT_EQ(j["turboquant_report"], 1);
+    EXPECT_EQ(j["inspect"]["layers"].size(), 6u);
+    EXPECT_TRUE(j["plans"].empty());
+    ASSERT_EQ(j["eval"]["rows"].size(), 2u);
+    EXPECT_EQ(j["eval"]["rows"][0]["family"], "turboquant");
+    EXPECT_EQ(j["eval"]["rows"][1]["family"], "llama.cpp");
+    EXPECT_EQ(j["eval"]["rows"][1]["bits_per_value"], 4.5);
+    const json& speed = j["speed"]["rows"];
+    ASSERT_EQ(speed.size(), 4u);
+    for (std::size_t i = 0; i < 4; i++) {
+        EXPECT_EQ(speed[i]["depth"], i < 2 ? 0 : 100) << "ascending, however they were given";
+        EXPECT_EQ(speed[i]["kv"], i % 2 ? "q4_0" : "turbo4");
+        EXPECT_NEAR(speed[i]["tokens_per_s"].get<double>() * speed[i]["ms"].get<double>(), 1000, 1e-6);
+        EXPECT_GT(speed[i]["tokens_per_s"], 1.0);
+        EXPECT_LT(speed[i]["tokens_per_s"], 1e6);
+    }
+}
+
+TEST(Report, PageStandsAlone) {
+    const std::string python = find_python("");
+    if (const std::string problem = python_problem(python); !problem.empty()) GTEST_SKIP() << problem;
+    const auto page = temp_dir() / "page.html", data = temp_dir() / "page.json";
+    const Outcome r = run_command(report("--bits 4.5 --depths 0 -o '" + page.string() + "' --json '" + data.string() + "'"));
+    ASSERT_EQ(r.exit_code, 0) << r.err;
+    const std::string html = read_all(page);
+    EXPECT_EQ(json::parse(read_all(data))["plans"].size(), 1u);
+    EXPECT_EQ(count(html, "<svg"), 5) << "divergence, norms, shares, plan, speed";
+    EXPECT_EQ(count(html, "<svg"), count(html, "</svg>"));
+    EXPECT_EQ(count(html, "<table"), 4) << "quality, layers, plan, speed";
+    for (const char* outside : {"http:", "https:", "<script", "<link", "src=", "@import"}) EXPECT_FALSE(has(html, outside)) << outside;
+    for (const char* part : {"turbo4", "q4_0", "4.500", "demo", "auto:4.5", "constant offset"}) EXPECT_TRUE(has(html, part)) << part;
+    std::set<std::string> ids;
+    const std::regex id("\\bid=\"([^\"]*)\"");
+    for (std::sregex_iterator it(html.begin(), html.end(), id), end; it != end; ++it)
+        EXPECT_TRUE(ids.insert((*it)[1]).second) << "twice on the page: " << (*it)[1];
+    const std::regex use("(?:href=\"#|url\\(#)([^\")]*)");
+    for (std::sregex_iterator it(html.begin(), html.end(), use), end; it != end; ++it)
+        EXPECT_TRUE(ids.contains((*it)[1])) << "refers to nothing: " << (*it)[1];
+}
+
+TEST(Report, Errors) {
+    EXPECT_EQ(run_command("report" + kModel + "-o x.html").exit_code, 2) << "no text";
+    const Outcome word = run_command("report" + kModel + "-f " + demo_text() + " --kv nonsense -o x.html");
+    EXPECT_EQ(word.exit_code, 1);
+    EXPECT_TRUE(has(word.err, "nonsense")) << word.err;
+}
+
+}  // namespace
+}  // namespace turboquant::cli
