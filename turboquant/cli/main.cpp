@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
     add_run(app, global);
     add_eval(app, global);
     add_bench(app, global);
+    add_needle(app, global);
     add_inspect(app, global);
     add_plan(app, global);
     add_report(app, global);

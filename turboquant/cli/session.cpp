@@ -89,6 +89,14 @@ bool Session::see_node(ggml_tensor* t, bool ask, void* self) {
     return false;
 }
 
+bool Session::cut(int pos) {
+    llama_memory_t memory = llama_get_memory(context());
+    if (!llama_memory_seq_rm(memory, 0, pos, -1)) return false;
+    // A sliding window must still hold all that the token at pos will look at.
+    const int window = llama_model_n_swa(model());
+    return window == 0 || llama_memory_seq_pos_min(memory, 0) <= std::max(0, pos - window);
+}
+
 const float* Session::decode(std::span<const llama_token> tokens, int pos, int first_output, int end_output) {
     batch_.n_tokens = static_cast<std::int32_t>(tokens.size());
     bool any = false;
@@ -133,8 +141,10 @@ KvMemory Session::memory() const {
 }
 
 std::string Session::config() const {
+    const WindowSizes exact = spec_.ours ? spec_.ours->windows.resolve(llama_n_ctx(context())) : WindowSizes{0, 0};
     const std::string cache =
-        loaded_.device ? fmt::format("turboquant backend, {}", file_->plugin()->config(loaded_.device))
+        loaded_.device ? fmt::format("turboquant backend, {}, exact sink={},recent={}", file_->plugin()->config(loaded_.device), exact.sink,
+                                     exact.recent)
                        : fmt::format("llama.cpp's own, keys {}, values {}", ggml_type_name(spec_.type_k), ggml_type_name(spec_.type_v));
     return fmt::format("--kv {}: {}; context {}, batch {}/{}, threads {}, flash attention on", spec_.name, cache, llama_n_ctx(context()),
                        llama_n_batch(context()), llama_n_ubatch(context()), options_.n_threads);

@@ -67,6 +67,10 @@ class Session {
     /// Empties the cache.
     void clear() { llama_memory_clear(llama_get_memory(context()), true); }
 
+    /// Removes the tokens from position pos on. False if this cache cannot be cut there (recurrent states, a sliding window that has moved
+    /// on): clear() it then and decode again.
+    bool cut(int pos);
+
     /// Decodes tokens (at most n_batch) at positions pos, pos+1, ... Logits are computed for those whose position is in [first_output,
     /// end_output); returns them, n_vocab floats each, valid until the next call (null if there are none). Throws CommandError.
     const float* decode(std::span<const llama_token> tokens, int pos, int first_output, int end_output);
