@@ -3,24 +3,27 @@
 // A vector is quantized in up to two parts and decoded back into the model's space, all 64 slots of a tile at once; attention reads a float
 // panel and rotates nothing. Simple rather than fast.
 //
-//   outlier<b>      dynamic outlier channels: those of large RMS, chosen per head (cache/outlier_channels.h), at 8 bits, uniform levels
-//   between
-//                   -a and a, a their largest magnitude in this vector; the others rotated among themselves, Lloyd-Max at b bits, one scale
-//   split<b>_<c>    the fixed split of TurboQuant, arXiv:2504.19874, sec. 4.3: the quarter of the channels with the largest RMS (32 of 128)
-//   at c bits, the
-//                   others at b, each part with its own rotation, codebook and scale
-//   prod<b>         Algorithm 2 of the same paper (prod.h): b-1 bits of Lloyd-Max, 1 bit of QJL sketch of the residual, two norms
-//   uniform<b>      no rotation: b-bit uniform levels between -a and a, a the largest magnitude in a group of 32 channels (4 bits: 4.5 bits
-//   in all)
+// outlier<b>    Dynamic outlier channels: those of large RMS, chosen per head (cache/outlier_channels.h), at 8 bits, uniform levels between
+// -a and a, a their largest magnitude in this vector; the others rotated among themselves, Lloyd-Max at b bits, one scale.
 //
-// Tile (sizes: composite_layout in tile.h), little-endian:
-//   mask        head_dim bits, 1 = outlier channel; only if there are outliers. All tiles of a head hold the same; it is counted in the
-//   bits. scales      of the parts in order, scale k of slot s at k*64 + s: fp16; magnitudes `a` of uniform<b> are rounded to 8 significant
-//   bits, those of
-//               outlier<b> are rounded up to 4 and stored in one byte, the upper 8 bits of an fp16 value without its sign
-//   bit planes  per stored value 64-bit words, lowest bit first, one per bit: bit s of a word belongs to slot s. Stored order: the channels
-//   that are
-//               not outliers, ascending (rotated, if the part is), then the outliers; for prod the MSE codes, then the signs.
+// split<b>_<c>  The fixed split of TurboQuant, arXiv:2504.19874, sec. 4.3: the quarter of the channels with the largest RMS (32 of 128) at
+// c bits, the others at b, each part with its own rotation, codebook and scale.
+//
+// prod<b>       Algorithm 2 of the same paper (prod.h): b-1 bits of Lloyd-Max, 1 bit of QJL sketch of the residual, two norms.
+//
+// uniform<b>    No rotation: b-bit uniform levels between -a and a, a the largest magnitude in a group of 32 channels (4 bits: 4.5 bits in
+// all).
+//
+// Tile (sizes: composite_layout in tile.h), little-endian, in this order:
+//
+// 1. Mask: head_dim bits, 1 = outlier channel; only if there are outliers. All tiles of a head hold the same; it is counted in the bits.
+//
+// 2. Scales of the parts in order, scale k of slot s at k*64 + s: fp16. Magnitudes `a` of uniform<b> are rounded to 8 significant bits,
+// those of outlier<b> are rounded up to 4 and stored in one byte, the upper 8 bits of an fp16 value without its sign.
+//
+// 3. Bit planes: per stored value 64-bit words, lowest bit first, one per bit: bit s of a word belongs to slot s. Stored order: the
+// channels that are not outliers, ascending (rotated, if the part is), then the outliers; for prod the MSE codes, then the signs.
+//
 // A tile of zeros decodes to zeros.
 #pragma once
 
