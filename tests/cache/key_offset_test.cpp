@@ -124,7 +124,7 @@ TEST(KeyOffset, TheScoreTermGivesBackWhatWasRemoved) {
         if (kind < kinds.size()) offset.set_rope(kinds[kind]);
         for (const int pos : {0, 5, 1000, 16000, 300000}) {
             std::vector<float> x(kEmbd), shift(offset.mu(0).begin(), offset.mu(0).end()), q(kDim), terms(2 * offset.n_freq());
-            offset.remove(0, x, pos);
+            offset.give_back(0, x, pos);
             for (float& v : q) v = normal(rng);
             const int width = turn_width(offset.n_freq());
             std::vector<float> table(kDim), turn(2 * width);
@@ -134,7 +134,7 @@ TEST(KeyOffset, TheScoreTermGivesBackWhatWasRemoved) {
                 if (kind < kinds.size()) rope_table(kinds[kind], static_cast<float>(pos), table), rope_apply(kinds[kind], table, head);
                 double dot = 0, term = 0;
                 for (int i = 0; i < kDim; i++) {
-                    EXPECT_NEAR(-x[h * kDim + i], head[i], 5e-5) << "kind " << kind << " position " << pos;
+                    EXPECT_NEAR(x[h * kDim + i], head[i], 5e-5) << "kind " << kind << " position " << pos;
                     dot += static_cast<double>(q[i]) * head[i];
                 }
                 offset.query_terms(0, q, h, terms);

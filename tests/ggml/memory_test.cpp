@@ -16,11 +16,13 @@ constexpr int kLayers = 6, kHeads = 2, kHeadDim = 64;  // of the demo model
 /// Large blocks always come as fresh pages: none is in RAM from the context before.
 [[maybe_unused]] const int kFreshPages = mallopt(M_MMAP_THRESHOLD, 1 << 16);
 
-/// Bytes of n cells: tiles of 64 cells for keys and values of every head and layer, and a position and an offset id per cell.
+/// Bytes of n cells: tiles of 64 cells for keys and values of every head and layer, a position and an offset id per cell, and an offset in
+/// fp16 for the keys of every layer.
 size_t formula(const std::string& name, size_t n) {
     const CodecId codec = *find_codec(name);
     const size_t tiles = (n + kTileKeys - 1) / kTileKeys;
-    return tiles * kLayers * kHeads * (tile_bytes({codec, Side::key, kHeadDim}) + tile_bytes({codec, Side::value, kHeadDim})) + 5 * n;
+    return tiles * kLayers * kHeads * (tile_bytes({codec, Side::key, kHeadDim}) + tile_bytes({codec, Side::value, kHeadDim})) + 5 * n +
+           (codec_info(codec).rotated ? 2 * kLayers * kHeads * kHeadDim : 0);
 }
 
 size_t f16_bytes(size_t n) { return n * kLayers * kHeads * kHeadDim * 2 * sizeof(uint16_t); }

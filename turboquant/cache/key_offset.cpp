@@ -3,15 +3,25 @@
 #include <algorithm>
 #include <bit>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 
 #include "turboquant/attention/turns.h"
 #include "turboquant/cache/saved_row.h"
+#include "turboquant/codec/channel_scales.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
 namespace {
 
 constexpr int kMostTurns = turn_width(*std::max_element(std::begin(kHeadDims), std::end(kHeadDims)) / 2);
+
+/// FNV-1a, never 0.
+std::uint32_t hash_letters(std::string_view letters) {
+    std::uint32_t h = 2166136261u;
+    for (const char c : letters) h = (h ^ static_cast<std::uint8_t>(c)) * 16777619u;
+    return h ? h : 1;
+}
 
 }  // namespace
 
@@ -40,6 +50,37 @@ void KeyOffset::set_rope(const RopeParams& rope) {
     frequencies.resize(n_freq());  // a frequency of zero for the dims that are left alone
     turns_ = shared_turns(frequencies);
     for (Entry& e : entries_) set_quarters(e);
+}
+
+void KeyOffset::set_scales(std::string_view letters) {
+    std::vector<float> scales = parse_scales(letters);
+    const auto n = static_cast<std::size_t>(n_head_) * head_dim_;
+    if (scales.size() != n)
+        throw std::invalid_argument("the plan has scales for " + std::to_string(scales.size()) + " key channels, the cache has " +
+                                    std::to_string(n) + ": it was made for another model");
+    scales_ = std::move(scales);
+    letters_ = letters;
+    scale_hash_ = hash_letters(letters);
+    for (Entry& e : entries_) set_quarters(e);
+}
+
+void KeyOffset::check_scales() const {
+    if (!scaled()) return;
+    if (!has_rope_)
+        throw std::invalid_argument(
+            "the plan has scales for keys without RoPE, or with one that was not found; take k_scales out of the plan");
+    for (int h = 0; h < n_head_; h++)
+        for (int i = 0; i < rope_.n_dims / 2; i++) {
+            const auto [x, y] = rope_pair(rope_, i);
+            if (scales(h)[x] != scales(h)[y])
+                throw std::invalid_argument("the plan scales channels " + std::to_string(x) + " and " + std::to_string(y) +
+                                            " differently, but RoPE turns them into each other; make the plan again");
+        }
+}
+
+void KeyOffset::scale_query(std::span<const float> q, int head, std::span<float> out) const {
+    const std::span<const float> s = scales(head);
+    for (std::size_t i = 0; i < q.size(); i++) out[i] = q[i] / s[i];
 }
 
 void KeyOffset::begin(int id, std::uint32_t generation) {
@@ -151,6 +192,7 @@ void KeyOffset::set_quarters(Entry& e) const {
             value[y] = magnitude * mu[y];
             quarter[x] = -value[y];
         }
+        for (int i = 0; scaled() && i < head_dim_; i++) value[i] *= scales(h)[i], quarter[i] *= scales(h)[i];
     }
 }
 
@@ -189,14 +231,16 @@ void KeyOffset::spread_turn(std::int32_t pos, float* turn) const {
     }
 }
 
-void KeyOffset::remove(int id, std::span<float> x, std::int32_t pos, float sign) const {
-    if (pos < 0) return;
-    std::vector<float> turn(2 * head_dim_);
-    spread_turn(pos, turn.data());
-    for (int h = 0; h < n_head_; h++) {
-        const float *value = quarters(id) + 2 * h * head_dim_, *quarter = value + head_dim_;
-        for (int i = 0; i < head_dim_; i++) x[h * head_dim_ + i] -= sign * (value[i] * turn[i] + quarter[i] * turn[head_dim_ + i]);
+void KeyOffset::give_back(int id, std::span<float> x, std::int32_t pos) const {
+    if (pos >= 0) {
+        std::vector<float> turn(2 * head_dim_);
+        spread_turn(pos, turn.data());
+        for (int h = 0; h < n_head_; h++) {
+            const float *value = quarters(id) + 2 * h * head_dim_, *quarter = value + head_dim_;
+            for (int i = 0; i < head_dim_; i++) x[h * head_dim_ + i] += value[i] * turn[i] + quarter[i] * turn[head_dim_ + i];
+        }
     }
+    for (std::size_t i = 0; i < scales_.size(); i++) x[i] /= scales_[i];
 }
 
 }  // namespace turboquant

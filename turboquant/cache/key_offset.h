@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "turboquant/cache/rope.h"
@@ -29,6 +31,19 @@ class KeyOffset {
     /// RoPE of this layer; freq_factors are copied. Without it the offset is the plain mean (models without RoPE).
     void set_rope(const RopeParams& rope);
     bool has_rope() const { return has_rope_; }
+
+    /// Channel scales (codec/channel_scales.h): what is encoded is s * (k - R(p) mu), channel by channel. Before anything is encoded.
+    /// Throws std::invalid_argument if there are not n_head*head_dim of them; check_scales() if a pair that RoPE rotates has two.
+    void set_scales(std::string_view letters);
+    void check_scales() const;
+    bool scaled() const { return !scales_.empty(); }
+    std::span<const float> scales(int head) const {
+        return std::span(scales_).subspan(static_cast<std::size_t>(head) * head_dim_, head_dim_);
+    }
+    std::uint32_t scale_hash() const { return scale_hash_; }  ///< 0: keys are not scaled
+    std::string_view scale_letters() const { return letters_; }
+    /// q / s for KV head `head`. The score of a scaled key is that of such a query; query_terms() takes it, too.
+    void scale_query(std::span<const float> q, int head, std::span<float> out) const;
     const RopeParams& rope() const { return rope_; }
 
     /// A row kept while measuring, in fp16 without what a tag would change (saved_row.h), so that saving and restoring it changes nothing.
@@ -71,13 +86,13 @@ class KeyOffset {
     const float* turns() const { return turns_->table.data(); }
 
     /// The offset as a rotation takes it, per head [2][head_dim]: the values (with YaRN's magnitude), then what they are a quarter turn on;
-    /// R(p) mu = values * C(p) + quarter * S(p), value by value. For the encoder (kernels/kernels.h, EncodeArgs::turns).
+    /// R(p) mu = values * C(p) + quarter * S(p), value by value; both scaled. For the encoder (kernels/kernels.h, EncodeArgs::turns).
     const float* quarters(int id) const { return at(id).quarters.data(); }
     /// C(pos) and S(pos): the cosine and sine that apply to each dim of a head, 2*head_dim floats.
     void spread_turn(std::int32_t pos, float* turn) const;
 
-    /// x -= R(pos) mu for one row (all heads); nothing if pos < 0. `sign` -1 adds instead.
-    void remove(int id, std::span<float> x, std::int32_t pos, float sign = 1) const;
+    /// The key of a row as it was encoded, all heads, becomes the key in the model's space: R(pos) mu added, unless pos < 0, scales undone.
+    void give_back(int id, std::span<float> x, std::int32_t pos) const;
 
   private:
     struct Entry {
@@ -99,6 +114,9 @@ class KeyOffset {
     static std::shared_ptr<const Turns> shared_turns(const std::vector<double>& frequencies);
 
     int n_head_, head_dim_;
+    std::string letters_;
+    std::vector<float> scales_;  ///< [n_head][head_dim], or empty
+    std::uint32_t scale_hash_ = 0;
     bool has_rope_ = false;
     RopeParams rope_;
     std::vector<float> freq_factors_;

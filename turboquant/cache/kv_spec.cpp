@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "turboquant/codec/channel_scales.h"
+
 namespace turboquant {
 namespace {
 
@@ -50,11 +52,12 @@ int window(std::string_view key, std::string_view word) {
     return n;
 }
 
-/// Layer number of "k12" or "v12", nullopt if the key is not of that form.
-std::optional<int> layer_of(std::string_view key) {
+/// Layer number of a key like "k12", for what = "k"; nullopt if it is not of that form.
+std::optional<int> layer_of(std::string_view key, std::string_view what) {
+    constexpr std::size_t kDigits = 4;
     int layer = -1;
-    if (key.size() < 2 || key.size() > 5 || (key[0] != 'k' && key[0] != 'v')) return std::nullopt;
-    const auto [end, error] = std::from_chars(key.data() + 1, key.data() + key.size(), layer);
+    if (!key.starts_with(what) || key.size() == what.size() || key.size() > what.size() + kDigits) return std::nullopt;
+    const auto [end, error] = std::from_chars(key.data() + what.size(), key.data() + key.size(), layer);
     return error == std::errc() && end == key.data() + key.size() && layer >= 0 ? std::optional(layer) : std::nullopt;
 }
 
@@ -93,9 +96,14 @@ KvSpec parse_kv_spec(std::string_view text) {
             spec.k = codec_word(word), have_k = true;
         else if (key == "v")
             spec.v = codec_word(word), have_v = true;
-        else if (const auto layer = layer_of(key))
-            (key[0] == 'k' ? spec.k_layers : spec.v_layers)[*layer] = codec_word(word);
-        else if (key == "offset")
+        else if (const auto k_layer = layer_of(key, "k"))
+            spec.k_layers[*k_layer] = codec_word(word);
+        else if (const auto v_layer = layer_of(key, "v"))
+            spec.v_layers[*v_layer] = codec_word(word);
+        else if (const auto scaled = layer_of(key, "scale")) {
+            parse_scales(word);
+            spec.k_scales[*scaled] = word;
+        } else if (key == "offset")
             spec.offset = choice(key, word, kSwitch);
         else if (key == "norm")
             spec.norm_mode = choice(key, word, kNormModes);
@@ -107,7 +115,7 @@ KvSpec parse_kv_spec(std::string_view text) {
             spec.windows.recent = window(key, word);
         else
             throw std::invalid_argument("unknown key '" + std::string(key) + "' in KV format '" + std::string(text) +
-                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm, outlier, sink, recent");
+                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm, outlier, sink, recent, scale<LAYER>");
     }
     if (!have_k || !have_v)
         throw std::invalid_argument("KV format '" + std::string(text) + "' names only one side; give both: k=WORD,v=WORD");
@@ -129,7 +137,14 @@ std::string to_string(const KvSpec& spec) {
         if (mode == spec.norm_mode) out += ",norm=" + std::string(word);
     if (spec.windows.sink != WindowSizes::kAuto) out += ",sink=" + std::to_string(spec.windows.sink);
     if (spec.windows.recent != WindowSizes::kAuto) out += ",recent=" + std::to_string(spec.windows.recent);
+    for (const auto& [layer, letters] : spec.k_scales) out += ",scale" + std::to_string(layer) + "=" + letters;
     return out;
+}
+
+std::string brief_text(KvSpec spec) {
+    const bool scaled = !spec.k_scales.empty();
+    spec.k_scales.clear();
+    return to_string(spec) + (scaled ? ", key channels scaled" : "");
 }
 
 }  // namespace turboquant

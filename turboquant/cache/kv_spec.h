@@ -7,6 +7,8 @@
 //        | norm=raw|corrected|eden    scale stored with each vector; unless given, corrected for keys and eden for values
 //        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (outlier_channels.h);
 //        3
+//        | scale<N>=LETTERS           key channels of layer N scaled (codec/channel_scales.h): a letter per channel of all its KV heads;
+//        written by plans
 //        | sink=N | recent=N         the first N and the most recent N tokens of every sequence stay in fp16, too (exact_rows.h); 1/256 of
 //        the context both together unless said otherwise
 // llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here.
@@ -30,6 +32,7 @@ struct KvSpec {
     std::optional<NormMode> norm_mode;  ///< none: default_norm_mode of each side
     float outlier_ratio = kOutlierRatio;
     WindowSizes windows;
+    std::map<int, std::string> k_scales;  ///< by layer number: letters
 
     NormMode norm(Side side) const { return norm_mode.value_or(default_norm_mode(side)); }
     /// Codec of one side of one layer.
@@ -48,6 +51,8 @@ struct KvSpec {
 KvSpec parse_kv_spec(std::string_view text);
 /// Canonical text: the single word if k == v and all else is default, else the long form. parse_kv_spec(to_string(s)) == s.
 std::string to_string(const KvSpec& spec);
+/// The same without the letters of k_scales: to show.
+std::string brief_text(KvSpec spec);
 /// "turbo4, turbo3, ..." for messages.
 std::string known_codec_words();
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -14,15 +15,20 @@ namespace {
 
 constexpr int kMaxHeadDim = *std::max_element(std::begin(kHeadDims), std::end(kHeadDims));
 
+std::size_t offset_bytes(const KvTensor::Geometry& g, bool scaled) {
+    return static_cast<std::size_t>(g.n_embd) * (sizeof(std::uint16_t) * g.n_streams + scaled);
+}
+
 }  // namespace
 
 std::size_t KvTensor::reserved_bytes(const Geometry& g) {
     const std::int64_t tiles = (g.n_cells + kTileKeys - 1) / kTileKeys * g.n_streams;
     const auto windows = static_cast<std::size_t>(g.windows.bits(g.n_cells, g.n_embd)) / 8 * g.n_streams;
+    const std::size_t offset = g.side == Side::key && codec_info(g.codec).rotated ? offset_bytes(g, true) : 0;
     std::size_t most = 0;
     for (const int d : kHeadDims)
         if (g.n_embd % d == 0) most = std::max(most, tiles * (g.n_embd / d) * tile_bytes({g.codec, g.side, d, d / 2}));
-    return windows + (most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t));
+    return windows + offset + (most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t));
 }
 
 void KvTensor::bind_head_dim(int head_dim) {
@@ -40,7 +46,9 @@ void KvTensor::bind_head_dim(int head_dim) {
 }
 
 std::size_t KvTensor::format_bytes() const {
-    return bound() ? tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) + (exact_ ? exact_->full_bytes() : 0) : 0;
+    if (!bound()) return 0;
+    return tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) + (exact_ ? exact_->full_bytes() : 0) +
+           (offset_ ? offset_bytes(g_, offset_->scaled()) : 0);
 }
 
 TileView KvTensor::view(std::int64_t stream) const {
@@ -79,6 +87,7 @@ bool KvTensor::encode_part(const Kernels& k, int ith, int parts, const float* x,
     constexpr std::size_t kBlock = 32;  // the rotations of so many positions stay in the cache while all heads use them
     std::array<float, kBlock * 2 * kMaxHeadDim> turns;
     std::array<const float*, kBlock> offsets;
+    std::array<float, kBlock * kMaxHeadDim> scaled;
     bool finite = true;
     for (std::size_t first = 0; first < rows.size(); first += kBlock) {
         const auto block = rows.subspan(first, std::min(kBlock, rows.size() - first));
@@ -90,6 +99,12 @@ bool KvTensor::encode_part(const Kernels& k, int ith, int parts, const float* x,
         for (int h = ith; h < n_head(); h += parts) {
             if (outliers_) set_mask(block, h);
             EncodeArgs args = encode_args(h, x + first * stride + static_cast<std::size_t>(h) * head_dim_, stride, block, scratch);
+            if (offset_->scaled()) {
+                for (std::size_t i = 0; i < block.size(); i++)
+                    std::transform(args.x + i * stride, args.x + i * stride + head_dim_, offset_->scales(h).begin(),
+                                   scaled.begin() + static_cast<std::ptrdiff_t>(i * head_dim_), std::multiplies<>());
+                args.x = scaled.data(), args.x_stride = head_dim_;
+            }
             args.turns = turns.data();
             args.offsets = offsets.data();
             args.offset_at = static_cast<std::size_t>(h) * 2 * head_dim_;

@@ -36,8 +36,8 @@ struct KeyBatch {
 };
 
 /// `offset_missing`: keys saved with an offset removed that the rows at hand do not tell (too few of them), or into a cache with offset
-/// removal off.
-enum class RestoreResult { ok, not_finite, offset_missing };
+/// removal off. `scales_differ`: keys saved with channel scales that this cache does not have.
+enum class RestoreResult { ok, not_finite, offset_missing, scales_differ };
 
 class KvTensor {
   public:
@@ -70,7 +70,8 @@ class KvTensor {
     /// earlier one.
     void bind_head_dim(int head_dim);
 
-    /// Bytes of all cells in this format, codes and scales, and of the exact windows; 0 before the head size is bound.
+    /// Bytes of all cells in this format, codes and scales, of the exact windows, and of what is removed from keys: an offset in fp16 per
+    /// stream and channel, and the channels' scales. 0 before the head size is bound.
     std::size_t format_bytes() const;
 
     TileShape shape() const { return {g_.codec, g_.side, head_dim_, outliers_ ? outliers_->count() : 0}; }

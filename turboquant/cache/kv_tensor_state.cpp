@@ -44,7 +44,7 @@ bool decode_plain(std::span<const std::uint16_t> row, std::span<float> x) {
 
 void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
     for (int h = 0; h < n_head(); h++) decode_head(row, h, x.subspan(h * head_dim_, head_dim_));
-    if (offset_ && cells.at(row) >= 0) offset_->remove(cells.offset_id(row), x, cells.at(row), -1);
+    if (offset_) offset_->give_back(cells.at(row) >= 0 ? cells.offset_id(row) : 0, x, cells.at(row));
 }
 
 void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<std::uint16_t> out) const {
@@ -74,7 +74,7 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
         tag_exact_keys(out, pos, offset_->mu_hash(id));
         return;
     }
-    PackedHeader header{g_.codec, head_dim_, pos, 0};
+    PackedHeader header{g_.codec, head_dim_, pos, 0, offset_ ? offset_->scale_hash() : 0};
     std::vector<std::uint16_t> mu;
     if (pos >= 0) mu = offset_->mu_halves(id), header.mu_hash = hash_mu(mu);
     const auto codes = pack_row(out, header, mu);
@@ -114,6 +114,10 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     }
 
     // Rows of this very format go back bit for bit, the others are decoded and encoded.
+    const std::uint32_t scale_hash = offset_ ? offset_->scale_hash() : 0;
+    const auto same_form = [&](const PackedHeader& h) {
+        return h.codec == g_.codec && h.head_dim == head_dim_ && h.scale_hash == scale_hash;
+    };
     RestoreResult result = RestoreResult::ok;
     std::vector<std::int64_t> rows;
     std::vector<float> x, one(n_embd);
@@ -128,7 +132,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
             const bool is_new = h && h->mu_hash && !offset_->frozen(id) && offset_->kept(id).empty();
             if (mu && (is_new || (offset_->expected(id) && offset_->mu_hash(id) == h->mu_hash)))
                 offset_->freeze(id, *mu);
-            else if (is_new && h->codec == g_.codec && h->head_dim == head_dim_)
+            else if (is_new && same_form(*h))
                 offset_->expect(id, h->mu_hash);
         }
         const std::uint32_t here = id >= 0 ? offset_->mu_hash(id) : 0;
@@ -139,23 +143,27 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
             x.insert(x.end(), one.begin(), one.end());
             continue;
         }
-        if (h && h->codec == g_.codec && h->head_dim == head_dim_ && h->mu_hash == here) {
+        if (h && same_form(*h) && h->mu_hash == here) {
             const std::span<const std::uint8_t> codes = packed_codes(saved(i), *h);
             for (int head = 0; head < n_head(); head++)
                 tile_set_row(shape(), tile(row, head), slot(row), codes.data() + head * row_bytes(g_.codec, head_dim_));
             continue;
         }
-        if (h && h->mu_hash && (!mu || !offset_)) {  // what was removed from these keys is not known, or cannot be given back
+        if (h && h->scale_hash && (!offset_ || offset_->scale_hash() != h->scale_hash)) {
+            std::fill(one.begin(), one.end(), 0.0f);
+            result = RestoreResult::scales_differ;
+        } else if (h && h->mu_hash && (!mu || !offset_)) {  // what was removed from these keys is not known, or cannot be given back
             std::fill(one.begin(), one.end(), 0.0f);
             result = RestoreResult::offset_missing;
         } else if (h) {
             decode_packed(saved(i), *h, one);
-            if (h->mu_hash) {
+            if (h->mu_hash || h->scale_hash) {
                 KeyOffset other(n_head(), head_dim_);
                 if (offset_->has_rope()) other.set_rope(offset_->rope());
+                if (h->scale_hash) other.set_scales(offset_->scale_letters());
                 other.begin(0, 0);
-                other.freeze(0, *mu);
-                other.remove(0, one, h->pos, -1);
+                if (mu) other.freeze(0, *mu);
+                other.give_back(0, one, h->mu_hash ? h->pos : -1);
             }
         } else {
             std::vector<std::uint16_t> values(saved(i).begin(), saved(i).end());

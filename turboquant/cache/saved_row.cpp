@@ -8,8 +8,8 @@ namespace {
 
 constexpr std::uint16_t kMark = 0x7e54;
 constexpr std::uint8_t kNan = 0x7e;  // high byte of an fp16 NaN
-constexpr std::uint8_t kVersion = 1;
-constexpr std::size_t kHeaderBytes = 16;
+constexpr std::uint8_t kVersion = 1, kScaledVersion = 2;
+constexpr std::size_t kHeaderBytes = 16, kScaledHeaderBytes = 20;
 constexpr std::size_t kTagBits = 64;
 constexpr int kHeadDimUnit = 16;
 
@@ -25,22 +25,25 @@ constexpr std::uint32_t exact_check_word(std::uint32_t pos, std::uint32_t hash) 
 /// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
 std::uint16_t header_check(const std::uint8_t* p) {
     std::uint32_t h = 2166136261u;
-    for (std::size_t i = 4; i < kHeaderBytes; i++)
+    for (std::size_t i = 4; i < (p[4] == kScaledVersion ? kScaledHeaderBytes : kHeaderBytes); i++)
         if (i != 7) h = (h ^ p[i]) * 16777619u;
     return static_cast<std::uint16_t>(h ^ h >> 16);
 }
+
+std::size_t header_bytes(const PackedHeader& h) { return h.scale_hash ? kScaledHeaderBytes : kHeaderBytes; }
 
 /// How a row of n_embd values is divided.
 struct Division {
     std::size_t codes, piece, n_pieces;  // bytes of codes, bytes of one piece of mu, pieces
 };
-Division divide(std::size_t n_embd, CodecId codec, int head_dim) {
-    const std::size_t codes = n_embd / head_dim * row_bytes(codec, head_dim), piece = 2 * n_embd - kHeaderBytes - codes;
+Division divide(std::size_t n_embd, const PackedHeader& h) {
+    const std::size_t codes = n_embd / h.head_dim * row_bytes(h.codec, h.head_dim), piece = 2 * n_embd - header_bytes(h) - codes;
     return {codes, piece, (2 * n_embd + piece - 1) / piece};
 }
 
-bool fits(std::size_t n_embd, CodecId codec, int head_dim) {
-    return head_dim > 0 && n_embd % head_dim == 0 && kHeaderBytes + n_embd / head_dim * row_bytes(codec, head_dim) < 2 * n_embd;
+bool fits(std::size_t n_embd, const PackedHeader& h) {
+    return h.head_dim > 0 && n_embd % h.head_dim == 0 &&
+           header_bytes(h) + n_embd / h.head_dim * row_bytes(h.codec, h.head_dim) < 2 * n_embd;
 }
 
 }  // namespace
@@ -55,48 +58,52 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
     auto* p = reinterpret_cast<std::uint8_t*>(row.data());
     std::memset(p, 0, 2 * row.size());
     row[0] = kMark;
-    p[4] = kVersion, p[5] = static_cast<std::uint8_t>(header.codec), p[6] = static_cast<std::uint8_t>(header.head_dim / kHeadDimUnit);
+    p[4] = header.scale_hash ? kScaledVersion : kVersion, p[5] = static_cast<std::uint8_t>(header.codec),
+    p[6] = static_cast<std::uint8_t>(header.head_dim / kHeadDimUnit);
     std::memcpy(p + 8, &header.pos, 4);
     std::memcpy(p + 12, &header.mu_hash, 4);
+    if (header.scale_hash) std::memcpy(p + kHeaderBytes, &header.scale_hash, 4);
     const std::uint16_t check = header_check(p);
     p[2] = static_cast<std::uint8_t>(check), p[3] = kNan, p[7] = static_cast<std::uint8_t>(check >> 8);
-    const Division d = divide(row.size(), header.codec, header.head_dim);
+    const Division d = divide(row.size(), header);
     if (!mu.empty() && header.pos >= 0) {
         const std::size_t first = static_cast<std::size_t>(header.pos) % d.n_pieces * d.piece;
-        std::memcpy(p + kHeaderBytes + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first,
+        std::memcpy(p + header_bytes(header) + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first,
                     std::min(d.piece, 2 * mu.size() - first));
     }
-    return {p + kHeaderBytes, d.codes};
+    return {p + header_bytes(header), d.codes};
 }
 
 std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     if (row.size() < kHeaderBytes / 2 || row[0] != kMark) return std::nullopt;
     const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    if (p[4] == kScaledVersion && row.size() < kScaledHeaderBytes / 2) return std::nullopt;
     if (p[3] != kNan || (p[2] | p[7] << 8) != header_check(p)) return std::nullopt;
     PackedHeader h;
     h.head_dim = p[6] * kHeadDimUnit;
     std::memcpy(&h.pos, p + 8, 4);
     std::memcpy(&h.mu_hash, p + 12, 4);
-    for (const CodecInfo& c : kCodecs)
-        if (p[4] == kVersion && static_cast<std::uint8_t>(c.id) == p[5] && c.rotated && head_dim_supported(h.head_dim) &&
-            fits(row.size(), c.id, h.head_dim)) {
-            h.codec = c.id;
-            return h;
-        }
+    if (p[4] == kScaledVersion) std::memcpy(&h.scale_hash, p + kHeaderBytes, 4);
+    if (p[4] != (h.scale_hash ? kScaledVersion : kVersion) || !head_dim_supported(h.head_dim)) return std::nullopt;
+    for (const CodecInfo& c : kCodecs) {
+        h.codec = c.id;
+        if (static_cast<std::uint8_t>(c.id) == p[5] && c.rotated && fits(row.size(), h)) return h;
+    }
     return std::nullopt;
 }
 
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header) {
-    return {reinterpret_cast<const std::uint8_t*>(row.data()) + kHeaderBytes, divide(row.size(), header.codec, header.head_dim).codes};
+    return {reinterpret_cast<const std::uint8_t*>(row.data()) + header_bytes(header), divide(row.size(), header).codes};
 }
 
 void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
     if (header.mu_hash == 0 || header.pos < 0) return;
-    const Division d = divide(row.size(), header.codec, header.head_dim);
+    const Division d = divide(row.size(), header);
     if (hash_ != header.mu_hash || seen_.size() != d.n_pieces) hash_ = header.mu_hash, seen_.assign(d.n_pieces, false);
     const std::size_t piece = static_cast<std::size_t>(header.pos) % d.n_pieces, first = piece * d.piece;
     std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first,
-                reinterpret_cast<const std::uint8_t*>(row.data()) + kHeaderBytes + d.codes, std::min(d.piece, 2 * mu_.size() - first));
+                reinterpret_cast<const std::uint8_t*>(row.data()) + header_bytes(header) + d.codes,
+                std::min(d.piece, 2 * mu_.size() - first));
     seen_[piece] = true;
 }
 

@@ -17,6 +17,11 @@ class WindowAttention {
     /// this object must live until merge().
     bool split(const AttentionArgs& a, const ExactRows& k, const ExactRows* v, const CellPositions& cells, std::int64_t stream);
 
+    /// The queries of exact(), where compressed keys are asked with others (KeyOffset::scale_query).
+    void set_exact_queries(const float* q, std::size_t token_stride, std::size_t head_stride) {
+        exact_.q = q, exact_.q_token_stride = token_stride, exact_.q_head_stride = head_stride;
+    }
+
     const AttentionArgs& compressed() const { return compressed_; }
     const AttentionArgs& exact() const { return exact_; }
     /// Part `ith` of n.

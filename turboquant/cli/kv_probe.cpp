@@ -100,6 +100,15 @@ bool KvProbe::ask(ggml_tensor* t) {
         learn(t);
         return false;
     }
+    if (t->op == GGML_OP_FLASH_ATTN_EXT) {
+        const ggml_tensor* q = t->src[0];  // [head_dim, n_tokens, n_heads]
+        const auto cache = cache_tensor(t->src[1]);
+        if (cache && computed_.erase(producer(q)))
+            emit({cache->layer, KvSource::query, static_cast<int>(q->ne[0]), static_cast<int>(q->ne[2]), static_cast<int>(q->ne[1]),
+                  nullptr, q->nb[2] / sizeof(float), q->nb[1] / sizeof(float)},
+                 q);
+        return false;
+    }
     if (const auto cache = cache_tensor(t); cache && t->op == GGML_OP_SET_ROWS) {
         const ggml_tensor* rows = t->src[0];  // [n_embd, n_tokens]
         const KvLayerShape& s = shapes_.at(cache->layer);
@@ -126,6 +135,7 @@ void KvProbe::learn(const ggml_tensor* t) {
         if (!k || !v) return;
         KvLayerShape& s = shapes_[k->layer];
         s.layer = k->layer;
+        wanted_.try_emplace({producer(t->src[0])->name, producer(t->src[0])->op}, -1);
         s.k_head_dim = static_cast<int>(t->src[1]->ne[0]), s.k_heads = static_cast<int>(t->src[1]->ne[2]);
         if (!v->key) s.v_head_dim = static_cast<int>(t->src[2]->ne[0]), s.v_heads = static_cast<int>(t->src[2]->ne[2]);
     }
@@ -136,6 +146,11 @@ void KvProbe::learn(const ggml_tensor* t) {
     const ggml_tensor* made = producer(t->src[0]);
     const bool rope = cache->key && made->op == GGML_OP_ROPE;
     if (cache->key) s.rope = rope;
+    if (rope) {
+        constexpr int kSplitModes = GGML_ROPE_TYPE_NEOX | GGML_ROPE_TYPE_MROPE;
+        s.rope_params.n_dims = made->op_params[1], s.rope_params.n_offset = made->op_params[15];
+        s.rope_params.pairs = made->op_params[2] & kSplitModes ? RopePairs::split : RopePairs::adjacent;
+    }
     wanted_[{made->name, made->op}] = rope ? cache->layer : -1;
     if (rope) wanted_.try_emplace({producer(made->src[0])->name, producer(made->src[0])->op}, -1);
 }

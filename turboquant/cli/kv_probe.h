@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "llama.h"
+#include "turboquant/cache/rope.h"
 
 namespace turboquant::cli {
 
@@ -21,9 +22,10 @@ struct KvLayerShape {
     int v_head_dim = 0, v_heads = 0;
     std::int64_t n_cells = 0;  ///< in the probe's context; fewer than its n_ctx in a sliding-window layer
     bool rope = false;         ///< keys come straight out of a ROPE operation
+    RopeParams rope_params{};  ///< of that: which channels are pairs
 };
 
-enum class KvSource { key, key_before_rope, value };
+enum class KvSource { key, key_before_rope, value, query };  ///< query: with RoPE, as attention gets it
 
 /// Values of one layer for a batch of tokens: value(token, head, dim) at data + token*token_stride + head*head_stride + dim, in floats.
 struct KvRows {

@@ -65,8 +65,8 @@ std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& 
         auto& planner = planners[a.items];
         if (!planner) planner = std::make_unique<Planner>(file, model_path, options);
         const Plan plan = planner->plan(*a.budget, n_ctx);
-        fmt::print(stderr, "{}: {:.3f} bits per value, predicted mean KLD {:.5f}: {}\n", a.spec.name, plan.bits_per_value,
-                   *plan.predicted_kld, spec_text(plan));
+        fmt::print(stderr, "{}: {:.3f} bits per value, predicted mean KLD {:.5f}: {}{}\n", a.spec.name, plan.bits_per_value,
+                   *plan.predicted_kld, formats_text(plan), planner->key_scales().empty() ? "" : ", key channels scaled");
         specs.back() = parse_cache_spec(spec_text(plan));
         specs.back().name = a.spec.name;
         if (plans) plans->back() = plan;

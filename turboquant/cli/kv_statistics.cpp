@@ -73,4 +73,25 @@ std::vector<LayerStatistics> KvStatistics::layers(double outlier_ratio) const {
     return out;
 }
 
+std::vector<double> KvStatistics::key_variance(int layer) const {
+    const auto found = sums_.find({layer, KvSource::key_before_rope});
+    std::vector<double> variance;
+    if (found == sums_.end()) return variance;
+    const auto n = static_cast<double>(found->second.tokens);
+    for (std::size_t i = 0; i < found->second.sum.size(); i++)
+        variance.push_back(std::max(0.0, found->second.square[i] / n - std::pow(found->second.sum[i] / n, 2)));
+    return variance;
+}
+
+std::vector<double> KvStatistics::query_energy(int layer) const {
+    const auto keys = sums_.find({layer, KvSource::key}), queries = sums_.find({layer, KvSource::query});
+    if (keys == sums_.end() || queries == sums_.end() || queries->second.n_heads % keys->second.n_heads) return {};
+    const Sums& q = queries->second;
+    const auto d = static_cast<std::size_t>(q.head_dim), group = static_cast<std::size_t>(q.n_heads / keys->second.n_heads);
+    std::vector<double> energy(q.square.size() / group);
+    for (std::size_t i = 0; i < q.square.size(); i++)
+        energy[i / (d * group) * d + i % d] += q.square[i] / static_cast<double>(q.tokens) / static_cast<double>(group);
+    return energy;
+}
+
 }  // namespace turboquant::cli

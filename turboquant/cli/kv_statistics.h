@@ -37,6 +37,11 @@ class KvStatistics {
     /// Ascending by layer. Offset shares are of the keys before RoPE where add() saw such.
     std::vector<LayerStatistics> layers(double outlier_ratio) const;
 
+    /// Per channel of all KV heads of a layer: variance of the keys before RoPE, and mean square of the queries that read them (mean over
+    /// the query heads of a KV head). Empty if add() saw none.
+    std::vector<double> key_variance(int layer) const;
+    std::vector<double> query_energy(int layer) const;
+
   private:
     struct Sums {
         int head_dim = 0, n_heads = 0;

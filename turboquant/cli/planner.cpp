@@ -7,15 +7,18 @@
 #include <thread>
 
 #include "fmt/format.h"
+#include "turboquant/cli/kv_statistics.h"
 #include "turboquant/cli/table.h"
+#include "turboquant/codec/channel_scales.h"
 #include "turboquant/codec/tile.h"
 #include "turboquant/planner/allocate.h"
+#include "turboquant/planner/key_balance.h"
 
 namespace turboquant::cli {
 namespace {
 
-/// Multiplications of all runs together: about a minute on two cores. Fixed, so that the plan does not depend on the machine's speed.
-constexpr double kWork = 2.4e12;
+/// Multiplications of all runs together: less than a minute on two cores. Fixed, so that the plan does not depend on the machine's speed.
+constexpr double kWork = 3.3e12;
 constexpr int kSequence = 1024;  // of this length, because errors of keys cost more the longer the context
 
 /// Formats to choose from: those with kernels of their own. Of equal bits, a better one is in the list too (trellis beside scalar): the
@@ -70,7 +73,7 @@ Planner::Planner(ModelFile& file, const std::string& path, PlannerOptions option
 
 void Planner::measure_slots() {
     const ModelFile::Loaded plain = file_->load(CacheSpec{"f16", std::nullopt});
-    const double runs = static_cast<double>(slots_.size() + 2);
+    const double runs = static_cast<double>(slots_.size() + 9);
     int tokens = options_.calib_tokens;
     if (tokens == 0)
         tokens = static_cast<int>(
@@ -83,13 +86,13 @@ void Planner::measure_slots() {
                 ? generate_text(plain.model.get(), n_sequences, length, options_.seed, options_.n_threads)
                 : text_from_file(llama_model_get_vocab(plain.model.get()), options_.calib_file, n_sequences, length);
     ProgressBar bar("plan", runs);
-    const std::string suffix = options_.spec_options.empty() ? "" : "," + options_.spec_options;
-    meter_ = std::make_unique<KldMeter>(*file_, text_, parse_cache_spec("k=raw,v=raw" + suffix),
-                                        ContextOptions{.n_threads = options_.n_threads});
+    meter_ = std::make_unique<KldMeter>(*file_, text_, spec_of("k=raw,v=raw"), ContextOptions{.n_threads = options_.n_threads});
     const KvMemory& m = meter_->reference_memory();
     fixed_bits_ = std::max(0.0, m.bits_per_value - 16) * n_values(probe_ctx_) / static_cast<double>(probe_ctx_);
     bar.add(1);
-    const auto measure_slot = [&](const Slot& s, CodecId codec) { return meter_->measure(parse_cache_spec(spec_with(s, codec) + suffix)); };
+    measure_scales(plain.model.get());
+    bar.add(7);
+    const auto measure_slot = [&](const Slot& s, CodecId codec) { return meter_->measure(spec_of(spec_with(s, codec))); };
     // Any difference at all, however small, makes later layers round differently: that much is no error of the format.
     floor_ = measure_slot(slots_.front(), CodecId::turbo8).mean;
     bar.add(1);
@@ -104,6 +107,52 @@ void Planner::measure_slots() {
     }
 }
 
+// Scales from what keys and queries of the calibration text look like; kept if they pay when measured.
+void Planner::measure_scales(llama_model* model) {
+    // Formats to try the scales with: each alone is off by a few percent, about what there may be to gain.
+    constexpr CodecId kTried[] = {CodecId::turbo2, CodecId::turbo3, CodecId::turbo4};
+    if (!removes_offset()) return;
+    KvProbe probe(model, static_cast<int>(text_.sequences.at(0).size()), options_.n_threads);
+    KvStatistics statistics;
+    for (const auto& tokens : text_.sequences) probe.run(tokens, [&](const KvRows& rows) { statistics.add(rows); });
+    std::map<int, std::string> scales;
+    std::vector<int> layers;
+    for (const KvLayerShape& l : probe.layers()) {
+        const std::vector<double> variance = statistics.key_variance(l.layer), energy = statistics.query_energy(l.layer);
+        const auto d = static_cast<std::size_t>(l.k_head_dim);
+        if (!l.rope || l.v_heads == 0 || variance.size() != d * static_cast<std::size_t>(l.k_heads) || energy.size() != variance.size())
+            continue;
+        std::vector<std::pair<int, int>> pairs;
+        for (int i = 0; i < l.rope_params.n_dims / 2; i++) pairs.push_back(rope_pair(l.rope_params, i));
+        for (std::size_t head = 0; head < variance.size(); head += d)
+            scales[l.layer] += scale_letters(balance_keys(std::span(variance).subspan(head, d), std::span(energy).subspan(head, d), pairs));
+        layers.push_back(l.layer);
+    }
+    if (scales.empty()) return;
+    double log_gain = 0;
+    for (const CodecId codec : kTried) {
+        std::string formats = "k=raw,v=raw";
+        for (const int layer : layers) formats += fmt::format(",k{}={}", layer, codec_info(codec).name);
+        key_scales_.clear();
+        const double without = meter_->measure(spec_of(formats)).mean;
+        key_scales_ = scales;
+        log_gain += std::log(meter_->measure(spec_of(formats)).mean / without) / std::size(kTried);
+    }
+    scale_gain_ = std::exp(log_gain);
+    if (!(scale_gain_ < 1)) key_scales_.clear();
+}
+
+bool Planner::removes_offset() const { return spec_of("turbo4").ours->offset; }
+
+// With the options and the scales that hold for all layers.
+CacheSpec Planner::spec_of(const std::string& formats) const {
+    std::string text = formats + (options_.spec_options.empty() ? "" : "," + options_.spec_options);
+    for (const auto& [layer, letters] : key_scales_) text += fmt::format(",scale{}={}", layer, letters);
+    CacheSpec spec = parse_cache_spec(text);
+    spec.name = brief_text(*spec.ours);
+    return spec;
+}
+
 std::string Planner::spec_with(const Slot& slot, CodecId codec) const {
     return fmt::format("k=raw,v=raw,{}{}={}", slot.side == Side::key ? 'k' : 'v', slot.layer, codec_info(codec).name);
 }
@@ -114,13 +163,20 @@ double Planner::cells(const Slot& s, int n_ctx) const {
 }
 
 double Planner::window_bits(int n_ctx) const {
-    const WindowSizes windows =
-        parse_cache_spec("turbo4" + (options_.spec_options.empty() ? "" : "," + options_.spec_options)).ours->windows;
+    const WindowSizes windows = spec_of("turbo4").ours->windows;
     double bits = 0;
     for (const Slot& s : slots_) {
         const auto n = static_cast<std::int64_t>(cells(s, n_ctx));
         bits += windows.resolve(n).bits(n, static_cast<std::int64_t>(s.head_dim) * s.n_heads);
     }
+    return bits;
+}
+
+// What is removed from keys, and scales (KvTensor::format_bytes).
+double Planner::offset_bits() const {
+    double bits = 0;
+    for (const Slot& s : slots_)
+        if (s.side == Side::key && removes_offset()) bits += (16 + 8.0 * key_scales_.contains(s.layer)) * s.head_dim * s.n_heads;
     return bits;
 }
 
@@ -152,7 +208,7 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
     };
     check(least_bits(n_ctx));
     if (!meter_) measure_slots();
-    const double fixed = fixed_bits_ * n_ctx + window_bits(n_ctx);
+    const double fixed = fixed_bits_ * n_ctx + window_bits(n_ctx) + offset_bits();
     check(least_bits(n_ctx) + fixed);
 
     const std::vector<CodecId> codecs = candidates();
@@ -186,9 +242,16 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
         else
             l.v = codec, l.v_kld = cost;
     }
+    for (PlannedLayer& l : plan.layers)
+        if (const auto scales = key_scales_.find(l.layer); scales != key_scales_.end() && codec_info(l.k).rotated)
+            l.k_scales = scales->second;
     return plan;
 }
 
-Divergence Planner::measure(const Plan& plan) { return meter_->measure(parse_cache_spec(spec_text(plan))); }
+Divergence Planner::measure(const Plan& plan) {
+    CacheSpec spec = parse_cache_spec(spec_text(plan));
+    spec.name = formats_text(plan);
+    return meter_->measure(spec);
+}
 
 }  // namespace turboquant::cli

@@ -1,6 +1,7 @@
 // The planner's measuring half: sensitivities of a model's layers and sides, and the plan they lead to (planner/ decides, this measures).
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -48,6 +49,10 @@ class Planner {
 
     const std::vector<Slot>& slots() const { return slots_; }
     const Calibration& calibration() const { return text_; }
+    /// Letters by layer (codec/channel_scales.h), after the first plan(); empty if scaling does not help this model.
+    const std::map<int, std::string>& key_scales() const { return key_scales_; }
+    /// Divergence with scales over that without, keys of all scaled layers in turbo2, 3 and 4 (geometric mean).
+    double scale_gain() const { return scale_gain_; }
 
     /// The best plan within the budget in a context of n_ctx cells (0: the one the model was trained on). Throws CommandError if the budget
     /// is below what the smallest formats take.
@@ -62,7 +67,11 @@ class Planner {
     double n_values(int n_ctx) const;
     double cells(const Slot& slot, int n_ctx) const;
     double window_bits(int n_ctx) const;
+    double offset_bits() const;
     std::string spec_with(const Slot& slot, CodecId codec) const;
+    void measure_scales(llama_model* model);
+    CacheSpec spec_of(const std::string& formats) const;
+    bool removes_offset() const;
 
     ModelFile* file_;
     ModelId id_;
@@ -70,6 +79,8 @@ class Planner {
     int n_layers_ = 0, n_ctx_train_ = 0;
     Calibration text_;
     std::vector<Slot> slots_;
+    std::map<int, std::string> key_scales_;
+    double scale_gain_ = 1;
     double floor_ = 0;       ///< divergence of the smallest difference
     double fixed_bits_ = 0;  ///< what a cell of the cache takes beside codes and scales
     int probe_ctx_ = 0;

@@ -35,6 +35,8 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
         const auto& buffer = *static_cast<const KvBuffer*>(root(t)->buffer->context);
         if (g.side == Side::key && d.spec.offset && codec_info(g.codec).rotated && buffer.has_values_of(t)) {
             e->kv.enable_offset();
+            if (const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name)); scales != d.spec.k_scales.end())
+                e->kv.offset()->set_scales(scales->second);
             if (!e->positions->restorer) e->positions->restorer = e;
         }
     } catch (const std::invalid_argument& error) {
@@ -49,9 +51,15 @@ void bind_rope(const Device& d, const ggml_tensor* set_rows) {
     const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
     if (rope && rope->src[2] && !rope->src[2]->data) return;  // a measuring run: the factors come later
     e->rope_known = true;
-    if (!rope) return;
-    if (!e->positions->setter) e->positions->setter = e;
-    if (e->kv.offset()) e->kv.offset()->set_rope(rope_params(rope));
+    if (rope && !e->positions->setter) e->positions->setter = e;
+    if (!e->kv.offset()) return;
+    if (rope) e->kv.offset()->set_rope(rope_params(rope));
+    try {
+        e->kv.offset()->check_scales();
+    } catch (const std::invalid_argument& error) {
+        e->refused = true;
+        const_cast<Device&>(d).refuse(std::string(root(set_rows)->name) + ": " + error.what());
+    }
 }
 
 }  // namespace

@@ -112,11 +112,12 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     std::memcpy(reinterpret_cast<char*>(rows.data()) + (range.first - first * range.row_bytes), data, size);
     const RestoreResult result = e->kv.restore_rows(kernels(), first, end - first, rows.data(), *e->positions, e->positions->restorer == e);
     if (result == RestoreResult::ok) return;
-    e->incomplete = result == RestoreResult::offset_missing;
+    e->incomplete = result != RestoreResult::not_finite;
     context_of(buffer).device().refuse(
         std::string("cannot restore all of ") + root(t)->name +
-        (result == RestoreResult::not_finite
-             ? ": saved values that are not finite were set to zero"
+        (result == RestoreResult::not_finite ? ": saved values that are not finite were set to zero"
+         : result == RestoreResult::scales_differ
+             ? ": the state was saved with a plan that scales key channels; restore it with the same plan"
              : ": the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset"));
 }
 

@@ -82,7 +82,7 @@ bool is_device_buft(ggml_backend_buffer_type_t buft) { return buft && buft->ifac
 }  // namespace
 
 Device::Device(ggml_backend_reg_t reg, const Ops& o, std::string n, const KvSpec& s)
-    : ops(o), name(std::move(n)), description("TurboQuant KV cache, " + to_string(s)), buft_name(name), spec(s) {
+    : ops(o), name(std::move(n)), description("TurboQuant KV cache, " + brief_text(s)), buft_name(name), spec(s) {
     device = {device_interface(), reg, this};
     buft = {buft_interface(), &device, this};
 }
@@ -108,7 +108,7 @@ std::string Device::formats() const {
     const std::scoped_lock lock(mutex_);
     if (auto_bits > 0) return choice_.empty() ? description : choice_;
     return "keys " + std::string(codec_info(spec.k).name) + ", values " + std::string(codec_info(spec.v).name) +
-           (plan ? ", plan " + to_string(spec) : "");
+           (plan || !spec.k_scales.empty() ? ", plan " + brief_text(spec) : "");
 }
 
 std::set<std::pair<int, Side>> Device::slots() const {

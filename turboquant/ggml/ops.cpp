@@ -86,9 +86,22 @@ void run_call(OpContext& ctx, const AttentionArgs& a) {
     if (plan.n_chunks > 1) run_team(plan.n_threads, [&](int ith) { merge_attention(*ctx.kernels, plan, a, ws, ith); });
 }
 
-void run_windowed(OpContext& ctx, const AttentionArgs& a, KvExtra& ke, KvExtra& ve, std::int64_t stream) {
+/// Queries for keys with scaled channels, in ctx.scaled_q.
+void scale_queries(OpContext& ctx, const KeyOffset& offset, AttentionArgs& a) {
+    const std::size_t d = a.k.shape.head_dim;
+    ctx.scaled_q.resize(static_cast<std::size_t>(a.n_tokens) * a.n_head * d);
+    float* out = ctx.scaled_q.data();
+    for (int t = 0; t < a.n_tokens; t++)
+        for (int h = 0; h < a.n_head; h++, out += d)
+            offset.scale_query({a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv), {out, d});
+    a.q = ctx.scaled_q.data(), a.q_head_stride = d, a.q_token_stride = a.n_head * d;
+}
+
+/// `plain` has the queries as the model made them.
+void run_windowed(OpContext& ctx, const AttentionArgs& a, const AttentionArgs& plain, KvExtra& ke, KvExtra& ve, std::int64_t stream) {
     ExactRows *k = ke.kv.exact(), *v = a.v_is_k ? nullptr : ve.kv.exact();
     if (!ctx.windows.split(a, *k, v, *ke.positions, stream)) return run_call(ctx, a);
+    ctx.windows.set_exact_queries(plain.q, plain.q_token_stride, plain.q_head_stride);
     run_call(ctx, ctx.windows.compressed());
     run_call(ctx, ctx.windows.exact());
     run_team(a.n_tokens < 16 ? 1 : ctx.n_threads, [&](int ith) { ctx.windows.merge(ith, a.n_tokens < 16 ? 1 : ctx.n_threads); });
@@ -189,18 +202,21 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
         return "sizes of " + name_of(k) + " and " + name_of(v) + " differ";
 
     ke->kv.finish_restore(*ctx.kernels, *ke->positions);
+    const AttentionArgs common = a;
     for (std::int64_t s = 0; s < q->ne[3]; s++) {
+        a = common;
         a.q = reinterpret_cast<const float*>(static_cast<const char*>(q->data) + s * q->nb[3]);
         a.out = reinterpret_cast<float*>(static_cast<char*>(op->data) + s * op->nb[3]);
         if (mask) a.mask = reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3]);
         a.k = ke->kv.view(first_row / n_cells + s);
         a.v = ve->kv.view(first_row / n_cells + s);
-        a.term = {};
+        const AttentionArgs plain = a;
+        if (removes_offset(*ke) && ke->kv.offset()->scaled()) scale_queries(ctx, *ke->kv.offset(), a);
         if (removes_offset(*ke) && !set_score_term(ctx, *ke, first_row / n_cells + s, a))
             return "a restored state holds too few rows of " + name_of(k) + " to tell the offset that was removed from its keys";
         if (const char* error = check_attention_args(a)) return "attention over " + name_of(k) + ": " + error;
         if (ke->kv.exact())
-            run_windowed(ctx, a, *ke, *ve, first_row / n_cells + s);
+            run_windowed(ctx, a, plain, *ke, *ve, first_row / n_cells + s);
         else
             run_call(ctx, a);
     }

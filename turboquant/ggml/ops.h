@@ -17,7 +17,8 @@ struct OpContext {
     std::vector<std::uint8_t> workspace;  ///< grown as needed, reused
     std::vector<std::int64_t> rows, cells;
     KeyBatch batch;
-    std::vector<float> q_terms;  ///< score terms of the queries of one attention call
+    std::vector<float> scaled_q;  ///< queries of one attention call, for keys with scaled channels
+    std::vector<float> q_terms;   ///< score terms of the queries of one attention call
     std::vector<std::uint8_t> cell_terms;
     std::vector<std::int32_t> cell_pos;
     WindowAttention windows;

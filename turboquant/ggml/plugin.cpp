@@ -33,7 +33,7 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
         const std::scoped_lock lock(r.mutex);
         for (Device& d : r.devices)
             if (d.spec == spec && !d.plan && d.auto_bits == 0) return &d.device;
-        return &r.devices.emplace_back(&r.reg, r.ops, to_string(spec), spec).device;
+        return &r.devices.emplace_back(&r.reg, r.ops, brief_text(spec), spec).device;
     } catch (const std::exception& e) {
         if (error && error_size) std::strncpy(error, e.what(), error_size - 1)[error_size - 1] = '\0';
         return nullptr;
@@ -88,7 +88,7 @@ ggml_backend_reg_t make_registry() {
     }
     r.n_listed = r.devices.size();
     log_info(std::string("KV cache formats ") +
-             (config.spec ? "turboquant (" + (config.auto_bits > 0 ? auto_name(config.auto_bits) : to_string(*config.spec)) + "), " : "") +
+             (config.spec ? "turboquant (" + (config.auto_bits > 0 ? auto_name(config.auto_bits) : brief_text(*config.spec)) + "), " : "") +
              known_codec_words() + "; default " + r.devices.front().name + "; simd " +
              std::string(simd_level_name(kernels_level(kernels()))));
     return &r.reg;

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "nlohmann/json.hpp"
+#include "turboquant/codec/channel_scales.h"
 
 namespace turboquant {
 namespace {
@@ -55,6 +56,8 @@ Plan from_json(const Json& j) {
         if (!row.at("v").is_null()) l.v = codec_of(row.at("v"), "values", l.layer);
         l.k_kld = row.value("k_kld", 0.0);
         l.v_kld = row.value("v_kld", 0.0);
+        l.k_scales = row.value("k_scales", "");
+        parse_scales(l.k_scales);
         p.layers.push_back(l);
     }
     if (p.layers.empty()) throw std::invalid_argument("it names no layers");
@@ -96,11 +99,12 @@ std::string to_json(const Plan& p) {
     for (const auto& [key, value] : head.items()) out += "  " + Json(key).dump() + ": " + value.dump() + ",\n";
     out += "  \"layers\": [";
     for (const PlannedLayer& l : p.layers) {
-        const Json row{{"layer", l.layer},
-                       {"k", codec_info(l.k).name},
-                       {"v", l.v ? Json(codec_info(*l.v).name) : Json()},
-                       {"k_kld", l.k_kld},
-                       {"v_kld", l.v_kld}};
+        Json row{{"layer", l.layer},
+                 {"k", codec_info(l.k).name},
+                 {"v", l.v ? Json(codec_info(*l.v).name) : Json()},
+                 {"k_kld", l.k_kld},
+                 {"v_kld", l.v_kld}};
+        if (!l.k_scales.empty()) row["k_scales"] = l.k_scales;
         out += (&l == p.layers.data() ? "\n    " : ",\n    ") + row.dump();
     }
     return out + "\n  ]\n}\n";
@@ -157,7 +161,7 @@ void check_slots(const Plan& plan, const std::set<std::pair<int, Side>>& slots) 
                                     ". Make one for this model with `turboquant plan`");
 }
 
-std::string spec_text(const Plan& plan) {
+std::string formats_text(const Plan& plan) {
     std::map<int, CodecId> k, v;
     for (const PlannedLayer& l : plan.layers) {
         k[l.layer] = l.k;
@@ -165,6 +169,13 @@ std::string spec_text(const Plan& plan) {
     }
     const SideText keys = side_text(k, 'k', CodecId::raw), values = side_text(v, 'v', CodecId::raw);
     return keys.base + "," + values.base + keys.exceptions + values.exceptions + (plan.options.empty() ? "" : "," + plan.options);
+}
+
+std::string spec_text(const Plan& plan) {
+    std::string text = formats_text(plan);
+    for (const PlannedLayer& l : plan.layers)
+        if (!l.k_scales.empty()) text += ",scale" + std::to_string(l.layer) + "=" + l.k_scales;
+    return text;
 }
 
 }  // namespace turboquant

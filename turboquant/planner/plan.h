@@ -9,8 +9,9 @@
 //     "measured_kld": 0.0028,                       on the calibration text; null: not measured
 //     "calibration": {"source": "...", "tokens": 4096},
 //     "options": "offset=on",                       further items of the SPEC (cache/kv_spec.h), for all layers
-//     "layers": [{"layer": 0, "k": "turbo5", "v": "turbo4", "k_kld": 0.0002, "v_kld": 0.0001}, ...]
+//     "layers": [{"layer": 0, "k": "turbo5", "v": "turbo4", "k_kld": 0.0002, "v_kld": 0.0001, "k_scales": "aaZZbb..."}, ...]
 //   }
+// k_scales, where keys are scaled: a letter per channel of all KV heads (codec/channel_scales.h).
 // Only turboquant_plan, model.hash and layers with their k and v are required, so that a plan can be written by hand; v is null in models
 // without V.
 #pragma once
@@ -33,6 +34,7 @@ struct PlannedLayer {
     CodecId k = CodecId::raw;
     std::optional<CodecId> v;     ///< none: the model stores no values (MLA)
     double k_kld = 0, v_kld = 0;  ///< predicted share of the divergence
+    std::string k_scales{};       ///< letters, all KV heads; empty: keys are not scaled
 
     friend bool operator==(const PlannedLayer&, const PlannedLayer&) = default;
 };
@@ -69,7 +71,10 @@ void check_model(const Plan& plan, std::string_view model_hash, std::string_view
 /// Throws std::invalid_argument, naming the layers, if a cache of these layers and sides is not the one the plan was made for.
 void check_slots(const Plan& plan, const std::set<std::pair<int, Side>>& slots);
 
-/// The SPEC text of the plan (cache/kv_spec.h): the commonest word of each side as k= and v=, the others layer by layer, then the options.
+/// The SPEC text of the plan (cache/kv_spec.h): the commonest word of each side as k= and v=, the others layer by layer, then the options
+/// and the scales of the keys.
 std::string spec_text(const Plan& plan);
+/// The same without the scales, which are long: to show.
+std::string formats_text(const Plan& plan);
 
 }  // namespace turboquant
