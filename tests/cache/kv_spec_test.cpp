@@ -34,6 +34,17 @@ TEST(KvSpec, BadTextSaysWhatIsKnown) {
     }
 }
 
+TEST(KvSpec, KeyScalesByLayer) {
+    const char* text = "k=turbo4,v=turbo3,scale0=aabZ,scale12=zzAA";
+    const KvSpec s = parse_kv_spec(text);
+    EXPECT_EQ(s.k_scales, (std::map<int, std::string>{{0, "aabZ"}, {12, "zzAA"}}));
+    EXPECT_EQ(to_string(s), text);
+    EXPECT_EQ(brief_text(s), "k=turbo4,v=turbo3, key channels scaled");
+    EXPECT_NE(s, parse_kv_spec("k=turbo4,v=turbo3")) << "another device";
+    for (const char* bad : {"turbo4,scale=aa", "turbo4,scale0=a1", "turbo4,scalex=aa"})
+        EXPECT_THROW(parse_kv_spec(bad), std::invalid_argument) << bad;
+}
+
 TEST(KvSpec, LayersOverride) {
     const KvSpec s = parse_kv_spec("k=turbo4,v=turbo3,k2=turbo8,v0=turbo2");
     EXPECT_EQ(s.codec(Side::key, 2), CodecId::turbo8);

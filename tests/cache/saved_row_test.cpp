@@ -37,12 +37,33 @@ TEST(SavedRow, PackedLayoutIsPinned) {
     EXPECT_EQ(h->codec, CodecId::turbo4);
 }
 
+TEST(SavedRow, RowsOfScaledKeysAreVersion2) {
+    std::vector<std::uint16_t> row(128);
+    const std::vector<std::uint16_t> mu(128, 0x3c00);
+    const auto codes = pack_row(row, {CodecId::turbo4, 64, 258, hash_mu(mu), 0x01020304}, mu);
+    const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    EXPECT_EQ(codes.data(), p + 20);
+    const std::uint8_t hash[] = {4, 3, 2, 1};
+    EXPECT_EQ(p[4], 2);
+    EXPECT_EQ(std::memcmp(p + 16, hash, sizeof hash), 0);
+    ASSERT_TRUE(packed_header(row));
+    EXPECT_EQ(packed_header(row)->scale_hash, 0x01020304u);
+    const auto packed = row;
+    for (std::size_t bit = 0; bit < 20 * 8; bit++) {
+        row = packed;
+        row[bit / 16] ^= static_cast<std::uint16_t>(1u << bit % 16);
+        EXPECT_FALSE(packed_header(row)) << bit;
+    }
+}
+
 TEST(SavedRow, EveryFormatLeavesRoomForTheHeader) {
     for (const CodecInfo& c : kCodecs)
         for (const int d : kHeadDims) {
             if (!c.rotated) continue;
             std::vector<std::uint16_t> row(d);
             pack_row(row, {c.id, d, 0, 0}, {});
+            EXPECT_TRUE(packed_header(row)) << c.name << d;
+            pack_row(row, {c.id, d, 0, 0, 1}, {});
             EXPECT_TRUE(packed_header(row)) << c.name << d;
         }
 }

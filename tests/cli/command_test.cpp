@@ -117,11 +117,11 @@ TEST(Command, OurFormatsCostWhatTheyShould) {
     EXPECT_LT(kld(4), 0.6);
     EXPECT_GT(kld(5), kld(2));
     EXPECT_LT(kld(5), kld(4));
-    // Heads of 64: b + 16/64 bits, and the cells' positions (4 bytes for 1536 values).
+    // Heads of 64: b + 16/64 bits, the cells' positions (4 bytes for 1536 values), the keys' offset (1536 bytes in all, 1/32 bit here).
     const double bits[] = {16, 8.25, 4.25, 3.25, 2.25, 3.25};
     for (int i = 0; i < 6; i++) {
         EXPECT_GE(rows[i]["bits_per_value"], bits[i]) << rows[i];
-        EXPECT_LE(rows[i]["bits_per_value"], bits[i] + 0.05) << rows[i];
+        EXPECT_LE(rows[i]["bits_per_value"], bits[i] + 0.054) << rows[i];
         EXPECT_NEAR(rows[i]["kv_bytes"].get<double>(), rows[i]["bits_per_value"].get<double>() / 8 * 256 * 1536, 1);
     }
 }

@@ -184,8 +184,26 @@ TEST(Configuration, PlanFileSetsTheFormatsOfEveryLayer) {
     ASSERT_EQ(p.exit_code, 0) << p.text;
     EXPECT_NE(p.text.find("first device turboquant\n"), std::string::npos) << p.text;
     EXPECT_NE(p.text.find("k=tcq3,v=tcq2,k3=turbo8"), std::string::npos) << p.text;
-    EXPECT_NE(p.text.find("bits 3.255 "), std::string::npos)
+    EXPECT_NE(p.text.find("bits 3.266 "), std::string::npos)
         << "(5*3 + 8 + 6*2)/12 + 1/4 + positions + 1/16 for the exact windows: " << p.text;
+}
+
+TEST(Configuration, PlanScalesKeyChannels) {
+    const auto scaled = [](const std::string& letters) {
+        std::string layers = plan_layers(6);
+        return layers.insert(layers.find("\"k\""), "\"k_scales\": \"" + letters + "\", ");
+    };
+    const std::string even = std::string(64, 'b') + std::string(64, 'Y');
+    const Probe good = probe("TURBOQUANT_KV=" + plan_file(scaled(even)), "default");
+    EXPECT_EQ(good.exit_code, 0) << good.text;
+    EXPECT_NE(good.text.find("key channels scaled"), std::string::npos) << good.text;
+    std::string uneven = even;
+    uneven[5] = 'c';
+    for (const auto& [letters, cause] : {std::pair(even.substr(1), "127"), std::pair(uneven, "differently")}) {
+        const Probe bad = probe("TURBOQUANT_KV=" + plan_file(scaled(letters)), "default");
+        EXPECT_EQ(bad.exit_code, 1) << bad.text;
+        EXPECT_NE(bad.text.find(cause), std::string::npos) << bad.text;
+    }
 }
 
 TEST(Configuration, PlanOfAnotherModelIsRefused) {

@@ -55,8 +55,17 @@ ggml_backend_reg_t plugin() {
 ggml_backend_dev_t device(const std::string& name) {
     plugin();
     if (name == "f16") return nullptr;
+    std::string spec = name;
+    if (name.starts_with(kScaled)) {
+        constexpr int kLayers = 6, kChannels = 128;
+        spec = "turbo8" + name.substr(kScaled.size());
+        for (int layer = 0; layer < kLayers; layer++) {
+            spec += ",scale" + std::to_string(layer) + "=";
+            for (int i = 0; i < kChannels; i++) spec += "SUWYZabcegikZZaa"[(i / 2 + layer) % 16];  // RoPE's pairs alike, adjacent or split
+        }
+    }
     char error[512] = "";
-    const ggml_backend_dev_t dev = procedure<turboquant_device_t>("turboquant_device")(name.c_str(), error, sizeof error);
+    const ggml_backend_dev_t dev = procedure<turboquant_device_t>("turboquant_device")(spec.c_str(), error, sizeof error);
     if (!dev) throw std::runtime_error("no device " + name + ": " + error);
     return dev;
 }

@@ -21,11 +21,15 @@ namespace turboquant::conformance {
 /// All devices, in the order of the registry.
 inline const std::vector<std::string> kFormats = {"turbo4", "turbo3", "turbo2", "turbo5", "turbo6", "turbo8",
                                                   "raw",    "tcq4",   "tcq3",   "tcq2",   "tcq5",   "tcq1"};
+/// turbo8 with the key channels of the demo model scaled, as a plan would: not a device of the registry.
+inline const std::string kScaled = "scaled";
 /// The format alone, without exact windows.
 inline std::string compressed(const std::string& name) { return name == "f16" ? name : name + ",sink=0,recent=0"; }
+/// kFormats, llama.cpp's own cache and scaled keys.
 inline std::vector<std::string> with_f16() {
     std::vector<std::string> names = kFormats;
     names.insert(names.begin(), "f16");
+    names.push_back(kScaled);
     return names;
 }
 

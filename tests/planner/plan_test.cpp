@@ -57,6 +57,17 @@ TEST(Plan, SpecTextIsWhatTheCacheReads) {
     EXPECT_EQ(parse_kv_spec(spec_text(without_v)).codec(Side::key, 0), CodecId::turbo8);
 }
 
+TEST(Plan, KeyScalesTravelWithIt) {
+    Plan p = example();
+    p.layers[1].k_scales = "aaZb";
+    EXPECT_EQ(parse_plan(to_json(p)), p);
+    EXPECT_EQ(parse_kv_spec(spec_text(p)).k_scales, (std::map<int, std::string>{{1, "aaZb"}}));
+    EXPECT_EQ(formats_text(p), spec_text(example())) << "to show";
+    std::string json = to_json(p);
+    json.replace(json.find("aaZb"), 4, "aa-b");
+    EXPECT_TRUE(has(error_of(json), "letters"));
+}
+
 TEST(Plan, HandWrittenOneNeedsLittle) {
     const Plan p = parse_plan(R"({"turboquant_plan": 1, "model": {"hash": "x"}, "layers": [{"layer": 0, "k": "turbo4", "v": "turbo2"}]})");
     EXPECT_EQ(p.n_layers, 1);

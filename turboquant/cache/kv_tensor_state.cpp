@@ -83,10 +83,9 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
 }
 
 void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
-    constexpr std::int32_t kMaxPosition = 1 << 24;  // beyond any context: random bytes that look like a position
     const std::int32_t pos = packed ? (packed->mu_hash ? packed->pos : -1) : tag.pos;
     const std::uint32_t hash = packed ? packed->mu_hash : tag.mu_hash;
-    if (pos < 0 || pos >= kMaxPosition) {
+    if (pos < 0 || pos >= CellPositions::kMaxPosition) {  // random bytes that look like a position
         cells.forget(row);
         return;
     }

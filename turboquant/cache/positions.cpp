@@ -6,8 +6,7 @@
 namespace turboquant {
 
 void CellPositions::put(std::int64_t row, std::int32_t pos, int id) {
-    pos_[row] = pos;
-    offset_[row] = static_cast<std::uint8_t>(id);
+    cells_[row] = pos + kMaxPosition * id;
     ids_[id].last_pos = pos;
     ids_[id].stream = row / n_cells_;
     ids_[id].used = ++clock_;
@@ -15,8 +14,8 @@ void CellPositions::put(std::int64_t row, std::int32_t pos, int id) {
 
 int CellPositions::begin_sequence() {
     std::bitset<kMaxOffsets> in_use;
-    for (std::size_t i = 0; i < size(); i++)
-        if (pos_[i] >= 0) in_use.set(offset_[i]);
+    for (const std::int32_t cell : cells_)
+        if (cell >= 0) in_use.set(cell / kMaxPosition);
     int best = -1;
     for (int id = 0; id < kMaxOffsets; id++)
         if (!in_use.test(id) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
@@ -38,7 +37,7 @@ int CellPositions::continue_sequence(std::int64_t stream, std::int32_t pos, int 
     if (best >= 0) return best;
     // Cut back, shifted or restored: some cell holds the token before.
     for (std::int64_t row = stream * n_cells_; row < (stream + 1) * n_cells_; row++)
-        if (pos_[row] == pos - 1 && (best < 0 || ids_[offset_[row]].used > ids_[best].used)) best = offset_[row];
+        if (at(row) == pos - 1 && (best < 0 || ids_[offset_id(row)].used > ids_[best].used)) best = offset_id(row);
     return best >= 0 ? best : begin_sequence();
 }
 
@@ -46,7 +45,7 @@ void CellPositions::place(std::span<const std::int64_t> rows, std::span<const st
     restored_.clear();
     int id = -1;
     for (std::size_t i = 0; i < rows.size(); i++) {
-        if (pos[i] < 0) {
+        if (pos[i] < 0 || pos[i] >= kMaxPosition) {
             forget(rows[i]);
             continue;
         }
@@ -68,12 +67,11 @@ int CellPositions::restore(std::int64_t row, std::int32_t pos, std::pair<int, st
 }
 
 void CellPositions::copy_stream(std::int64_t src, std::int64_t dst) {
-    std::copy_n(pos_.begin() + src * n_cells_, n_cells_, pos_.begin() + dst * n_cells_);
-    std::copy_n(offset_.begin() + src * n_cells_, n_cells_, offset_.begin() + dst * n_cells_);
+    std::copy_n(cells_.begin() + src * n_cells_, n_cells_, cells_.begin() + dst * n_cells_);
 }
 
 void CellPositions::clear() {
-    std::fill(pos_.begin(), pos_.end(), -1);
+    std::fill(cells_.begin(), cells_.end(), -1);
     restored_.clear();
     for (Id& id : ids_) id = {id.generation + 1, -2, -1, 0};
 }
@@ -81,8 +79,9 @@ void CellPositions::clear() {
 void CellPositions::shift(std::span<const std::int32_t> shift, std::uint64_t& generation) {
     if (++generation <= shifts_) return;
     shifts_ = generation;
-    for (std::size_t i = 0; i < std::min(pos_.size(), shift.size()); i++)
-        if (pos_[i] >= 0) pos_[i] = std::max(pos_[i] + shift[i], 0);
+    for (std::size_t i = 0; i < std::min(cells_.size(), shift.size()); i++)
+        if (const auto row = static_cast<std::int64_t>(i); cells_[i] >= 0)
+            cells_[i] = std::clamp(at(row) + shift[i], 0, kMaxPosition - 1) + kMaxPosition * offset_id(row);
     for (Id& id : ids_) id.last_pos = -2;  // found again by their cells
 }
 

@@ -16,27 +16,26 @@ namespace turboquant {
 class CellPositions {
   public:
     static constexpr int kMaxOffsets = 64;
+    static constexpr std::int32_t kMaxPosition = 1 << 24;  ///< beyond any context; a position and an offset id share four bytes
 
-    CellPositions(std::int64_t n_cells, std::int64_t n_streams)
-        : n_cells_(n_cells), pos_(n_cells * n_streams, -1), offset_(n_cells * n_streams, 0) {}
+    CellPositions(std::int64_t n_cells, std::int64_t n_streams) : n_cells_(n_cells), cells_(n_cells * n_streams, -1) {}
 
     std::int64_t n_cells() const { return n_cells_; }
-    std::size_t size() const { return pos_.size(); }
-    std::size_t bytes() const { return size() * (sizeof(std::int32_t) + sizeof(std::uint8_t)); }
+    std::size_t size() const { return cells_.size(); }
+    std::size_t bytes() const { return size() * sizeof(std::int32_t); }
 
-    /// row = stream * n_cells + cell. Position -1: unknown or never written; no offset was removed from such a cell.
-    std::int32_t at(std::int64_t row) const { return pos_[row]; }
-    int offset_id(std::int64_t row) const { return offset_[row]; }
+    /// row = stream * n_cells + cell. Position -1: unknown, never written, or not below kMaxPosition; no offset was removed from such a
+    /// cell, and its id is 0.
+    std::int32_t at(std::int64_t row) const { return cells_[row] < 0 ? -1 : cells_[row] % kMaxPosition; }
+    int offset_id(std::int64_t row) const { return cells_[row] < 0 ? 0 : cells_[row] / kMaxPosition; }
     /// An id is used again for another sequence when no cell has it any more; its generation then changes.
     std::uint32_t generation(int id) const { return ids_[id].generation; }
-    const std::int32_t* stream(std::int64_t s) const { return pos_.data() + s * n_cells_; }
-    const std::uint8_t* stream_offset_ids(std::int64_t s) const { return offset_.data() + s * n_cells_; }
 
     /// Tokens at positions pos[i] are about to be written to rows[i].
     void place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
     /// As place, for models without RoPE, where positions do not matter: all cells share offset 0.
     void place_without_rope(std::span<const std::int64_t> rows);
-    void forget(std::int64_t row) { pos_[row] = -1; }
+    void forget(std::int64_t row) { cells_[row] = -1; }
 
     /// A restored cell. `saved`: what names the offset in the saved state; equal names get the same id until the next place().
     /// `known`: an id that already has this offset, or -1.
@@ -66,8 +65,7 @@ class CellPositions {
     void put(std::int64_t row, std::int32_t pos, int id);
 
     std::int64_t n_cells_;
-    std::vector<std::int32_t> pos_;
-    std::vector<std::uint8_t> offset_;
+    std::vector<std::int32_t> cells_;  ///< position + kMaxPosition * id, or -1
     Id ids_[kMaxOffsets];
     std::uint64_t clock_ = 0, shifts_ = 0;
     std::map<std::pair<int, std::uint32_t>, int> restored_;

@@ -147,7 +147,8 @@ class TurboquantCache final : public BenchCache {
         offset.set_rope(rope);
         const auto width = 2 * static_cast<std::size_t>(offset.n_freq());
         q_terms_.resize(static_cast<std::size_t>(shape_.n_tokens) * shape_.n_head * width);
-        args_.term = {offset.n_freq(), q_terms_.data(), offset.turns(), cells_.stream(0), 1, nullptr};
+        for (std::int64_t cell = 0; cell < shape_.n_kv; cell++) cell_pos_.push_back(cells_.at(cell));
+        args_.term = {offset.n_freq(), q_terms_.data(), offset.turns(), cell_pos_.data(), 1, nullptr};
     }
 
     void set_query_terms() {
@@ -165,6 +166,7 @@ class TurboquantCache final : public BenchCache {
     std::vector<std::int64_t> rows_;
     std::vector<std::vector<std::int64_t>> scratch_;  // one per thread
     CellPositions cells_;
+    std::vector<std::int32_t> cell_pos_;
     KeyBatch batch_;
     std::vector<float> q_terms_;
     std::vector<float> output_, rounded_k_, rounded_v_;

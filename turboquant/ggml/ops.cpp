@@ -26,8 +26,7 @@ std::string not_finite(const ggml_tensor* t) {
 /// Offset ids of the cells that some query token sees, in ctx.cell_terms as indices into the returned list. Cells of ended sequences keep
 /// their ids until they are overwritten, so only the mask tells. ctx.cell_pos gets the positions.
 std::vector<int> visible_offsets(OpContext& ctx, const CellPositions& cells, std::int64_t stream, const AttentionArgs& a) {
-    const std::uint8_t* ids = cells.stream_offset_ids(stream);
-    const std::int32_t* pos = cells.stream(stream);
+    const std::int64_t first = stream * cells.n_cells();
     constexpr std::uint16_t kHidden = 0xfc00;
     std::vector<std::uint8_t> visible(a.n_kv, !a.mask);
     for (int t = 0; a.mask && t < a.n_tokens; t++) {
@@ -38,11 +37,13 @@ std::vector<int> visible_offsets(OpContext& ctx, const CellPositions& cells, std
     int index[CellPositions::kMaxOffsets];
     std::fill(std::begin(index), std::end(index), -1);
     ctx.cell_terms.assign(a.n_kv, 0);
-    ctx.cell_pos.assign(pos, pos + a.n_kv);
+    ctx.cell_pos.resize(a.n_kv);
     for (int j = 0; j < a.n_kv; j++) {
-        if (!visible[j] || pos[j] < 0) continue;
-        int& i = index[ids[j]];
-        if (i < 0) i = static_cast<int>(list.size()), list.push_back(ids[j]);
+        ctx.cell_pos[j] = cells.at(first + j);
+        if (!visible[j] || ctx.cell_pos[j] < 0) continue;
+        const int id = cells.offset_id(first + j);
+        int& i = index[id];
+        if (i < 0) i = static_cast<int>(list.size()), list.push_back(id);
         ctx.cell_terms[j] = static_cast<std::uint8_t>(i);
     }
     // Hidden cells go on from their neighbours: successive positions and one term per tile are the fast case, and what a hidden cell held
