@@ -6,7 +6,7 @@ add_test(NAME project.format COMMAND ${PROJECT_SOURCE_DIR}/scripts/check_format)
 set_tests_properties(project.format PROPERTIES SKIP_RETURN_CODE 77)
 
 if(TQ_SANITIZE)
-  string(REPLACE ";" "," _flags "-fsanitize=${TQ_SANITIZE}")
+  set(_flags "-fsanitize=${_sanitizers}")
 endif()
 add_test(NAME project.package COMMAND ${CMAKE_COMMAND} -DBUILD=${PROJECT_BINARY_DIR} -DSOURCE=${PROJECT_SOURCE_DIR}/tests/package
   -DGENERATOR=${CMAKE_GENERATOR} -DCXX=${CMAKE_CXX_COMPILER} -DFLAGS=${_flags} -DWORK=${PROJECT_BINARY_DIR}/package-test
@@ -21,7 +21,7 @@ if(TQ_BUILD_GGML)
   add_executable(test_stock stock/stock_test.cpp)
   target_link_libraries(test_stock PRIVATE turboquant_cli_lib tq_options GTest::gtest_main)
   target_compile_definitions(test_stock PRIVATE
-    TQ_DEMO_MODEL="${PROJECT_SOURCE_DIR}/models/demo.gguf" TQ_BACKEND="$<TARGET_FILE:ggml-turboquant>" TQ_SANITIZERS="${TQ_SANITIZE}"
+    TQ_DEMO_MODEL="${PROJECT_SOURCE_DIR}/models/demo.gguf" TQ_BACKEND="$<TARGET_FILE:ggml-turboquant>" TQ_SANITIZERS="${_sanitizers}"
     TQ_STOCK_LOGITS="$<TARGET_FILE:stock_logits>" TQ_STOCK_PYTHON_SCRIPT="${PROJECT_SOURCE_DIR}/tests/stock/stock_logits.py"
     TQ_LLAMA_PYTHON="${TQ_LLAMA_PYTHON}")
   gtest_discover_tests(test_stock TEST_PREFIX stock. DISCOVERY_TIMEOUT 60)

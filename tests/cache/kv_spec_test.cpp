@@ -41,7 +41,7 @@ TEST(KvSpec, KeyScalesByLayer) {
     EXPECT_EQ(to_string(s), text);
     EXPECT_EQ(brief_text(s), "k=turbo4,v=turbo3, key channels scaled");
     EXPECT_NE(s, parse_kv_spec("k=turbo4,v=turbo3")) << "another device";
-    for (const char* bad : {"turbo4,scale=aa", "turbo4,scale0=a1", "turbo4,scalex=aa"})
+    for (const char* bad : {"turbo4,scale=aa", "turbo4,scale0=a1", "turbo4,scalex=aa", "turbo4,scale0=aa,offset=off"})
         EXPECT_THROW(parse_kv_spec(bad), std::invalid_argument) << bad;
 }
 

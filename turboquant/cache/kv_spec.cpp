@@ -117,6 +117,8 @@ KvSpec parse_kv_spec(std::string_view text) {
             throw std::invalid_argument("unknown key '" + std::string(key) + "' in KV format '" + std::string(text) +
                                         "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm, outlier, sink, recent, scale<LAYER>");
     }
+    if (!spec.offset && !spec.k_scales.empty())
+        throw std::invalid_argument("key channels are scaled only where the key offset is removed; take out offset=off or the scales");
     if (!have_k || !have_v)
         throw std::invalid_argument("KV format '" + std::string(text) + "' names only one side; give both: k=WORD,v=WORD");
     return spec;

@@ -33,11 +33,15 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
         const KvTensor::Geometry& g = e->kv.geometry();
         // Keys that are values too must be whole: attention can give the offset back to scores only.
         const auto& buffer = *static_cast<const KvBuffer*>(root(t)->buffer->context);
-        if (g.side == Side::key && d.spec.offset && codec_info(g.codec).rotated && buffer.has_values_of(t)) {
+        if (g.side != Side::key || !codec_info(g.codec).rotated) return;
+        const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name));
+        const bool scaled = scales != d.spec.k_scales.end();
+        if (d.spec.offset && buffer.has_values_of(t)) {
             e->kv.enable_offset();
-            if (const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name)); scales != d.spec.k_scales.end())
-                e->kv.offset()->set_scales(scales->second);
+            if (scaled) e->kv.offset()->set_scales(scales->second);
             if (!e->positions->restorer) e->positions->restorer = e;
+        } else if (scaled) {
+            throw std::invalid_argument("the plan has scales for keys that serve as values, too; take k_scales out of the plan");
         }
     } catch (const std::invalid_argument& error) {
         e->refused = true;
