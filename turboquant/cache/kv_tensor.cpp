@@ -15,20 +15,15 @@ namespace {
 
 constexpr int kMaxHeadDim = *std::max_element(std::begin(kHeadDims), std::end(kHeadDims));
 
-std::size_t offset_bytes(const KvTensor::Geometry& g, bool scaled) {
-    return static_cast<std::size_t>(g.n_embd) * (sizeof(std::uint16_t) * g.n_streams + scaled);
-}
-
 }  // namespace
 
 std::size_t KvTensor::reserved_bytes(const Geometry& g) {
     const std::int64_t tiles = (g.n_cells + kTileKeys - 1) / kTileKeys * g.n_streams;
     const auto windows = static_cast<std::size_t>(g.windows.bits(g.n_cells, g.n_embd)) / 8 * g.n_streams;
-    const std::size_t offset = g.side == Side::key && codec_info(g.codec).rotated ? offset_bytes(g, true) : 0;
     std::size_t most = 0;
     for (const int d : kHeadDims)
         if (g.n_embd % d == 0) most = std::max(most, tiles * (g.n_embd / d) * tile_bytes({g.codec, g.side, d, d / 2}));
-    return windows + offset + (most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t));
+    return windows + (most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t));
 }
 
 void KvTensor::bind_head_dim(int head_dim) {
@@ -47,8 +42,11 @@ void KvTensor::bind_head_dim(int head_dim) {
 
 std::size_t KvTensor::format_bytes() const {
     if (!bound()) return 0;
-    return tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) + (exact_ ? exact_->full_bytes() : 0) +
-           (offset_ ? offset_bytes(g_, offset_->scaled()) : 0);
+    return tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) + (exact_ ? exact_->full_bytes() : 0) + offset_bytes();
+}
+
+std::size_t KvTensor::offset_bytes() const {
+    return offset_ ? static_cast<std::size_t>(g_.n_embd) * (sizeof(std::uint16_t) * g_.n_streams + offset_->scaled()) : 0;
 }
 
 TileView KvTensor::view(std::int64_t stream) const {

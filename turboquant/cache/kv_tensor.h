@@ -73,6 +73,8 @@ class KvTensor {
     /// Bytes of all cells in this format, codes and scales, of the exact windows, and of what is removed from keys: an offset in fp16 per
     /// stream and channel, and the channels' scales. 0 before the head size is bound.
     std::size_t format_bytes() const;
+    /// Of these, what is kept elsewhere than in the tensor's memory: the keys' offset and scales.
+    std::size_t offset_bytes() const;
 
     TileShape shape() const { return {g_.codec, g_.side, head_dim_, outliers_ ? outliers_->count() : 0}; }
     /// All heads of one stream, for the kernels.

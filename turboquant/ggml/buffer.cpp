@@ -301,7 +301,7 @@ void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {
         const KvTensor::Geometry& g = e->kv.geometry();
         const std::size_t reserved = KvTensor::reserved_bytes(g);
         s.n_tensors++;
-        s.reserved_bytes += reserved;
+        s.reserved_bytes += reserved + e->kv.offset_bytes();
         s.format_bytes += e->kv.format_bytes();
         values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
         const auto first = reinterpret_cast<std::uintptr_t>(e->kv.memory()) / page * page;
