@@ -2,93 +2,13 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstdlib>
-#include <memory>
-#include <numeric>
-#include <random>
 
+#include "key_cache.h"
 #include "turboquant/attention/turns.h"
-#include "turboquant/cache/kv_tensor.h"
 
 using namespace turboquant;
-
-namespace {
-
-constexpr int kHeads = 2, kDim = 64, kEmbd = kHeads * kDim;
-
-RopeParams rope() {
-    RopeParams p;
-    p.n_dims = kDim;
-    return p;
-}
-
-/// Keys with a constant part `bias` before RoPE, at positions pos[i].
-std::vector<float> biased_keys(const std::vector<std::int32_t>& pos, const std::vector<float>& bias, unsigned seed) {
-    std::mt19937 rng(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> x(pos.size() * kEmbd), table(kDim);
-    for (std::size_t i = 0; i < pos.size(); i++) {
-        for (int j = 0; j < kEmbd; j++) x[i * kEmbd + j] = bias[j] + normal(rng);
-        rope_table(rope(), static_cast<float>(pos[i]), table);
-        for (int h = 0; h < kHeads; h++) rope_apply(rope(), table, std::span(x).subspan(i * kEmbd + h * kDim, kDim));
-    }
-    return x;
-}
-
-std::vector<float> some_bias() {
-    std::vector<float> b(kEmbd);
-    for (int i = 0; i < kEmbd; i++) b[i] = i % 7 == 0 ? 20.0f : 0.5f * std::sin(static_cast<float>(i));
-    return b;
-}
-
-std::vector<std::int32_t> iota32(int n, int first = 0) {
-    std::vector<std::int32_t> v(n);
-    std::iota(v.begin(), v.end(), first);
-    return v;
-}
-std::vector<std::int64_t> iota64(int n, int first = 0) {
-    std::vector<std::int64_t> v(n);
-    std::iota(v.begin(), v.end(), first);
-    return v;
-}
-
-struct Cache {
-    explicit Cache(CodecId codec, bool offset = true, const std::string& scales = "")
-        : g{Side::key, codec, NormMode::corrected, kEmbd, 512, 2} {
-        memory.resize(KvTensor::reserved_bytes(g) + 64);
-        auto* aligned = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
-        kv = std::make_unique<KvTensor>(g, aligned);
-        kv->bind_head_dim(kDim);
-        if (offset) kv->enable_offset(), kv->offset()->set_rope(rope());
-        if (!scales.empty()) kv->offset()->set_scales(scales);
-    }
-    KvTensor::Geometry g;
-    bool write(const std::vector<float>& x, const std::vector<std::int64_t>& rows, const std::vector<std::int32_t>& pos, int from = 0) {
-        cells.place(rows, pos);
-        return kv->encode_keys(kernels(), x.data() + from * kEmbd, kEmbd, rows, cells);
-    }
-    std::vector<std::uint16_t> save(int first, int n) const {
-        std::vector<std::uint16_t> out(n * kEmbd);
-        for (int i = 0; i < n; i++) kv->save_row(first + i, cells, std::span(out).subspan(i * kEmbd, kEmbd));
-        return out;
-    }
-    /// Mean squared error of what the cache holds against the keys written.
-    double error(const std::vector<float>& x, int first, int n) const {
-        std::vector<float> out(kEmbd);
-        double e = 0;
-        for (int i = 0; i < n; i++) {
-            kv->read_row(first + i, cells, out);
-            for (int j = 0; j < kEmbd; j++) e += std::pow(out[j] - x[i * kEmbd + j], 2);
-        }
-        return e / (n * kEmbd);
-    }
-    std::vector<std::uint8_t> memory;
-    CellPositions cells{512, 2};
-    std::unique_ptr<KvTensor> kv;
-};
-
-}  // namespace
+using namespace turboquant::test;
 
 TEST(KeyOffset, FindsTheConstantPartBeforeRope) {
     const auto bias = some_bias();
@@ -257,103 +177,6 @@ TEST(KeyOffset, StateMovesBetweenFormatsAndOffsets) {
     // One row alone does not tell its offset to a cache of another format that does not have it.
     Cache c(CodecId::turbo6);
     EXPECT_EQ(c.kv->restore_rows(kernels(), 300, 1, saved.data(), c.cells, true), RestoreResult::offset_missing);
-}
-
-/// Scales of all channels, alike in each pair (2i, 2i+1).
-std::string some_scales(int seed) {
-    std::string letters;
-    for (int i = 0; i < kEmbd; i++) letters += "WYZacei"[(i / 2 * 5 + seed) % 7];
-    return letters;
-}
-
-TEST(KeyOffset, ScaledKeysKeepTheirScores) {
-    const auto pos = iota32(200);
-    const auto x = biased_keys(pos, some_bias(), 15);
-    Cache plain(CodecId::turbo8), scaled(CodecId::turbo8, true, some_scales(0));
-    ASSERT_TRUE(plain.write(x, iota64(200), pos));
-    ASSERT_TRUE(scaled.write(x, iota64(200), pos));
-    EXPECT_LT(scaled.error(x, 0, 200), 6 * plain.error(x, 0, 200)) << "scales are undone when a row is read";
-    EXPECT_GT(scaled.error(x, 0, 200), 1.2 * plain.error(x, 0, 200)) << "but they are there";
-    // What is stored, and what the score term gives back, with queries scaled the other way.
-    const KeyOffset& offset = *scaled.kv->offset();
-    EXPECT_NO_THROW(offset.check_scales());
-    const int n = offset.n_freq(), id = scaled.cells.offset_id(0);
-    std::mt19937 rng(3);
-    std::normal_distribution<float> normal;
-    std::vector<float> q(kDim), scaled_q(kDim), terms(2 * n), turn(2 * turn_width(n)), row(kDim);
-    const TileView view = scaled.kv->view(0);
-    for (int j = 0; j < 200; j += 7)
-        for (int h = 0; h < kHeads; h++) {
-            for (float& v : q) v = normal(rng);
-            offset.scale_query(q, h, scaled_q);
-            offset.query_terms(id, scaled_q, h, terms);
-            turn_row(offset.turns(), n, j, turn.data());
-            tile_decode_rotated(view.shape, view.tiles + j / kTileKeys * view.tile_stride + h * view.head_stride, j % kTileKeys, row);
-            rotation_for(kDim).inverse(row);
-            double exact = 0, got = 0, norm = 0;
-            for (int i = 0; i < kDim; i++) exact += q[i] * x[j * kEmbd + h * kDim + i], got += scaled_q[i] * row[i], norm += q[i] * q[i];
-            for (int i = 0; i < n; i++) got += terms[i] * turn[i] + terms[n + i] * turn[turn_width(n) + i];
-            EXPECT_NEAR(got, exact, 0.15 * std::sqrt(norm)) << "row " << j << " head " << h;
-        }
-}
-
-TEST(KeyOffset, ScaledStateIsLosslessAndForTheSameScalesOnly) {
-    for (const CodecInfo& codec : kCodecs) {
-        if (!codec.rotated) continue;
-        const auto x = biased_keys(iota32(300), some_bias(), 16);
-        Cache a(codec.id, true, some_scales(0)), b(codec.id, true, some_scales(0)), other(codec.id, true, some_scales(1)), plain(codec.id);
-        Cache coarse(CodecId::turbo6, true, some_scales(0)), none(codec.id, false);
-        ASSERT_TRUE(a.write(x, iota64(300), iota32(300)));
-        const auto saved = a.save(0, 300);
-        ASSERT_EQ(b.kv->restore_rows(kernels(), 64, 300, saved.data(), b.cells, true), RestoreResult::ok);
-        std::vector<float> before(kEmbd), after(kEmbd);
-        for (int i = 0; i < 300; i++) {
-            a.kv->read_row(i, a.cells, before), b.kv->read_row(64 + i, b.cells, after);
-            ASSERT_EQ(before, after) << codec.name << " row " << i;
-        }
-        for (Cache* c : {&other, &plain, &none})
-            EXPECT_EQ(c->kv->restore_rows(kernels(), 64, 300, saved.data(), c->cells, true), RestoreResult::scales_differ) << codec.name;
-        if (codec.id != CodecId::turbo6) {
-            ASSERT_EQ(coarse.kv->restore_rows(kernels(), 64, 300, saved.data(), coarse.cells, true), RestoreResult::ok);
-            EXPECT_LT(coarse.error(x, 64, 300), 0.02 + 3 * a.error(x, 0, 300)) << codec.name;
-        }
-        // And unscaled keys into a scaled cache.
-        Cache from(CodecId::turbo8), to(codec.id, true, some_scales(0));
-        ASSERT_TRUE(from.write(x, iota64(300), iota32(300)));
-        const auto unscaled = from.save(0, 300);
-        ASSERT_EQ(to.kv->restore_rows(kernels(), 0, 300, unscaled.data(), to.cells, true), RestoreResult::ok);
-        EXPECT_LT(to.error(x, 0, 300), 0.01 + 1.5 * a.error(x, 0, 300)) << codec.name;
-    }
-}
-
-TEST(KeyOffset, ScaledKeysShift) {
-    const auto x = biased_keys(iota32(100), some_bias(), 17);
-    Cache c(CodecId::turbo8, true, some_scales(2));
-    ASSERT_TRUE(c.write(x, iota64(100), iota32(100)));
-    c.kv->freeze();
-    std::vector<float> table(kDim), expected = x;
-    rope_table(rope(), -30, table);
-    std::vector<std::int32_t> delta(2 * 512);
-    for (int row = 40; row < 100; row++) {
-        delta[row] = -30;
-        c.kv->rotate_row(row, rope(), table);
-        for (int h = 0; h < kHeads; h++) rope_apply(rope(), table, std::span(expected).subspan(row * kEmbd + h * kDim, kDim));
-    }
-    c.cells.shift(delta, c.kv->shift_generation);
-    EXPECT_LT(c.error(expected, 0, 100), 0.002);
-}
-
-TEST(KeyOffset, ScalesThatDoNotFitAreRefused) {
-    KeyOffset offset(kHeads, kDim);
-    EXPECT_THROW(offset.set_scales(some_scales(0).substr(1)), std::invalid_argument);
-    std::string uneven = some_scales(0);
-    uneven[6] = 'z';
-    offset.set_scales(uneven);
-    EXPECT_THROW(offset.check_scales(), std::invalid_argument) << "no RoPE";
-    offset.set_rope(rope());
-    EXPECT_THROW(offset.check_scales(), std::invalid_argument) << "channels 6 and 7 are a pair";
-    offset.set_scales(some_scales(0));
-    EXPECT_NO_THROW(offset.check_scales());
 }
 
 // llama.cpp hands over a saved sequence in runs of neighbouring cells, down to single rows.

@@ -45,10 +45,22 @@ TEST(KvSpec, KeyScalesByLayer) {
         EXPECT_THROW(parse_kv_spec(bad), std::invalid_argument) << bad;
 }
 
+TEST(KvSpec, FormatsPerHead) {
+    const char* text = "k=turbo4,v=turbo3,k2=turbo8/tcq3,v0=tcq2/turbo2/tcq2";
+    const KvSpec s = parse_kv_spec(text);
+    EXPECT_EQ(s.codecs(Side::key, 2), HeadCodecs({CodecId::turbo8, CodecId::tcq3}));
+    EXPECT_EQ(s.codecs(Side::key, 2).of(1), CodecId::tcq3);
+    EXPECT_EQ(to_string(s), text);
+    EXPECT_EQ(parse_kv_spec("turbo4,k2=turbo8/turbo8").codecs(Side::key, 2), CodecId::turbo8) << "alike: however many heads there are";
+    for (const char* bad : {"turbo4,k2=turbo8/raw", "turbo4,k2=outlier3/turbo4", "turbo4,k2=turbo8/", "turbo4,k2=/turbo8",
+                            "turbo4,k2=turbo8/x9", "turbo4/turbo3", "k=turbo4/turbo3,v=turbo3"})
+        EXPECT_THROW(parse_kv_spec(bad), std::invalid_argument) << bad;
+}
+
 TEST(KvSpec, LayersOverride) {
     const KvSpec s = parse_kv_spec("k=turbo4,v=turbo3,k2=turbo8,v0=turbo2");
-    EXPECT_EQ(s.codec(Side::key, 2), CodecId::turbo8);
-    EXPECT_EQ(s.codec(Side::key, 0), CodecId::turbo4);
-    EXPECT_EQ(s.codec(Side::value, 0), CodecId::turbo2);
-    EXPECT_EQ(s.codec(Side::value, 2), CodecId::turbo3);
+    EXPECT_EQ(s.codecs(Side::key, 2), CodecId::turbo8);
+    EXPECT_EQ(s.codecs(Side::key, 0), CodecId::turbo4);
+    EXPECT_EQ(s.codecs(Side::value, 0), CodecId::turbo2);
+    EXPECT_EQ(s.codecs(Side::value, 2), CodecId::turbo3);
 }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -62,6 +63,56 @@ TEST(KvTensor, SavedRowsAreLossless) {
                     EXPECT_EQ(saved, again) << c.name << " d=" << d << " row " << row;
                 }
             }
+}
+
+TEST(KvTensor, HeadsOfDifferentFormats) {
+    const HeadCodecs codecs({CodecId::tcq2, CodecId::turbo8, CodecId::turbo4});
+    for (const Side side : {Side::key, Side::value}) {
+        const KvTensor::Geometry g{side, codecs, NormMode::corrected, 3 * 64, 200, 2};
+        Held h = make(g, 64);
+        std::size_t bytes = 0;
+        for (int i = 0; i < 3; i++) bytes += tile_bytes({codecs.of(i), side, 64});
+        EXPECT_EQ(h.kv->format_bytes(), 2 * 4 * bytes) << "streams, tiles";
+        EXPECT_EQ(KvTensor::reserved_bytes(g), h.kv->format_bytes());
+        std::vector<std::int64_t> rows(400);
+        for (int i = 0; i < 400; i++) rows[i] = (i * 77) % 400;
+        const auto x = gaussian(rows.size() * 192, 3);
+        encode_rows(*h.kv, x, rows);
+        // Each head has its format's error; bounds on both sides, about a tenth apart.
+        const double low[] = {.065, 3e-5, .0088}, high[] = {.09, 6e-5, .0098};
+        double error[3] = {}, energy[3] = {};
+        std::vector<float> out(192);
+        for (int i = 0; i < 400; i++) {
+            h.kv->read_row(rows[i], none, out);
+            for (int j = 0; j < 192; j++) {
+                const double e = out[j] - x[i * 192 + j];
+                error[j / 64] += e * e, energy[j / 64] += x[i * 192 + j] * x[i * 192 + j];
+            }
+        }
+        for (int i = 0; i < 3; i++) {
+            EXPECT_GT(error[i] / energy[i], low[i]) << i;
+            EXPECT_LT(error[i] / energy[i], high[i]) << i;
+        }
+        // Saved rows come back bit for bit, here and in a copied stream.
+        Held other = make(g, 64);
+        std::vector<std::uint16_t> saved(192), again(192);
+        for (const std::int64_t row : {0, 63, 64, 199, 200, 399}) {
+            h.kv->save_row(row, none, saved);
+            ASSERT_EQ(other.kv->restore_rows(kernels(), row % 200, 1, saved.data(), none, true), RestoreResult::ok);
+            other.kv->copy_stream(0, 1);
+            other.kv->save_row(200 + row % 200, none, again);
+            EXPECT_EQ(saved, again) << row;
+        }
+        // Into another format they go decoded.
+        Held uniform = make({side, CodecId::turbo8, NormMode::corrected, 192, 200, 2}, 64);
+        h.kv->save_row(5, none, saved);
+        ASSERT_EQ(uniform.kv->restore_rows(kernels(), 7, 1, saved.data(), none, true), RestoreResult::ok);
+        std::vector<float> a(192), b(192);
+        h.kv->read_row(5, none, a), uniform.kv->read_row(7, none, b);
+        for (int j = 0; j < 192; j++) EXPECT_NEAR(a[j], b[j], .1);
+    }
+    const KvTensor::Geometry four{Side::key, codecs, NormMode::corrected, 4 * 64, 200, 2};
+    EXPECT_THROW(make(four, 64), std::invalid_argument) << "three formats, four heads";
 }
 
 TEST(KvTensor, RowsDoNotDisturbEachOther) {

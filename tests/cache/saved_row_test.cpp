@@ -34,7 +34,7 @@ TEST(SavedRow, PackedLayoutIsPinned) {
     ASSERT_TRUE(h);
     EXPECT_EQ(h->pos, 258);
     EXPECT_EQ(h->head_dim, 64);
-    EXPECT_EQ(h->codec, CodecId::turbo4);
+    EXPECT_EQ(h->codecs, CodecId::turbo4);
 }
 
 TEST(SavedRow, RowsOfScaledKeysAreVersion2) {
@@ -50,6 +50,35 @@ TEST(SavedRow, RowsOfScaledKeysAreVersion2) {
     EXPECT_EQ(packed_header(row)->scale_hash, 0x01020304u);
     const auto packed = row;
     for (std::size_t bit = 0; bit < 20 * 8; bit++) {
+        row = packed;
+        row[bit / 16] ^= static_cast<std::uint16_t>(1u << bit % 16);
+        EXPECT_FALSE(packed_header(row)) << bit;
+    }
+}
+
+TEST(SavedRow, RowsOfDifferentHeadsAreVersion3) {
+    std::vector<std::uint16_t> row(128);
+    const std::vector<std::uint16_t> mu(128, 0x3c00);
+    const HeadCodecs codecs({CodecId::tcq3, CodecId::turbo8});
+    const auto codes = pack_row(row, {codecs, 64, 258, hash_mu(mu)}, mu);
+    const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    EXPECT_EQ(codes.data(), p + 22);
+    EXPECT_EQ(codes.size(), row_bytes(CodecId::tcq3, 64) + row_bytes(CodecId::turbo8, 64));
+    const std::uint8_t ids[] = {0, 0, 0, 0, 9, 6};
+    EXPECT_EQ(p[4], 3);
+    EXPECT_EQ(std::memcmp(p + 16, ids, sizeof ids), 0);
+    ASSERT_TRUE(packed_header(row));
+    EXPECT_EQ(packed_header(row)->codecs, codecs);
+    EXPECT_EQ(packed_header(row)->mu_hash, hash_mu(mu));
+    MuPieces pieces(128);
+    for (int pos = 0; pos < 64; pos++) {
+        std::vector<std::uint16_t> other(128);
+        pack_row(other, {codecs, 64, pos, hash_mu(mu)}, mu);
+        pieces.add(other, *packed_header(other));
+    }
+    EXPECT_EQ(pieces.complete(), mu);
+    const auto packed = row;
+    for (std::size_t bit = 0; bit < 22 * 8; bit++) {
         row = packed;
         row[bit / 16] ^= static_cast<std::uint16_t>(1u << bit % 16);
         EXPECT_FALSE(packed_header(row)) << bit;

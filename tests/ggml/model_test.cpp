@@ -27,10 +27,10 @@ struct Cost {
     const char* format;
     double low, high;
 };
-const Cost kCosts[] = {{"raw", 0, 3e-4},          {"turbo8", 1e-4, 8e-4}, {"turbo6", 6e-4, 1.6e-3}, {"turbo5", 1.7e-3, 4e-3},
-                       {"turbo4", 5.5e-3, .0125}, {"turbo3", .022, .05},  {"turbo2", .098, .22},    {"tcq4", 3.8e-3, .0085},
-                       {"tcq3", .0145, .033},     {"tcq2", .055, .125},   {"tcq5", 1.5e-3, 3.5e-3}, {"tcq1", .30, .69},
-                       {"scaled", 1e-4, 1.2e-3}};
+const Cost kCosts[] = {{"raw", 0, 3e-4},          {"turbo8", 1e-4, 8e-4},   {"turbo6", 6e-4, 1.6e-3}, {"turbo5", 1.7e-3, 4e-3},
+                       {"turbo4", 5.5e-3, .0125}, {"turbo3", .022, .05},    {"turbo2", .098, .22},    {"tcq4", 3.8e-3, .0085},
+                       {"tcq3", .0145, .033},     {"tcq2", .055, .125},     {"tcq5", 1.5e-3, 3.5e-3}, {"tcq1", .30, .69},
+                       {"scaled", 1e-4, 1.2e-3},  {"mixed", 1.1e-3, 2.8e-3}};
 void PrintTo(const Cost& c, std::ostream* out) { *out << c.format; }
 
 class Quality : public testing::TestWithParam<Cost> {};
@@ -95,7 +95,7 @@ TEST_P(Feeding, OneBatchManyBatchesAndTokenByToken) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, Feeding, testing::Values("f16", "raw", "turbo4", "turbo2", "turbo8", "tcq3", "scaled"),
+INSTANTIATE_TEST_SUITE_P(Formats, Feeding, testing::Values("f16", "raw", "turbo4", "turbo2", "turbo8", "tcq3", "scaled", "mixed"),
                          [](const auto& test) { return test.param; });
 
 TEST(Threads, AnyNumberGivesTheSameLogits) {

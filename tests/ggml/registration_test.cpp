@@ -206,6 +206,21 @@ TEST(Configuration, PlanScalesKeyChannels) {
     }
 }
 
+TEST(Configuration, PlanNamesFormatsPerHead) {
+    const auto with = [](const std::string& words) {
+        std::string layers = plan_layers(6);
+        return "TURBOQUANT_KV=" + plan_file(layers.replace(layers.find("turbo8"), 6, words));
+    };
+    const Probe good = probe(with("turbo8/tcq2"), "default");
+    ASSERT_EQ(good.exit_code, 0) << good.text;
+    EXPECT_NE(good.text.find("k3=turbo8/tcq2"), std::string::npos) << good.text;
+    EXPECT_NE(good.text.find("bits 3.016 "), std::string::npos) << "3 bits less for one side of a layer, of 12: " << good.text;
+    const Probe bad = probe(with("turbo8/tcq2/tcq3"), "default");
+    EXPECT_EQ(bad.exit_code, 1) << bad.text;
+    for (const char* part : {"formats for 3 KV heads", "turbo8/tcq2/tcq3", "has 2"})
+        EXPECT_NE(bad.text.find(part), std::string::npos) << part << " in " << bad.text;
+}
+
 TEST(Configuration, PlanOfAnotherModelIsRefused) {
     const struct {
         std::string layers, cause;

@@ -190,7 +190,8 @@ INSTANTIATE_TEST_SUITE_P(Formats, Between,
                          testing::Values(Pair{"turbo4", "turbo3"}, Pair{"turbo3", "turbo4"}, Pair{"f16", "turbo4"}, Pair{"raw", "turbo4"},
                                          Pair{"turbo4", "raw"}, Pair{"raw", "f16"}, Pair{"f16", "raw"}, Pair{"turbo4", "f16"},
                                          Pair{"turbo8", "turbo2"}, Pair{"tcq3", "turbo4"}, Pair{"turbo4", "tcq3"}, Pair{"tcq3", "raw"},
-                                         Pair{"scaled", "turbo8"}, Pair{"turbo8", "scaled"}, Pair{"scaled", "f16"}, Pair{"f16", "scaled"}),
+                                         Pair{"scaled", "turbo8"}, Pair{"turbo8", "scaled"}, Pair{"scaled", "f16"}, Pair{"f16", "scaled"},
+                                         Pair{"mixed", "turbo4"}, Pair{"turbo4", "mixed"}, Pair{"mixed", "f16"}, Pair{"f16", "mixed"}),
                          [](const auto& test) { return std::string(test.param.from) + "To" + test.param.to; });
 
 }  // namespace

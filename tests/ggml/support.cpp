@@ -56,8 +56,14 @@ ggml_backend_dev_t device(const std::string& name) {
     plugin();
     if (name == "f16") return nullptr;
     std::string spec = name;
+    constexpr int kLayers = 6;
+    if (name.starts_with(kMixed)) {
+        spec = "k=turbo4,v=turbo4" + name.substr(kMixed.size());
+        for (int layer = 0; layer < kLayers; layer++)
+            spec += ",k" + std::to_string(layer) + "=turbo6/tcq4,v" + std::to_string(layer) + "=tcq5/turbo8";
+    }
     if (name.starts_with(kScaled)) {
-        constexpr int kLayers = 6, kChannels = 128;
+        constexpr int kChannels = 128;
         spec = "turbo8" + name.substr(kScaled.size());
         for (int layer = 0; layer < kLayers; layer++) {
             spec += ",scale" + std::to_string(layer) + "=";

@@ -23,13 +23,16 @@ inline const std::vector<std::string> kFormats = {"turbo4", "turbo3", "turbo2", 
                                                   "raw",    "tcq4",   "tcq3",   "tcq2",   "tcq5",   "tcq1"};
 /// turbo8 with the key channels of the demo model scaled, as a plan would: not a device of the registry.
 inline const std::string kScaled = "scaled";
+/// Another format for each of the demo model's two KV heads, as a plan would.
+inline const std::string kMixed = "mixed";
 /// The format alone, without exact windows.
 inline std::string compressed(const std::string& name) { return name == "f16" ? name : name + ",sink=0,recent=0"; }
-/// kFormats, llama.cpp's own cache and scaled keys.
+/// kFormats, llama.cpp's own cache, scaled keys and formats per head.
 inline std::vector<std::string> with_f16() {
     std::vector<std::string> names = kFormats;
     names.insert(names.begin(), "f16");
     names.push_back(kScaled);
+    names.push_back(kMixed);
     return names;
 }
 

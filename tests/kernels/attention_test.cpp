@@ -32,6 +32,18 @@ std::vector<Case> grid() {
                                {turbo3, prod3}})
         g.push_back(
             {.k = k, .v = v, .k_dim = 192, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 3, .n_kv = 200, .mask = Mask::causal});
+    // Formats per head, panels of both kinds in one call, one row and many.
+    for (const int tokens : {1, 40})
+        for (const int freq : {0, 12})
+            g.push_back({.n_head = 9,
+                         .n_head_kv = 3,
+                         .n_tokens = tokens,
+                         .n_kv = 333,
+                         .mask = Mask::causal,
+                         .sinks = freq != 0,
+                         .n_freq = freq,
+                         .k_heads = {turbo8, tcq2, turbo4},
+                         .v_heads = {tcq5, turbo3, turbo6}});
     // GQA groups and row counts around the register and row blocks.
     for (const int group : {1, 3, 5, 7, 8, 16, 71})
         for (const int tokens : {1, 2, 13})
@@ -81,7 +93,9 @@ std::vector<Case> grid() {
 // What int8 arithmetic may cost, as a share of the quantization error: the finer the format, the more. tcq5 stays a third below turbo5.
 double int8_share(const Case& c, double share) { return c.k == tcq5 || c.v == tcq5 ? 4 * share : share; }
 
-bool int8_panels(const Case& c) { return codec_info(c.k).panel == PanelKind::i8 || codec_info(c.v).panel == PanelKind::i8; }
+bool int8_panels(const Case& c) {
+    return !c.k_heads.empty() || codec_info(c.k).panel == PanelKind::i8 || codec_info(c.v).panel == PanelKind::i8;
+}
 
 class Conformance : public testing::TestWithParam<SimdLevel> {};
 
@@ -99,7 +113,7 @@ TEST_P(Conformance, Grid) {
             continue;
         }
         Case exact = c;
-        exact.k = exact.v = raw;
+        exact.k = exact.v = raw, exact.k_heads.clear(), exact.v_heads.clear();
         const double quantization = relative_error(reference, Problem(exact).reference());
         const bool one_value = c.n_kv == 1 || (c.mask == Mask::causal && c.n_kv == 2);  // then no weight is quantized
         EXPECT_GT(quantization, 1e-4);
@@ -128,6 +142,32 @@ TEST_P(Conformance, Int8CostsLittle) {
         EXPECT_LT(share, int8_share(c, 0.02)) << codec_info(id).name;
         EXPECT_GT(share, 1e-5) << codec_info(id).name;
     }
+}
+
+// A head's output is what it is without the others.
+TEST_P(Conformance, FormatsPerHeadDoNotTouchEachOther) {
+    const Case c{.k_dim = 128,
+                 .v_dim = 128,
+                 .n_head = 6,
+                 .n_head_kv = 3,
+                 .n_tokens = 5,
+                 .n_kv = 700,
+                 .mask = Mask::causal,
+                 .k_heads = {turbo8, tcq2, turbo4},
+                 .v_heads = {tcq5, turbo6, turbo3}};
+    Problem p(c);
+    const std::vector<float> all = p.kernel(GetParam());
+    for (int h = 0; h < 3; ++h) {
+        AttentionArgs one = p.args;
+        const auto alone = [h](const TileView& v) { return TileView{v.head_shape(h), v.head_tiles(h), 0, v.tile_stride, nullptr}; };
+        one.k = alone(one.k), one.v = alone(one.v);
+        one.n_head = 2, one.n_head_kv = 1;
+        one.q += 2 * h * one.q_head_stride, one.out += 2 * h * one.out_head_stride;
+        attention(kernels(GetParam()), one);
+    }
+    EXPECT_EQ(p.out, all);
+    p.k_heads[1].codec = raw;
+    EXPECT_NE(check_attention_args(p.args), nullptr) << "a format that cannot stand beside others";
 }
 
 TEST_P(Conformance, MaskedRowsAreZero) {

@@ -26,16 +26,19 @@ struct Case {
     float max_bias = 0, softcap = 0;
     bool sinks = false;
     int n_freq = 0;
-    bool successive = false;  // positions of the score term: p, p+1, ... in most tiles
-    int first_pos = 7;        // of successive positions
-    int mla_out = 0;          // > 0: v is k, so many values
-    float sharpness = 1;      // of the queries: how peaked the softmax is
+    bool successive = false;                    // positions of the score term: p, p+1, ... in most tiles
+    int first_pos = 7;                          // of successive positions
+    int mla_out = 0;                            // > 0: v is k, so many values
+    float sharpness = 1;                        // of the queries: how peaked the softmax is
+    std::vector<CodecId> k_heads{}, v_heads{};  // formats per KV head instead of k, v
 
     friend std::ostream& operator<<(std::ostream& o, const Case& c) {
         o << codec_info(c.k).name << "x" << c.k_dim << "/" << codec_info(c.v).name << "x" << c.v_dim << " heads " << c.n_head << "/"
           << c.n_head_kv << " tokens " << c.n_tokens << " kv " << c.n_kv << " mask " << static_cast<int>(c.mask) << "x" << c.mask_heads
           << " alibi " << c.max_bias << " cap " << c.softcap << " sinks " << c.sinks << " freq " << c.n_freq << (c.successive ? "s" : "")
           << " mla " << c.mla_out << " sharp " << c.sharpness;
+        for (const CodecId id : c.k_heads) o << " k:" << codec_info(id).name;
+        for (const CodecId id : c.v_heads) o << " v:" << codec_info(id).name;
         return o;
     }
 };
@@ -44,16 +47,18 @@ struct Case {
 class Problem {
   public:
     explicit Problem(const Case& c, std::uint64_t seed = 1) : c_(c), random_(seed) {
-        fill_tiles(k_tiles, shape(c.k, Side::key, c.k_dim), keys, 1);
-        if (!c.mla_out) fill_tiles(v_tiles, shape(c.v, Side::value, c.v_dim), values, 0.3f);
+        k_heads = places(c.k, c.k_heads, Side::key, c.k_dim), v_heads = places(c.v, c.v_heads, Side::value, c.v_dim);
+        args.k = view(shape(k_heads[0].codec, Side::key, c.k_dim), k_heads, !c.k_heads.empty());
+        args.v = c.mla_out ? args.k : view(shape(v_heads[0].codec, Side::value, c.v_dim), v_heads, !c.v_heads.empty());
+        fill_tiles(args.k, k_tiles, k_heads, keys, 1);
+        if (!c.mla_out) fill_tiles(args.v, v_tiles, v_heads, values, 0.3f);
         const int v_out = c.mla_out ? c.mla_out : c.v_dim;
         q = normals(static_cast<std::size_t>(c.n_tokens) * c.n_head * c.k_dim, c.sharpness);
         out.assign(static_cast<std::size_t>(c.n_tokens) * c.n_head * v_out, std::nanf(""));
         args.n_head = c.n_head, args.n_head_kv = c.n_head_kv, args.n_tokens = c.n_tokens, args.n_kv = c.n_kv;
         args.q = q.data(), args.q_token_stride = static_cast<std::size_t>(c.n_head) * c.k_dim, args.q_head_stride = c.k_dim;
         args.out = out.data(), args.out_token_stride = static_cast<std::size_t>(c.n_head) * v_out, args.out_head_stride = v_out;
-        args.k = view(shape(c.k, Side::key, c.k_dim), k_tiles);
-        args.v = c.mla_out ? args.k : view(shape(c.v, Side::value, c.v_dim), v_tiles);
+        if (c.mla_out) args.v = args.k;
         args.v_is_k = c.mla_out > 0, args.v_dim_out = v_out;
         args.scale = 1 / std::sqrt(static_cast<float>(c.k_dim));
         args.logit_softcap = c.softcap, args.max_bias = c.max_bias;
@@ -80,6 +85,7 @@ class Problem {
 
     AttentionArgs args;
     std::vector<std::uint8_t> k_tiles, v_tiles;
+    std::vector<HeadTiles> k_heads, v_heads;
     std::vector<float> keys, values;  ///< uncompressed, [head][n_kv][dim]
     std::vector<std::uint8_t> cell_term;
     std::vector<float> q, out, sinks, q_term, turns;
@@ -99,26 +105,39 @@ class Problem {
 
     int n_tiles() const { return (c_.n_kv + kTileKeys - 1) / kTileKeys; }
 
+    // Heads one after the other in a tile of all of them.
+    std::vector<HeadTiles> places(CodecId all, const std::vector<CodecId>& heads, Side side, int dim) const {
+        std::vector<HeadTiles> all_heads;
+        std::size_t at = 0;
+        for (int h = 0; h < c_.n_head_kv; ++h) {
+            all_heads.push_back({heads.empty() ? all : heads[h], at});
+            at += tile_bytes(shape(all_heads.back().codec, side, dim));
+        }
+        return all_heads;
+    }
+
+    TileView view(TileShape first, const std::vector<HeadTiles>& heads, bool differ) const {
+        const std::size_t last = tile_bytes(shape(heads.back().codec, first.side, first.head_dim));
+        return {first, nullptr, tile_bytes(first), heads.back().at + last, differ ? heads.data() : nullptr};
+    }
+
     // Tile memory starts as zeros: cells past n_kv are never written.
-    void fill_tiles(std::vector<std::uint8_t>& tiles, TileShape shape, std::vector<float>& x, float spread) {
-        tiles.assign(n_tiles() * c_.n_head_kv * tile_bytes(shape), 0);
-        x = normals(static_cast<std::size_t>(c_.n_head_kv) * c_.n_kv * shape.head_dim, 1);
-        std::vector<std::int64_t> cells(c_.n_kv);
+    void fill_tiles(TileView& view, std::vector<std::uint8_t>& tiles, const std::vector<HeadTiles>& heads, std::vector<float>& x,
+                    float spread) {
+        const std::size_t d = view.shape.head_dim;
+        tiles.assign(n_tiles() * view.tile_stride, 0);
+        view.tiles = tiles.data();
+        x = normals(static_cast<std::size_t>(c_.n_head_kv) * c_.n_kv * d, 1);
         for (int j = 0; j < c_.n_kv; ++j) {
-            cells[j] = j;
             const float size = std::exp(spread * static_cast<float>(random_.normal()));  // norms differ between vectors
             for (int h = 0; h < c_.n_head_kv; ++h)
-                for (int i = 0; i < shape.head_dim; ++i) x[(static_cast<std::size_t>(h) * c_.n_kv + j) * shape.head_dim + i] *= size;
+                for (std::size_t i = 0; i < d; ++i) x[(static_cast<std::size_t>(h) * c_.n_kv + j) * d + i] *= size;
         }
         for (int h = 0; h < c_.n_head_kv; ++h)
             for (int j = 0; j < c_.n_kv; ++j)
-                tile_encode(
-                    shape, tiles.data() + (static_cast<std::size_t>(j / kTileKeys) * c_.n_head_kv + h) * tile_bytes(shape), j % kTileKeys,
-                    {x.data() + (static_cast<std::size_t>(h) * c_.n_kv + j) * shape.head_dim, static_cast<std::size_t>(shape.head_dim)});
-    }
-
-    TileView view(TileShape shape, const std::vector<std::uint8_t>& tiles) const {
-        return {shape, tiles.data(), tile_bytes(shape), c_.n_head_kv * tile_bytes(shape)};
+                tile_encode(shape(heads[h].codec, view.shape.side, view.shape.head_dim),
+                            tiles.data() + j / kTileKeys * view.tile_stride + heads[h].at, j % kTileKeys,
+                            {x.data() + (static_cast<std::size_t>(h) * c_.n_kv + j) * d, d});
     }
 
     void fill_mask() {

@@ -47,14 +47,14 @@ TEST(Plan, SpecTextIsWhatTheCacheReads) {
     EXPECT_EQ(text, "k=turbo3,v=turbo4,k0=turbo8,v3=turbo2,offset=off");
     const KvSpec spec = parse_kv_spec(text);
     for (const PlannedLayer& l : example().layers) {
-        EXPECT_EQ(spec.codec(Side::key, l.layer), l.k);
-        EXPECT_EQ(spec.codec(Side::value, l.layer), l.v);
+        EXPECT_EQ(spec.codecs(Side::key, l.layer), l.k);
+        EXPECT_EQ(spec.codecs(Side::value, l.layer), l.v);
     }
     EXPECT_FALSE(spec.offset);
     Plan without_v = example();
     for (PlannedLayer& l : without_v.layers) l.v.reset();
     without_v.options.clear();
-    EXPECT_EQ(parse_kv_spec(spec_text(without_v)).codec(Side::key, 0), CodecId::turbo8);
+    EXPECT_EQ(parse_kv_spec(spec_text(without_v)).codecs(Side::key, 0), CodecId::turbo8);
 }
 
 TEST(Plan, KeyScalesTravelWithIt) {
@@ -68,6 +68,18 @@ TEST(Plan, KeyScalesTravelWithIt) {
     std::string json = to_json(p);
     json.replace(json.find("aaZb"), 4, "aa-b");
     EXPECT_TRUE(has(error_of(json), "letters"));
+}
+
+TEST(Plan, FormatsPerHead) {
+    Plan p = example();
+    p.layers[1].k = HeadCodecs({CodecId::tcq2, CodecId::tcq5}), p.layers[2].v = HeadCodecs({CodecId::turbo4, CodecId::tcq1});
+    EXPECT_EQ(parse_plan(to_json(p)), p);
+    EXPECT_TRUE(has(to_json(p), "\"k\":\"tcq2/tcq5\"")) << to_json(p);
+    EXPECT_EQ(spec_text(p), "k=turbo3,v=turbo4,k0=turbo8,k1=tcq2/tcq5,v3=turbo4/tcq1,offset=off");
+    std::string json = to_json(p);
+    json.replace(json.find("tcq2/tcq5"), 9, "tcq2/raw");
+    EXPECT_TRUE(has(error_of(json), "keys of layer 1")) << error_of(json);
+    EXPECT_TRUE(has(error_of(json), "raw")) << error_of(json);
 }
 
 TEST(Plan, HandWrittenOneNeedsLittle) {

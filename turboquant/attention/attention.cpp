@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "turboquant/attention/turns.h"
+#include "turboquant/codec/head_codecs.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
@@ -36,7 +37,7 @@ std::vector<float> decode_head(const TileView& view, int head, int n_kv) {
     const std::size_t d = view.shape.head_dim;
     std::vector<float> rows(n_kv * d);
     for (int j = 0; j < n_kv; ++j)
-        tile_decode_rotated(view.shape, view.tiles + head * view.head_stride + j / kTileKeys * view.tile_stride, j % kTileKeys,
+        tile_decode_rotated(view.head_shape(head), view.head_tiles(head) + j / kTileKeys * view.tile_stride, j % kTileKeys,
                             {rows.data() + j * d, d});
     return rows;
 }
@@ -121,13 +122,16 @@ const char* check_attention_args(const AttentionArgs& a) {
     if (a.n_tokens < 0 || a.n_kv < 0) return "negative number of tokens or cells";
     if (!head_dim_supported(a.k.shape.head_dim) || !head_dim_supported(a.v.shape.head_dim)) return "unsupported head size";
     if (a.k.shape.side != Side::key || a.v.shape.side != (a.v_is_k ? Side::key : Side::value)) return "keys and values are exchanged";
-    if (a.v_is_k && (!(a.v.shape == a.k.shape) || a.v.tiles != a.k.tiles)) return "v_is_k is set, but v is not k";
+    if (a.v_is_k && (!(a.v.shape == a.k.shape) || a.v.tiles != a.k.tiles || a.v.heads != a.k.heads)) return "v_is_k is set, but v is not k";
     if (a.v_dim_out <= 0 || a.v_dim_out > a.v.shape.head_dim || (!a.v_is_k && a.v_dim_out != a.v.shape.head_dim))
         return "wrong size of the output";
     if (a.n_tokens > 0 && (!a.q || !a.out)) return "no query or no output";
     if (a.n_kv > 0 && (!a.k.tiles || !a.v.tiles)) return "no tiles";
     for (const TileView* v : {&a.k, &a.v})
-        if (v->tile_stride < tile_bytes(v->shape) && a.n_kv > kTileKeys) return "tiles overlap";
+        for (int h = 0; h < a.n_head_kv; ++h) {
+            if (v->heads && !mixes(v->heads[h].codec)) return "formats that cannot stand beside others in one layer";
+            if (v->tile_stride < tile_bytes(v->head_shape(h)) && a.n_kv > kTileKeys) return "tiles overlap";
+        }
     if (a.n_tokens > 1 && (a.q_token_stride == 0 || a.out_token_stride == 0)) return "token stride is zero";
     if (a.n_head > 1 && (a.q_head_stride == 0 || a.out_head_stride == 0)) return "head stride is zero";
     if (a.mask && a.mask_heads < 1) return "mask without heads";

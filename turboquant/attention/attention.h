@@ -14,12 +14,26 @@
 
 namespace turboquant {
 
+/// What is particular to one KV head where heads differ in format.
+struct HeadTiles {
+    CodecId codec;
+    std::size_t at;  ///< bytes from tile 0 of KV head 0 to tile 0 of this one
+};
+
 /// One side (keys or values) of one stream of the cache: tiles of all KV heads.
 struct TileView {
-    TileShape shape;
+    TileShape shape;                      ///< of all heads; of the first, if they differ
     const std::uint8_t* tiles = nullptr;  ///< tile 0 of KV head 0
     std::size_t head_stride = 0;          ///< bytes between the same tile of successive KV heads
     std::size_t tile_stride = 0;          ///< bytes between successive tiles of one KV head
+    const HeadTiles* heads = nullptr;     ///< [n_head_kv], formats that mix (codec/head_codecs.h); null: all heads are as `shape` says
+
+    TileShape head_shape(int head) const {
+        return heads ? TileShape{heads[head].codec, shape.side, shape.head_dim, shape.n_outliers} : shape;
+    }
+    const std::uint8_t* head_tiles(int head) const {
+        return tiles + (heads ? heads[head].at : static_cast<std::size_t>(head) * head_stride);
+    }
 };
 
 /// A position-dependent term per key added to q.k_j before scaling: e_j = sum_i a_i cos(p_j w_i) + b_i sin(p_j w_i),

@@ -24,6 +24,9 @@ CodecId codec_word(std::string_view word) {
         ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, outlier=RATIO, sink=N, recent=N");
 }
 
+/// One word, or one per KV head.
+HeadCodecs codec_words(std::string_view text) { return text.find('/') == text.npos ? codec_word(text) : parse_head_codecs(text); }
+
 template <class Table>
 auto choice(std::string_view key, std::string_view word, const Table& table) {
     std::string known;
@@ -63,16 +66,10 @@ std::optional<int> layer_of(std::string_view key, std::string_view what) {
 
 }  // namespace
 
-CodecId KvSpec::codec(Side side, int layer) const {
+HeadCodecs KvSpec::codecs(Side side, int layer) const {
     const auto& exceptions = side == Side::key ? k_layers : v_layers;
     const auto found = exceptions.find(layer);
-    return found != exceptions.end() ? found->second : side == Side::key ? k : v;
-}
-
-std::string known_codec_words() {
-    std::string out;
-    for (const CodecInfo& c : kCodecs) out += (out.empty() ? "" : ", ") + std::string(c.name);
-    return out;
+    return found != exceptions.end() ? found->second : HeadCodecs(side == Side::key ? k : v);
 }
 
 KvSpec parse_kv_spec(std::string_view text) {
@@ -97,9 +94,9 @@ KvSpec parse_kv_spec(std::string_view text) {
         else if (key == "v")
             spec.v = codec_word(word), have_v = true;
         else if (const auto k_layer = layer_of(key, "k"))
-            spec.k_layers[*k_layer] = codec_word(word);
+            spec.k_layers.insert_or_assign(*k_layer, codec_words(word));
         else if (const auto v_layer = layer_of(key, "v"))
-            spec.v_layers[*v_layer] = codec_word(word);
+            spec.v_layers.insert_or_assign(*v_layer, codec_words(word));
         else if (const auto scaled = layer_of(key, "scale")) {
             parse_scales(word);
             spec.k_scales[*scaled] = word;
@@ -128,8 +125,8 @@ std::string to_string(const KvSpec& spec) {
     const auto name = [](CodecId id) { return std::string(codec_info(id).name); };
     const bool layered = !spec.k_layers.empty() || !spec.v_layers.empty();
     std::string out = spec.k == spec.v && !layered ? name(spec.k) : "k=" + name(spec.k) + ",v=" + name(spec.v);
-    for (const auto& [layer, id] : spec.k_layers) out += ",k" + std::to_string(layer) + "=" + name(id);
-    for (const auto& [layer, id] : spec.v_layers) out += ",v" + std::to_string(layer) + "=" + name(id);
+    for (const auto& [layer, codecs] : spec.k_layers) out += ",k" + std::to_string(layer) + "=" + to_string(codecs);
+    for (const auto& [layer, codecs] : spec.v_layers) out += ",v" + std::to_string(layer) + "=" + to_string(codecs);
     if (!spec.offset) out += ",offset=off";
     if (spec.outlier_ratio != kOutlierRatio) {
         std::array<char, 32> text;

@@ -2,7 +2,7 @@
 //
 //   SPEC = WORD | ITEM,ITEM,...       WORD = a name of kCodecs (both sides)
 //   ITEM = k=WORD | v=WORD            keys, values of all layers (both are needed)
-//        | k<N>=WORD | v<N>=WORD      of layer N alone: k0=turbo8
+//        | k<N>=WORDS | v<N>=WORDS    of layer N alone: k0=turbo8, or k0=turbo8/turbo4, a WORD per KV head
 //        | offset=on|off              key offset removal (key_offset.h); on unless said otherwise
 //        | norm=raw|corrected|eden    scale stored with each vector; unless given, corrected for keys and eden for values
 //        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (outlier_channels.h);
@@ -20,14 +20,14 @@
 #include <string_view>
 
 #include "turboquant/cache/exact_rows.h"
-#include "turboquant/codec/codec.h"
+#include "turboquant/codec/head_codecs.h"
 
 namespace turboquant {
 
 struct KvSpec {
     CodecId k = kCodecs[0].id;
     CodecId v = kCodecs[0].id;
-    std::map<int, CodecId> k_layers, v_layers;  ///< exceptions, by layer number
+    std::map<int, HeadCodecs> k_layers, v_layers;  ///< exceptions, by layer number
     bool offset = true;
     std::optional<NormMode> norm_mode;  ///< none: default_norm_mode of each side
     float outlier_ratio = kOutlierRatio;
@@ -35,12 +35,12 @@ struct KvSpec {
     std::map<int, std::string> k_scales;  ///< by layer number: letters
 
     NormMode norm(Side side) const { return norm_mode.value_or(default_norm_mode(side)); }
-    /// Codec of one side of one layer.
-    CodecId codec(Side side, int layer) const;
+    /// Formats of one side of one layer.
+    HeadCodecs codecs(Side side, int layer) const;
 
     /// Exact windows of one layer in a cache of n_cells cells; none if it is uncompressed.
     WindowSizes windows_of(int layer, std::int64_t n_cells) const {
-        const bool compressed = codec(Side::key, layer) != CodecId::raw || codec(Side::value, layer) != CodecId::raw;
+        const bool compressed = codecs(Side::key, layer) != CodecId::raw || codecs(Side::value, layer) != CodecId::raw;
         return compressed ? windows.resolve(n_cells) : WindowSizes{0, 0};
     }
 
@@ -53,7 +53,5 @@ KvSpec parse_kv_spec(std::string_view text);
 std::string to_string(const KvSpec& spec);
 /// The same without the letters of k_scales: to show.
 std::string brief_text(KvSpec spec);
-/// "turbo4, turbo3, ..." for messages.
-std::string known_codec_words();
 
 }  // namespace turboquant

@@ -21,8 +21,13 @@ std::size_t KvTensor::reserved_bytes(const Geometry& g) {
     const std::int64_t tiles = (g.n_cells + kTileKeys - 1) / kTileKeys * g.n_streams;
     const auto windows = static_cast<std::size_t>(g.windows.bits(g.n_cells, g.n_embd)) / 8 * g.n_streams;
     std::size_t most = 0;
-    for (const int d : kHeadDims)
-        if (g.n_embd % d == 0) most = std::max(most, tiles * (g.n_embd / d) * tile_bytes({g.codec, g.side, d, d / 2}));
+    for (const int d : kHeadDims) {
+        if (g.n_embd % d != 0) continue;
+        std::size_t heads = 0;
+        for (int h = 0; h < g.codecs.count(); h++) heads += tile_bytes({g.codecs.of(h), g.side, d, d / 2});
+        if (!g.codecs.mixed()) heads *= g.n_embd / d;
+        if (!g.codecs.mixed() || g.n_embd / d == g.codecs.count()) most = std::max(most, tiles * heads);
+    }
     return windows + (most ? most : static_cast<std::size_t>(tiles) * kTileKeys * g.n_embd * sizeof(std::uint16_t));
 }
 
@@ -35,37 +40,47 @@ void KvTensor::bind_head_dim(int head_dim) {
         throw std::invalid_argument("head size " + std::to_string(head_dim) + " (row of " + std::to_string(g_.n_embd) +
                                     " values) is not supported; supported: " + known + ". Run this model without a turboquant device");
     }
+    if (g_.codecs.mixed() && g_.n_embd / head_dim != g_.codecs.count())
+        throw std::invalid_argument("formats for " + std::to_string(g_.codecs.count()) + " KV heads (" + to_string(g_.codecs) +
+                                    "), but this layer has " + std::to_string(g_.n_embd / head_dim) +
+                                    "; name one format for each, or one for all");
     head_dim_ = head_dim;
+    std::size_t at = 0;
+    for (int h = 0; g_.codecs.mixed() && h < n_head(); h++) heads_.push_back({g_.codecs.of(h), at}), at += tile_bytes(shape(h));
     if (g_.windows.any()) exact_ = std::make_unique<ExactRows>(g_.windows, g_.side, n_head(), head_dim, g_.n_cells, g_.n_streams);
-    if (has_outliers(g_.codec)) outliers_ = std::make_unique<OutlierChannels>(g_.codec, n_head(), head_dim, g_.outlier_ratio);
+    if (has_outliers(g_.codecs.of(0))) outliers_ = std::make_unique<OutlierChannels>(g_.codecs.of(0), n_head(), head_dim, g_.outlier_ratio);
 }
 
 std::size_t KvTensor::format_bytes() const {
     if (!bound()) return 0;
-    return tiles_per_stream() * g_.n_streams * n_head() * tile_bytes(shape()) + (exact_ ? exact_->full_bytes() : 0) + offset_bytes();
+    return tiles_per_stream() * g_.n_streams * tile_stride() + (exact_ ? exact_->full_bytes() : 0) + offset_bytes();
 }
 
 std::size_t KvTensor::offset_bytes() const {
     return offset_ ? static_cast<std::size_t>(g_.n_embd) * (sizeof(std::uint16_t) * g_.n_streams + offset_->scaled()) : 0;
 }
 
+std::size_t KvTensor::tile_stride() const {
+    return heads_.empty() ? n_head() * tile_bytes(shape()) : heads_.back().at + tile_bytes(shape(n_head() - 1));
+}
+
 TileView KvTensor::view(std::int64_t stream) const {
-    const std::size_t bytes = tile_bytes(shape());
-    return {shape(), memory_ + stream * tiles_per_stream() * n_head() * bytes, bytes, n_head() * bytes};
+    return {shape(), memory_ + stream * tiles_per_stream() * tile_stride(), tile_bytes(shape()), tile_stride(),
+            heads_.empty() ? nullptr : heads_.data()};
 }
 
 std::uint8_t* KvTensor::tile(std::int64_t row, int head) const {
     const std::int64_t t = row / g_.n_cells * tiles_per_stream() + row % g_.n_cells / kTileKeys;
-    return memory_ + (t * n_head() + head) * tile_bytes(shape());
+    return memory_ + t * tile_stride() + head_at(head);
 }
 
 EncodeArgs KvTensor::encode_args(int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
                                  std::span<std::int64_t> scratch) const {
     for (std::size_t i = 0; i < rows.size(); i++) scratch[i] = rows[i] / g_.n_cells * tiles_per_stream() * kTileKeys + rows[i] % g_.n_cells;
     EncodeArgs args;
-    args.shape = shape();
-    args.tiles = memory_ + head * tile_bytes(shape());
-    args.tile_stride = n_head() * tile_bytes(shape());
+    args.shape = shape(head);
+    args.tiles = memory_ + head_at(head);
+    args.tile_stride = tile_stride();
     args.x = x;
     args.x_stride = x_stride;
     args.cells = scratch.data();
@@ -122,8 +137,8 @@ void KvTensor::set_mask(std::span<const std::int64_t> rows, int head) {
 }
 
 void KvTensor::decode_head(std::int64_t row, int head, std::span<float> x) const {
-    tile_decode_rotated(shape(), tile(row, head), slot(row), x);
-    if (codec_info(g_.codec).rotated) rotation_for(head_dim_).inverse(x);
+    tile_decode_rotated(shape(head), tile(row, head), slot(row), x);
+    if (codec_info(g_.codecs.of(head)).rotated) rotation_for(head_dim_).inverse(x);
 }
 
 bool KvTensor::encode_plain(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows) {
@@ -234,13 +249,13 @@ void KvTensor::rotate_row(std::int64_t row, const RopeParams& rope, std::span<co
     for (int h = 0; h < n_head(); h++) {
         decode_head(row, h, std::span(x).first(head_dim_));
         rope_apply(rope, table, std::span(x).first(head_dim_));
-        tile_encode(shape(), tile(row, h), slot(row), std::span<const float>(x).first(head_dim_), g_.norm_mode);
+        tile_encode(shape(h), tile(row, h), slot(row), std::span<const float>(x).first(head_dim_), g_.norm_mode);
     }
 }
 
 void KvTensor::copy_stream(std::int64_t src, std::int64_t dst) {
     if (exact_) exact_->copy_stream(src, dst);
-    const std::size_t bytes = tiles_per_stream() * n_head() * tile_bytes(shape());
+    const std::size_t bytes = tiles_per_stream() * tile_stride();
     if (src != dst) std::memcpy(memory_ + dst * bytes, memory_ + src * bytes, bytes);
 }
 

@@ -20,6 +20,7 @@
 #include "turboquant/cache/positions.h"
 #include "turboquant/cache/rope.h"
 #include "turboquant/cache/saved_row.h"
+#include "turboquant/codec/head_codecs.h"
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/kernels/kernels.h"
 
@@ -43,7 +44,7 @@ class KvTensor {
   public:
     struct Geometry {
         Side side = Side::key;
-        CodecId codec = CodecId::turbo4;
+        HeadCodecs codecs = CodecId::turbo4;
         NormMode norm_mode = NormMode::corrected;
         std::int64_t n_embd = 0;   ///< values per row: head_dim * n_head_kv
         std::int64_t n_cells = 0;  ///< rows per stream
@@ -66,8 +67,8 @@ class KvTensor {
     int head_dim() const { return head_dim_; }
     int n_head() const { return static_cast<int>(g_.n_embd / head_dim_); }
 
-    /// Fixes the head size. Idempotent. Throws std::invalid_argument if the size is unsupported, does not divide n_embd, or contradicts an
-    /// earlier one.
+    /// Fixes the head size. Idempotent. Throws std::invalid_argument if the size is unsupported, does not divide n_embd, contradicts an
+    /// earlier one, or if the heads are not as many as the formats named.
     void bind_head_dim(int head_dim);
 
     /// Bytes of all cells in this format, codes and scales, of the exact windows, and of what is removed from keys: an offset in fp16 per
@@ -76,8 +77,9 @@ class KvTensor {
     /// Of these, what is kept elsewhere than in the tensor's memory: the keys' offset and scales.
     std::size_t offset_bytes() const;
 
-    TileShape shape() const { return {g_.codec, g_.side, head_dim_, outliers_ ? outliers_->count() : 0}; }
-    /// All heads of one stream, for the kernels.
+    /// Of one head; all are alike unless the formats are mixed.
+    TileShape shape(int head = 0) const { return {g_.codecs.of(head), g_.side, head_dim_, outliers_ ? outliers_->count() : 0}; }
+    /// All heads of one stream, for the kernels. Valid as long as this object.
     TileView view(std::int64_t stream) const;
 
     /// Encodes head `head` of n rows: x[i*x_stride ..+head_dim) goes to row rows[i]. Returns false if a value was not finite.
@@ -142,6 +144,9 @@ class KvTensor {
 
   private:
     std::int64_t tiles_per_stream() const { return (g_.n_cells + kTileKeys - 1) / kTileKeys; }
+    std::size_t head_at(int head) const { return heads_.empty() ? head * tile_bytes(shape()) : heads_[head].at; }
+    /// One tile of every head.
+    std::size_t tile_stride() const;
     std::uint8_t* tile(std::int64_t row, int head) const;
     int slot(std::int64_t row) const { return static_cast<int>(row % g_.n_cells % kTileKeys); }
     void decode_head(std::int64_t row, int head, std::span<float> x) const;
@@ -157,6 +162,7 @@ class KvTensor {
     Geometry g_;
     std::uint8_t* memory_;
     int head_dim_ = 0;
+    std::vector<HeadTiles> heads_;  ///< of mixed formats
     FirstRows first_;
     std::unique_ptr<KeyOffset> offset_;
     void encode_pending(const Kernels& k, const CellPositions& cells, bool measure);

@@ -11,13 +11,13 @@ namespace {
 
 /// Adds what a packed row holds, decoded, to x (n_embd values in the model's space, without the removed offset).
 void decode_packed(std::span<const std::uint16_t> row, const PackedHeader& h, std::span<float> x) {
-    const TileShape shape{h.codec, Side::key, h.head_dim};
-    const std::span<const std::uint8_t> codes = packed_codes(row, h);
-    const std::size_t bytes = row_bytes(h.codec, h.head_dim);
-    std::vector<std::uint8_t> tile(tile_bytes(shape));
-    for (std::size_t head = 0; head * h.head_dim < x.size(); head++) {
-        const auto out = x.subspan(head * h.head_dim, h.head_dim);
-        tile_set_row(shape, tile.data(), 0, codes.data() + head * bytes);
+    const std::uint8_t* codes = packed_codes(row, h).data();
+    std::vector<std::uint8_t> tile;
+    for (int head = 0; head * h.head_dim < static_cast<int>(x.size()); codes += h.head_bytes(head), head++) {
+        const TileShape shape{h.codecs.of(head), Side::key, h.head_dim};
+        const auto out = x.subspan(static_cast<std::size_t>(head) * h.head_dim, h.head_dim);
+        tile.assign(tile_bytes(shape), 0);
+        tile_set_row(shape, tile.data(), 0, codes);
         tile_decode_rotated(shape, tile.data(), 0, out);
         rotation_for(h.head_dim).inverse(out);
     }
@@ -26,9 +26,9 @@ void decode_packed(std::span<const std::uint16_t> row, const PackedHeader& h, st
 /// False for a damaged row: the scale at the end of a head's codes is infinite or NaN.
 bool scales_finite(std::span<const std::uint16_t> row, const PackedHeader& h) {
     const std::span<const std::uint8_t> codes = packed_codes(row, h);
-    const std::size_t bytes = row_bytes(h.codec, h.head_dim);
-    for (std::size_t end = bytes; end <= codes.size(); end += bytes)
-        if ((codes[end - 1] & 0x7c) == 0x7c) return false;
+    std::size_t end = 0;
+    for (int head = 0; end < codes.size(); head++)
+        if (end += h.head_bytes(head); (codes[end - 1] & 0x7c) == 0x7c) return false;
     return true;
 }
 
@@ -53,7 +53,7 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
         return;
     }
     const auto exact = exact_ && !offset_ ? exact_->find(row) : std::nullopt;
-    if (!codec_info(g_.codec).rotated || exact) {
+    if (!codec_info(g_.codecs.of(0)).rotated || exact) {
         std::vector<float> x(g_.n_embd);
         if (exact)
             x = *exact;
@@ -74,12 +74,11 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
         tag_exact_keys(out, pos, offset_->mu_hash(id));
         return;
     }
-    PackedHeader header{g_.codec, head_dim_, pos, 0, offset_ ? offset_->scale_hash() : 0};
+    PackedHeader header{g_.codecs, head_dim_, pos, 0, offset_ ? offset_->scale_hash() : 0};
     std::vector<std::uint16_t> mu;
     if (pos >= 0) mu = offset_->mu_halves(id), header.mu_hash = hash_mu(mu);
-    const auto codes = pack_row(out, header, mu);
-    const std::size_t bytes = row_bytes(g_.codec, head_dim_);
-    for (int h = 0; h < n_head(); h++) tile_get_row(shape(), tile(row, h), slot(row), codes.data() + h * bytes);
+    std::uint8_t* codes = pack_row(out, header, mu).data();
+    for (int h = 0; h < n_head(); codes += header.head_bytes(h), h++) tile_get_row(shape(h), tile(row, h), slot(row), codes);
 }
 
 void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
@@ -115,7 +114,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     // Rows of this very format go back bit for bit, the others are decoded and encoded.
     const std::uint32_t scale_hash = offset_ ? offset_->scale_hash() : 0;
     const auto same_form = [&](const PackedHeader& h) {
-        return h.codec == g_.codec && h.head_dim == head_dim_ && h.scale_hash == scale_hash;
+        return h.codecs == g_.codecs && h.head_dim == head_dim_ && h.scale_hash == scale_hash;
     };
     RestoreResult result = RestoreResult::ok;
     std::vector<std::int64_t> rows;
@@ -143,9 +142,9 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
             continue;
         }
         if (h && same_form(*h) && h->mu_hash == here) {
-            const std::span<const std::uint8_t> codes = packed_codes(saved(i), *h);
-            for (int head = 0; head < n_head(); head++)
-                tile_set_row(shape(), tile(row, head), slot(row), codes.data() + head * row_bytes(g_.codec, head_dim_));
+            const std::uint8_t* codes = packed_codes(saved(i), *h).data();
+            for (int head = 0; head < n_head(); codes += h->head_bytes(head), head++)
+                tile_set_row(shape(head), tile(row, head), slot(row), codes);
             continue;
         }
         if (h && h->scale_hash && (!offset_ || offset_->scale_hash() != h->scale_hash)) {

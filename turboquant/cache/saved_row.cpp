@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::uint16_t kMark = 0x7e54;
 constexpr std::uint8_t kNan = 0x7e;  // high byte of an fp16 NaN
-constexpr std::uint8_t kVersion = 1, kScaledVersion = 2;
+constexpr std::uint8_t kVersion = 1, kScaledVersion = 2, kMixedVersion = 3;
 constexpr std::size_t kHeaderBytes = 16, kScaledHeaderBytes = 20;
 constexpr std::size_t kTagBits = 64;
 constexpr int kHeadDimUnit = 16;
@@ -23,27 +23,39 @@ constexpr std::uint32_t exact_check_word(std::uint32_t pos, std::uint32_t hash) 
 }
 
 /// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
-std::uint16_t header_check(const std::uint8_t* p) {
+std::uint16_t header_check(const std::uint8_t* p, std::size_t bytes) {
     std::uint32_t h = 2166136261u;
-    for (std::size_t i = 4; i < (p[4] == kScaledVersion ? kScaledHeaderBytes : kHeaderBytes); i++)
+    for (std::size_t i = 4; i < bytes; i++)
         if (i != 7) h = (h ^ p[i]) * 16777619u;
     return static_cast<std::uint16_t>(h ^ h >> 16);
 }
 
-std::size_t header_bytes(const PackedHeader& h) { return h.scale_hash ? kScaledHeaderBytes : kHeaderBytes; }
+std::uint8_t version(const PackedHeader& h) { return h.codecs.mixed() ? kMixedVersion : h.scale_hash ? kScaledVersion : kVersion; }
+
+/// Of a row of n_head heads; mixed formats are named head by head.
+std::size_t header_bytes(std::uint8_t version, std::size_t n_head) {
+    return version == kMixedVersion ? kScaledHeaderBytes + n_head : version == kScaledVersion ? kScaledHeaderBytes : kHeaderBytes;
+}
 
 /// How a row of n_embd values is divided.
 struct Division {
-    std::size_t codes, piece, n_pieces;  // bytes of codes, bytes of one piece of mu, pieces
+    std::size_t header, codes, piece, n_pieces;  // bytes of the header, of codes, of one piece of mu; pieces
 };
 Division divide(std::size_t n_embd, const PackedHeader& h) {
-    const std::size_t codes = n_embd / h.head_dim * row_bytes(h.codec, h.head_dim), piece = 2 * n_embd - header_bytes(h) - codes;
-    return {codes, piece, (2 * n_embd + piece - 1) / piece};
+    const std::size_t n_head = n_embd / h.head_dim, header = header_bytes(version(h), n_head);
+    std::size_t codes = 0;
+    for (std::size_t i = 0; i < n_head; i++) codes += h.head_bytes(static_cast<int>(i));
+    const std::size_t piece = header + codes < 2 * n_embd ? 2 * n_embd - header - codes : 0;
+    return {header, codes, piece, piece ? (2 * n_embd + piece - 1) / piece : 0};
 }
 
-bool fits(std::size_t n_embd, const PackedHeader& h) {
-    return h.head_dim > 0 && n_embd % h.head_dim == 0 &&
-           header_bytes(h) + n_embd / h.head_dim * row_bytes(h.codec, h.head_dim) < 2 * n_embd;
+/// Formats named in a header that may be damaged.
+std::optional<HeadCodecs> codecs_of(std::span<const std::uint8_t> ids) {
+    std::vector<CodecId> codecs;
+    for (const std::uint8_t id : ids)
+        for (const CodecInfo& c : kCodecs)
+            if (static_cast<std::uint8_t>(c.id) == id && mixes(c.id)) codecs.push_back(c.id);
+    return !ids.empty() && codecs.size() == ids.size() ? std::optional(HeadCodecs(codecs)) : std::nullopt;
 }
 
 }  // namespace
@@ -58,42 +70,44 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
     auto* p = reinterpret_cast<std::uint8_t*>(row.data());
     std::memset(p, 0, 2 * row.size());
     row[0] = kMark;
-    p[4] = header.scale_hash ? kScaledVersion : kVersion, p[5] = static_cast<std::uint8_t>(header.codec),
+    p[4] = version(header), p[5] = static_cast<std::uint8_t>(header.codecs.of(0)),
     p[6] = static_cast<std::uint8_t>(header.head_dim / kHeadDimUnit);
     std::memcpy(p + 8, &header.pos, 4);
     std::memcpy(p + 12, &header.mu_hash, 4);
-    if (header.scale_hash) std::memcpy(p + kHeaderBytes, &header.scale_hash, 4);
-    const std::uint16_t check = header_check(p);
-    p[2] = static_cast<std::uint8_t>(check), p[3] = kNan, p[7] = static_cast<std::uint8_t>(check >> 8);
+    if (p[4] != kVersion) std::memcpy(p + kHeaderBytes, &header.scale_hash, 4);
+    for (int h = 0; header.codecs.mixed() && h < header.codecs.count(); h++)
+        p[kScaledHeaderBytes + h] = static_cast<std::uint8_t>(header.codecs.of(h));
     const Division d = divide(row.size(), header);
+    const std::uint16_t check = header_check(p, d.header);
+    p[2] = static_cast<std::uint8_t>(check), p[3] = kNan, p[7] = static_cast<std::uint8_t>(check >> 8);
     if (!mu.empty() && header.pos >= 0) {
         const std::size_t first = static_cast<std::size_t>(header.pos) % d.n_pieces * d.piece;
-        std::memcpy(p + header_bytes(header) + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first,
+        std::memcpy(p + d.header + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first,
                     std::min(d.piece, 2 * mu.size() - first));
     }
-    return {p + header_bytes(header), d.codes};
+    return {p + d.header, d.codes};
 }
 
 std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     if (row.size() < kHeaderBytes / 2 || row[0] != kMark) return std::nullopt;
     const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
-    if (p[4] == kScaledVersion && row.size() < kScaledHeaderBytes / 2) return std::nullopt;
-    if (p[3] != kNan || (p[2] | p[7] << 8) != header_check(p)) return std::nullopt;
     PackedHeader h;
     h.head_dim = p[6] * kHeadDimUnit;
+    if (!head_dim_supported(h.head_dim) || row.size() % h.head_dim != 0) return std::nullopt;
+    const std::size_t n_head = row.size() / h.head_dim, bytes = header_bytes(p[4], n_head);
+    if (bytes > 2 * row.size() || p[3] != kNan || (p[2] | p[7] << 8) != header_check(p, bytes)) return std::nullopt;
     std::memcpy(&h.pos, p + 8, 4);
     std::memcpy(&h.mu_hash, p + 12, 4);
-    if (p[4] == kScaledVersion) std::memcpy(&h.scale_hash, p + kHeaderBytes, 4);
-    if (p[4] != (h.scale_hash ? kScaledVersion : kVersion) || !head_dim_supported(h.head_dim)) return std::nullopt;
-    for (const CodecInfo& c : kCodecs) {
-        h.codec = c.id;
-        if (static_cast<std::uint8_t>(c.id) == p[5] && c.rotated && fits(row.size(), h)) return h;
-    }
-    return std::nullopt;
+    if (p[4] != kVersion) std::memcpy(&h.scale_hash, p + kHeaderBytes, 4);
+    const auto codecs = codecs_of(p[4] == kMixedVersion ? std::span(p + kScaledHeaderBytes, n_head) : std::span(p + 5, 1));
+    if (!codecs) return std::nullopt;
+    h.codecs = *codecs;
+    return p[4] == version(h) && divide(row.size(), h).piece ? std::optional(h) : std::nullopt;
 }
 
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header) {
-    return {reinterpret_cast<const std::uint8_t*>(row.data()) + header_bytes(header), divide(row.size(), header).codes};
+    const Division d = divide(row.size(), header);
+    return {reinterpret_cast<const std::uint8_t*>(row.data()) + d.header, d.codes};
 }
 
 void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
@@ -101,8 +115,7 @@ void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& heade
     const Division d = divide(row.size(), header);
     if (hash_ != header.mu_hash || seen_.size() != d.n_pieces) hash_ = header.mu_hash, seen_.assign(d.n_pieces, false);
     const std::size_t piece = static_cast<std::size_t>(header.pos) % d.n_pieces, first = piece * d.piece;
-    std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first,
-                reinterpret_cast<const std::uint8_t*>(row.data()) + header_bytes(header) + d.codes,
+    std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first, reinterpret_cast<const std::uint8_t*>(row.data()) + d.header + d.codes,
                 std::min(d.piece, 2 * mu_.size() - first));
     seen_[piece] = true;
 }

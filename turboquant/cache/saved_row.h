@@ -11,10 +11,10 @@
 //   plain      anything else, and values of an exact window: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw`
 //   write them
 //
-// Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version (1, or 2: keys with scaled channels), u8 codec, u8 head_dim / 16, u8
-// check (high byte; of these fields and the next ones); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); in version
-// 2 u32 hash of the scales; then row_bytes(codec, head_dim) bytes per head (codec/tile.h); then piece number position % n_pieces of mu's
-// fp16 values, in what is left.
+// Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version, u8 codec (of the first head), u8 head_dim / 16, u8 check (high
+// byte; of these fields and the next ones); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); in versions 2 (keys
+// with scaled channels) and 3 u32 hash of the scales (0: none); in version 3 (heads of different formats) u8 codec per head; then
+// row_bytes(codec, head_dim) bytes per head (codec/tile.h); then piece number position % n_pieces of mu's fp16 values, in what is left.
 #pragma once
 
 #include <cstdint>
@@ -22,16 +22,19 @@
 #include <span>
 #include <vector>
 
+#include "turboquant/codec/head_codecs.h"
 #include "turboquant/codec/tile.h"
 
 namespace turboquant {
 
 struct PackedHeader {
-    CodecId codec = CodecId::turbo4;
+    HeadCodecs codecs = CodecId::turbo4;
     int head_dim = 0;
     std::int32_t pos = -1;
     std::uint32_t mu_hash = 0;
     std::uint32_t scale_hash = 0;  ///< of the scales of the key channels (KeyOffset); 0: not scaled
+
+    std::size_t head_bytes(int head) const { return row_bytes(codecs.of(head), head_dim); }
 };
 
 /// FNV-1a of the fp16 values, never 0.

@@ -123,7 +123,7 @@ class TurboquantCache final : public BenchCache {
 
     static KvTensor::Geometry geometry(const KvSpec& spec, Side side, const BenchShape& shape) {
         KvTensor::Geometry g;
-        g.side = side, g.codec = side == Side::key ? spec.k : spec.v, g.norm_mode = spec.norm(side);
+        g.side = side, g.codecs = side == Side::key ? spec.k : spec.v, g.norm_mode = spec.norm(side);
         g.n_embd = static_cast<std::int64_t>(shape.n_embd_kv()), g.n_cells = shape.n_kv;
         g.windows = spec.windows.resolve(shape.n_kv);
         return g;

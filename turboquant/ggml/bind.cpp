@@ -33,7 +33,7 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
         const KvTensor::Geometry& g = e->kv.geometry();
         // Keys that are values too must be whole: attention can give the offset back to scores only.
         const auto& buffer = *static_cast<const KvBuffer*>(root(t)->buffer->context);
-        if (g.side != Side::key || !codec_info(g.codec).rotated) return;
+        if (g.side != Side::key || !codec_info(g.codecs.of(0)).rotated) return;
         const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name));
         const bool scaled = scales != d.spec.k_scales.end();
         if (d.spec.offset && buffer.has_values_of(t)) {

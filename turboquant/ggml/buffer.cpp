@@ -30,7 +30,7 @@ KvTensor::Geometry geometry_of(const Device& device, Side side, const ggml_tenso
     const KvSpec& spec = device.spec;
     KvTensor::Geometry g;
     g.side = side;
-    g.codec = device.auto_bits > 0 ? widest(device.auto_bits) : spec.codec(side, kv_layer(t->name));
+    g.codecs = device.auto_bits > 0 ? HeadCodecs(widest(device.auto_bits)) : spec.codecs(side, kv_layer(t->name));
     g.norm_mode = spec.norm(side);
     g.outlier_ratio = spec.outlier_ratio;
     g.n_embd = t->ne[0];
@@ -277,11 +277,14 @@ void KvBuffer::choose_formats(int head_dim) {
     std::map<int, PlannedLayer> layers;
     for (std::size_t i = 0; i < tensors_.size(); i++) {
         KvTensor::Geometry g = tensors_[i]->kv.geometry();
-        g.codec = formats[i];
+        g.codecs = formats[i];
         tensors_[i]->kv = KvTensor(g, tensors_[i]->kv.memory());
         PlannedLayer& l = layers[kv_layer(names_[i])];
         l.layer = kv_layer(names_[i]);
-        (g.side == Side::key ? l.k : l.v.emplace()) = formats[i];
+        if (g.side == Side::key)
+            l.k = formats[i];
+        else
+            l.v = formats[i];
     }
     for (const auto& [number, layer] : layers) plan.layers.push_back(layer);
     device_.note_choice(auto_name(device_.auto_bits) + " without measurements: " + spec_text(plan) +

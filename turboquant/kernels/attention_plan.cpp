@@ -19,18 +19,30 @@ std::size_t term_floats(std::size_t rows, int n_freq, std::size_t n_terms) {
 }
 
 struct Layout {
-    AttentionCall call;
+    AttentionCall call;         // tables of the first head
     std::size_t scratch_bytes;  // of one thread
     int n_units;
     bool in_scratch;  // the state is a thread's own: no chunks
 };
 
+const CodecTables& head_tables(const TileView& view, int head) { return codec_tables(view.head_shape(head).codec, view.shape.head_dim); }
+
+// Whether some head decodes to int8 panels, and whether some does to float ones.
+struct Panels {
+    bool i8 = false, f32 = false;
+};
+Panels panels_of(const TileView& view, int n_head_kv) {
+    Panels p;
+    for (int h = 0; h < (view.heads ? n_head_kv : 1); ++h) (head_tables(view, h).i8 ? p.i8 : p.f32) = true;
+    return p;
+}
+
 Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     Layout l{};
     AttentionCall& c = l.call;
     c.args = &a;
-    c.k = &codec_tables(a.k.shape.codec, a.k.shape.head_dim);
-    c.v = &codec_tables(a.v.shape.codec, a.v.shape.head_dim);
+    c.k = &head_tables(a.k, 0);
+    c.v = &head_tables(a.v, 0);
     c.group = a.n_head / a.n_head_kv;
     c.n_rows = a.n_tokens * c.group;
     c.rows_per_block = plan.rows_per_block;
@@ -43,9 +55,10 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
         end += (bytes + 127) / 128 * 128;
         return at;
     };
-    const std::size_t k_size = c.k->i8 ? 1 : 4, v_size = c.v->i8 ? 1 : 4;
-    c.q8 = take(c.k->i8 ? rows * c.k->head_dim : 0);
-    c.qf = take((c.k->i8 ? 1 : rows) * c.k->head_dim * sizeof(float));
+    const Panels k = panels_of(a.k, a.n_head_kv), v = panels_of(a.v, a.n_head_kv);
+    const std::size_t k_size = k.f32 ? 4 : 1, v_size = v.f32 ? 4 : 1;
+    c.q8 = take(k.i8 ? rows * c.k->head_dim : 0);
+    c.qf = take((k.f32 ? rows : 1) * c.k->head_dim * sizeof(float));
     c.rows = take(rows * (64 + 16 * sizeof(float) + 2 * sizeof(float)));  // Row, partial sums, alpha and step
     c.scores = take(rows * kTileKeys * sizeof(float));
     c.term = take(term_floats(rows, a.term.n_freq, a.term.n_terms) * sizeof(float));
@@ -67,7 +80,15 @@ AttentionUnit make_unit(const AttentionPlan& plan, const AttentionArgs& a, const
     u.n_rows = std::min(plan.rows_per_block, c.n_rows - u.row_begin);
     u.tile_begin = chunk * plan.tiles_per_chunk;
     u.tile_end = std::min(u.tile_begin + plan.tiles_per_chunk, ceil_div(a.n_kv, kTileKeys));
+    u.k_tiles = a.k.head_tiles(u.kv_head), u.v_tiles = a.v.head_tiles(u.kv_head);
     return u;
+}
+
+AttentionCall call_for(const Layout& l, const AttentionArgs& a, const AttentionUnit& u) {
+    AttentionCall c = l.call;
+    if (a.k.heads) c.k = &head_tables(a.k, u.kv_head);
+    if (a.v.heads) c.v = &head_tables(a.v, u.kv_head);
+    return c;
 }
 
 float* chunk_state(const AttentionPlan& plan, const Layout& l, std::uint8_t* workspace, int unit) {
@@ -108,8 +129,9 @@ void run_attention(const Kernels& k, const AttentionPlan& plan, const AttentionA
         AttentionUnit u = make_unit(plan, a, l.call, i);
         u.term_panels_built = &term_panels_built;
         float* state = l.in_scratch ? reinterpret_cast<float*>(scratch + l.call.state) : chunk_state(plan, l, workspace, i);
-        k.attend(l.call, u, scratch, state);
-        if (l.in_scratch) k.finish(l.call, u, state, 1, 0, u.n_rows);
+        const AttentionCall call = call_for(l, a, u);
+        k.attend(call, u, scratch, state);
+        if (l.in_scratch) k.finish(call, u, state, 1, 0, u.n_rows);
     }
 }
 
@@ -119,7 +141,7 @@ void merge_attention(const Kernels& k, const AttentionPlan& plan, const Attentio
     for (int i = 0; i < l.n_units; i += plan.n_chunks) {
         const AttentionUnit u = make_unit(plan, a, l.call, i);
         const int first = u.n_rows * ith / plan.n_threads, last = u.n_rows * (ith + 1) / plan.n_threads;
-        if (first < last) k.finish(l.call, u, chunk_state(plan, l, workspace, i), plan.n_chunks, first, last);
+        if (first < last) k.finish(call_for(l, a, u), u, chunk_state(plan, l, workspace, i), plan.n_chunks, first, last);
     }
 }
 

@@ -13,7 +13,7 @@ namespace turboquant {
 /// A *state* holds what flash attention keeps of `rows_per_block` rows: [m][l][acc rows x dim_v], m in units of log2.
 struct AttentionCall {
     const AttentionArgs* args;
-    const CodecTables *k, *v;
+    const CodecTables *k, *v;  // of the unit's head
     int group, n_rows, rows_per_block;
     int dim_v;                 // of the accumulator: head size of the values, or of the keys if v_is_k
     std::size_t state_floats;  // between the states of successive chunks
@@ -24,7 +24,8 @@ struct AttentionCall {
 /// One block of rows of one KV head against a range of tiles.
 struct AttentionUnit {
     int kv_head, row_begin, n_rows, tile_begin, tile_end;
-    bool* term_panels_built;  // of the thread's scratch, in this call
+    const std::uint8_t *k_tiles, *v_tiles;  // tile 0 of this head
+    bool* term_panels_built;                // of the thread's scratch, in this call
 };
 
 struct Kernels {

@@ -16,12 +16,12 @@ using Json = nlohmann::ordered_json;
 
 Json number_or_null(const std::optional<double>& x) { return x ? Json(*x) : Json(); }
 
-CodecId codec_of(const Json& word, const char* side, int layer) {
-    const auto name = word.get<std::string>();
-    if (const auto id = find_codec(name)) return *id;
-    std::string known;
-    for (const CodecInfo& c : kCodecs) known += (known.empty() ? "" : ", ") + std::string(c.name);
-    throw std::invalid_argument("unknown format '" + name + "' for " + side + " of layer " + std::to_string(layer) + "; known: " + known);
+HeadCodecs codecs_of(const Json& words, const char* side, int layer) {
+    try {
+        return parse_head_codecs(words.get<std::string>());
+    } catch (const std::invalid_argument& e) {
+        throw std::invalid_argument(std::string(side) + " of layer " + std::to_string(layer) + ": " + e.what());
+    }
 }
 
 Plan from_json(const Json& j) {
@@ -52,8 +52,8 @@ Plan from_json(const Json& j) {
         l.layer = row.at("layer").get<int>();
         if (l.layer < 0 || !seen.insert(l.layer).second)
             throw std::invalid_argument("layer " + std::to_string(l.layer) + " is negative or named twice; name each layer once");
-        l.k = codec_of(row.at("k"), "keys", l.layer);
-        if (!row.at("v").is_null()) l.v = codec_of(row.at("v"), "values", l.layer);
+        l.k = codecs_of(row.at("k"), "keys", l.layer);
+        if (!row.at("v").is_null()) l.v = codecs_of(row.at("v"), "values", l.layer);
         l.k_kld = row.value("k_kld", 0.0);
         l.v_kld = row.value("v_kld", 0.0);
         l.k_scales = row.value("k_scales", "");
@@ -72,15 +72,17 @@ struct SideText {
     std::string base, exceptions;
 };
 
-SideText side_text(const std::map<int, CodecId>& codecs, char letter, CodecId fallback) {
+SideText side_text(const std::map<int, HeadCodecs>& layers, char letter, CodecId fallback) {
     std::map<CodecId, int> count;
-    for (const auto& [layer, id] : codecs) count[id]++;
+    for (const auto& [layer, codecs] : layers)
+        if (!codecs.mixed()) count[codecs.of(0)]++;
     CodecId base = fallback;
     for (const auto& [id, n] : count)
         if (n > count[base]) base = id;
     SideText text{std::string{letter, '='}.append(codec_info(base).name), ""};
-    for (const auto& [layer, id] : codecs)
-        if (id != base) text.exceptions.append(",").append(1, letter).append(std::to_string(layer)).append("=").append(codec_info(id).name);
+    for (const auto& [layer, codecs] : layers)
+        if (codecs != base)
+            text.exceptions.append(",").append(1, letter).append(std::to_string(layer)).append("=").append(to_string(codecs));
     return text;
 }
 
@@ -99,11 +101,8 @@ std::string to_json(const Plan& p) {
     for (const auto& [key, value] : head.items()) out += "  " + Json(key).dump() + ": " + value.dump() + ",\n";
     out += "  \"layers\": [";
     for (const PlannedLayer& l : p.layers) {
-        Json row{{"layer", l.layer},
-                 {"k", codec_info(l.k).name},
-                 {"v", l.v ? Json(codec_info(*l.v).name) : Json()},
-                 {"k_kld", l.k_kld},
-                 {"v_kld", l.v_kld}};
+        Json row{
+            {"layer", l.layer}, {"k", to_string(l.k)}, {"v", l.v ? Json(to_string(*l.v)) : Json()}, {"k_kld", l.k_kld}, {"v_kld", l.v_kld}};
         if (!l.k_scales.empty()) row["k_scales"] = l.k_scales;
         out += (&l == p.layers.data() ? "\n    " : ",\n    ") + row.dump();
     }
@@ -162,10 +161,10 @@ void check_slots(const Plan& plan, const std::set<std::pair<int, Side>>& slots) 
 }
 
 std::string formats_text(const Plan& plan) {
-    std::map<int, CodecId> k, v;
+    std::map<int, HeadCodecs> k, v;
     for (const PlannedLayer& l : plan.layers) {
-        k[l.layer] = l.k;
-        if (l.v) v[l.layer] = *l.v;
+        k.insert_or_assign(l.layer, l.k);
+        if (l.v) v.insert_or_assign(l.layer, *l.v);
     }
     const SideText keys = side_text(k, 'k', CodecId::raw), values = side_text(v, 'v', CodecId::raw);
     return keys.base + "," + values.base + keys.exceptions + values.exceptions + (plan.options.empty() ? "" : "," + plan.options);

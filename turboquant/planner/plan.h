@@ -11,6 +11,7 @@
 //     "options": "offset=on",                       further items of the SPEC (cache/kv_spec.h), for all layers
 //     "layers": [{"layer": 0, "k": "turbo5", "v": "turbo4", "k_kld": 0.0002, "v_kld": 0.0001, "k_scales": "aaZZbb..."}, ...]
 //   }
+// k and v name one format, or one per KV head: "tcq3/tcq5".
 // k_scales, where keys are scaled: a letter per channel of all KV heads (codec/channel_scales.h).
 // Only turboquant_plan, model.hash and layers with their k and v are required, so that a plan can be written by hand; v is null in models
 // without V.
@@ -23,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "turboquant/codec/codec.h"
+#include "turboquant/codec/head_codecs.h"
 
 namespace turboquant {
 
@@ -31,8 +32,8 @@ inline constexpr int kPlanVersion = 1;
 
 struct PlannedLayer {
     int layer = 0;
-    CodecId k = CodecId::raw;
-    std::optional<CodecId> v;     ///< none: the model stores no values (MLA)
+    HeadCodecs k = CodecId::raw;
+    std::optional<HeadCodecs> v;  ///< none: the model stores no values (MLA)
     double k_kld = 0, v_kld = 0;  ///< predicted share of the divergence
     std::string k_scales{};       ///< letters, all KV heads; empty: keys are not scaled
 

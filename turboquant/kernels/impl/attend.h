@@ -162,8 +162,8 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
     for (int i = u.tile_begin; i < u.tile_end; ++i) {
         const int cell = i * kTileKeys, n_cells = a.n_kv - cell < kTileKeys ? a.n_kv - cell : kTileKeys;
         if (tile_masked(s, u.n_rows, cell, n_cells)) continue;
-        const uint8_t* k_tile = a.k.tiles + u.kv_head * a.k.head_stride + i * a.k.tile_stride;
-        const uint8_t* v_tile = a.v.tiles + u.kv_head * a.v.head_stride + i * a.v.tile_stride;
+        const uint8_t* k_tile = u.k_tiles + i * a.k.tile_stride;
+        const uint8_t* v_tile = u.v_tiles + i * a.v.tile_stride;
         if (i + 1 < u.tile_end) prefetch_tile(k_tile + a.k.tile_stride, k_bytes);
         unpack_scales(*c.k, k_tile, scales.k);
         unpack_scales(*c.v, v_tile, scales.v);
