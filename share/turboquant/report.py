@@ -180,7 +180,7 @@ def share_picture(layers, outlier_ratio):
 
 
 def plan_pictures(plans, bits_of):
-    """Layers x sides, a row of the picture per side; long models go on in further rows of 32 layers."""
+    """Layers x sides, a row of the picture per side, KV heads of different formats one above the other; long models go on in further rows of 32 layers."""
     out = ""
     colors = ListedColormap(plt.get_cmap("YlGnBu")([0.05, 0.18, 0.31, 0.44, 0.57, 0.7, 0.83, 0.96]))
     levels = [1, 2, 3, 4, 5, 6, 8, 16]
@@ -191,17 +191,24 @@ def plan_pictures(plans, bits_of):
         per_row = 32
         strips = [layers[i : i + per_row] for i in range(0, len(layers), per_row)]
         columns = max(8, min(per_row, len(layers)))
-        fig, axes = plt.subplots(len(strips), 1, figsize=(8.6, 0.55 + len(strips) * (0.33 * len(sides) + 0.42)), squeeze=False, layout="constrained")
+        most_heads = max(len((l[s] or "").split("/")) for l in layers for s in sides)
+        height = 0.33 * max(1.0, min(most_heads, 8) / 2)
+        fig, axes = plt.subplots(len(strips), 1, figsize=(8.6, 0.55 + len(strips) * (height * len(sides) + 0.42)), squeeze=False, layout="constrained")
         for ax, strip in zip(axes[:, 0], strips):
             for row, side in enumerate(sides):
                 for column, layer in enumerate(strip):
                     if not layer[side]:
                         continue
-                    bits = bits_of[layer[side]]
-                    level = min(range(len(levels)), key=lambda i: abs(levels[i] - bits))
-                    ax.add_patch(plt.Rectangle((column, row), 1, 1, facecolor=colors(level), edgecolor="white", lw=1.2))
-                    text = layer[side] if columns <= 16 else f"{bits}"
-                    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color="white" if level >= 4 else "#1a1a1a")
+                    heads = layer[side].split("/")
+                    for head, word in enumerate(heads):
+                        bits, top, part = bits_of[word], row + head / len(heads), 1 / len(heads)
+                        level = min(range(len(levels)), key=lambda i: abs(levels[i] - bits))
+                        ax.add_patch(plt.Rectangle((column, top), 1, part, facecolor=colors(level), edgecolor="white", lw=1.2 if head == 0 else 0.4))
+                        text = word if columns <= 16 else f"{bits}"
+                        size = 8 if len(heads) == 1 else 6.5
+                        if len(heads) <= 8:
+                            ax.text(column + 0.5, top + part / 2, text, ha="center", va="center", fontsize=size, color="white" if level >= 4 else "#1a1a1a")
+                    ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="white", lw=1.6))
             ax.set_xlim(0, columns)
             ax.set_ylim(len(sides), 0)
             ax.set_yticks([i + 0.5 for i in range(len(sides))], [{"k": "keys", "v": "values"}[s] for s in sides])
@@ -214,6 +221,8 @@ def plan_pictures(plans, bits_of):
         if plan.get("predicted_kld") is not None:
             caption += f", predicted mean KLD {plan['predicted_kld']:.5f} on the calibration text"
         out += figure(fig, f"plan{n}", caption + (". Darker: more bits." if len(layers) <= 16 else ". Numbers: bits of the codes; darker: more."))
+        if most_heads > 1:
+            caption += ". Where the KV heads of a layer differ, one above the other"
         rows = [[l["layer"], l["k"] or "–", number(l.get("k_kld"), 6), l["v"] or "–", number(l.get("v_kld"), 6)] for l in layers]
         out += "<details><summary>Layer by layer</summary>" + table(["layer", "keys", "predicted KLD", "values", "predicted KLD"], rows) + "</details>\n"
     return out

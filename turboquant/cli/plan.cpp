@@ -24,17 +24,19 @@ struct PlanOptions {
 std::string to_table(const Planner& planner, const Plan& plan) {
     std::vector<std::vector<std::string>> rows{
         {"layer", "keys", "predicted KLD", "values", "predicted KLD", "measured (keys)", "", "(values)", ""}};
-    const auto point = [](const Slot* s, std::size_t i) {
-        return s && i < s->points.size() ? fmt::format("{:.5f}+-{:.5f}", s->points[i].kld, s->errors[i]) : "-";
+    const auto points = [&](int layer, Side side, std::size_t i) {
+        std::string text;
+        for (const Slot& s : planner.slots()) {
+            if (s.layer != layer || s.side != side) continue;
+            const std::string point = i < s.points.size() ? fmt::format("{:.5f}+-{:.5f}", s.points[i].kld, s.errors[i]) : "-";
+            if (text != point) text += (text.empty() ? "" : "/") + point;
+        }
+        return text.empty() ? "-" : text;
     };
-    for (const PlannedLayer& l : plan.layers) {
-        const Slot *k = nullptr, *v = nullptr;
-        for (const Slot& s : planner.slots())
-            if (s.layer == l.layer) (s.side == Side::key ? k : v) = &s;
-        rows.push_back({std::to_string(l.layer), std::string(codec_info(l.k).name), fmt::format("{:.6f}", l.k_kld),
-                        l.v ? std::string(codec_info(*l.v).name) : "-", l.v ? fmt::format("{:.6f}", l.v_kld) : "-", point(k, 0),
-                        point(k, 1), point(v, 0), point(v, 1)});
-    }
+    for (const PlannedLayer& l : plan.layers)
+        rows.push_back({std::to_string(l.layer), to_string(l.k), fmt::format("{:.6f}", l.k_kld), l.v ? to_string(*l.v) : "-",
+                        l.v ? fmt::format("{:.6f}", l.v_kld) : "-", points(l.layer, Side::key, 0), points(l.layer, Side::key, 1),
+                        points(l.layer, Side::value, 0), points(l.layer, Side::value, 1)});
     return format_table(rows);
 }
 
@@ -75,6 +77,7 @@ void add_plan(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--options", o->planner.spec_options, "Further items of the SPEC for all layers, like offset=off");
     cmd->add_option("--calib-tokens", o->planner.calib_tokens, "Tokens to calibrate on (default: about a minute's worth)")
         ->check(CLI::Range(128, 1 << 20));
+    cmd->add_flag("--per-head", o->planner.per_head, "A format per KV head, however long it takes to measure (default: if it is quick)");
     cmd->add_option("--seed", o->planner.seed, "Seed of the text that the model writes")->capture_default_str();
     cmd->add_option("-t,--threads", o->planner.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->callback([o, &global] { make_plan(*o, global); });

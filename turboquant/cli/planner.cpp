@@ -1,6 +1,7 @@
 #include "turboquant/cli/planner.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -17,8 +18,11 @@
 namespace turboquant::cli {
 namespace {
 
-/// Multiplications of all runs together: less than a minute on two cores. Fixed, so that the plan does not depend on the machine's speed.
-constexpr double kWork = 3.3e12;
+/// Multiplications of all runs together: about a minute on two cores. Fixed, so that the plan does not depend on the machine's speed.
+constexpr double kWork = 5.2e12;
+/// What a text shows of single heads depends on the text: a head that a short one hardly needs may be what another one rests on. So many
+/// tokens' worth of "as the layer's heads do on average" is put in with what is measured of each (docs/planner.md).
+constexpr double kPriorTokens = 512;
 constexpr int kSequence = 1024;  // of this length, because errors of keys cost more the longer the context
 
 /// Formats to choose from: those with kernels of their own. Of equal bits, a better one is in the list too (trellis beside scalar): the
@@ -63,24 +67,45 @@ Planner::Planner(ModelFile& file, const std::string& path, PlannerOptions option
     const KvProbe probe(plain.model.get(), kSequence, options_.n_threads);
     probe_ctx_ = probe.n_ctx();
     for (const KvLayerShape& l : probe.layers()) {
-        slots_.push_back({l.layer, Side::key, l.k_head_dim, l.k_heads, l.n_cells, {}, {}});
-        if (l.v_heads) slots_.push_back({l.layer, Side::value, l.v_head_dim, l.v_heads, l.n_cells, {}, {}});
+        slots_.push_back({l.layer, Side::key, l.k_head_dim, l.k_heads, -1, l.k_heads, l.n_cells, {}, {}});
+        if (l.v_heads) slots_.push_back({l.layer, Side::value, l.v_head_dim, l.v_heads, -1, l.v_heads, l.n_cells, {}, {}});
     }
     for (const Slot& s : slots_)
         if (!head_dim_supported(s.head_dim))
             throw CommandError(fmt::format("layer {} has heads of {}, for which turboquant has no formats", s.layer, s.head_dim));
 }
 
+double Planner::n_runs() const { return static_cast<double>(slots_.size() + 9); }
+
+double Planner::affordable_tokens(const llama_model* model) const {
+    return kWork / (static_cast<double>(llama_model_n_params(model)) * n_runs());
+}
+
+// A slot per KV head.
+void Planner::split_heads() {
+    std::vector<Slot> layers;
+    layers.swap(slots_);
+    for (const Slot& l : layers)
+        for (int h = 0; h < l.of_heads; h++) {
+            slots_.push_back(l);
+            slots_.back().n_heads = 1;
+            if (l.of_heads > 1) slots_.back().head = h;
+        }
+}
+
 void Planner::measure_slots() {
     const ModelFile::Loaded plain = file_->load(CacheSpec{"f16", std::nullopt});
-    const double runs = static_cast<double>(slots_.size() + 9);
+    // Heads apart if that leaves a whole sequence to measure each on.
+    const std::vector<Slot> layers = slots_;
+    split_heads();
+    if (!options_.per_head && affordable_tokens(plain.model.get()) < std::max(kSequence, options_.calib_tokens)) slots_ = layers;
+    const double runs = n_runs();
     int tokens = options_.calib_tokens;
-    if (tokens == 0)
-        tokens = static_cast<int>(
-            std::clamp(kWork / (static_cast<double>(llama_model_n_params(plain.model.get())) * runs), 512.0, 4.0 * kSequence));
+    if (tokens == 0) tokens = static_cast<int>(std::clamp(affordable_tokens(plain.model.get()), 512.0, 4.0 * kSequence));
     const int length = std::min(kSequence, tokens) / 64 * 64, n_sequences = std::max(1, tokens / length);
     fmt::print(
-        stderr, "plan: {} layers, {} slots, calibration on {} x {} tokens, {}\n", n_layers_, slots_.size(), n_sequences, length,
+        stderr, "plan: {} layers, {} slots{}, calibration on {} x {} tokens, {}\n", n_layers_, slots_.size(),
+        slots_.size() > layers.size() ? " (per KV head)" : "", n_sequences, length,
         options_.calib_file.empty() ? fmt::format("which the model writes (seed {})", options_.seed) : "from " + options_.calib_file);
     text_ = options_.calib_file.empty()
                 ? generate_text(plain.model.get(), n_sequences, length, options_.seed, options_.n_threads)
@@ -153,8 +178,11 @@ CacheSpec Planner::spec_of(const std::string& formats) const {
     return spec;
 }
 
+// Beside a head that is measured alone the others are as good as exact.
 std::string Planner::spec_with(const Slot& slot, CodecId codec) const {
-    return fmt::format("k=raw,v=raw,{}{}={}", slot.side == Side::key ? 'k' : 'v', slot.layer, codec_info(codec).name);
+    std::vector<CodecId> heads(static_cast<std::size_t>(slot.of_heads), slot.head < 0 ? codec : CodecId::turbo8);
+    heads[std::max(0, slot.head)] = codec;
+    return fmt::format("k=raw,v=raw,{}{}={}", slot.side == Side::key ? 'k' : 'v', slot.layer, to_string(HeadCodecs(heads)));
 }
 
 // Cells of a slot in a context: all, or the window that the probe saw.
@@ -197,6 +225,30 @@ double Planner::least_bits(int n_ctx) const {
     return bits;
 }
 
+// Predicted divergence.
+double Planner::cost(const Slot& slot, CodecId codec) const {
+    double own = 0, all = 0;
+    for (const Slot& s : slots_) {
+        if (s.layer != slot.layer || s.side != slot.side) continue;
+        const double x = CostCurve(s.points, std::max(1e-9, floor_ / 20)).at(relative_mse(codec, s.side, s.head_dim));
+        if (s.head == slot.head) own = x;
+        all += x;
+    }
+    if (slot.head < 0) return own;
+    const double prior = std::min(1.0, kPriorTokens / static_cast<double>(text_.n_tokens()));
+    return (1 - prior) * own + prior * all / slot.of_heads;
+}
+
+// Slots that get one format together: each by itself, or all heads of a side of a layer.
+std::vector<std::vector<std::size_t>> Planner::groups(bool per_head) const {
+    std::vector<std::vector<std::size_t>> out;
+    for (std::size_t s = 0; s < slots_.size(); s++) {
+        if (per_head || slots_[s].head <= 0) out.emplace_back();
+        out.back().push_back(s);
+    }
+    return out;
+}
+
 Plan Planner::plan(const Budget& budget, int n_ctx) {
     if (n_ctx == 0) n_ctx = n_ctx_train_;
     const double values = n_values(n_ctx), wanted = budget.bits > 0 ? budget.bits * values : 8 * budget.bytes;
@@ -211,19 +263,29 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
     const double fixed = fixed_bits_ * n_ctx + window_bits(n_ctx) + offset_bits();
     check(least_bits(n_ctx) + fixed);
 
-    const std::vector<CodecId> codecs = candidates();
-    std::vector<std::vector<SlotOption>> options;
     // Sizes in bytes of 64 cells; layers with fewer cells than others weigh less, in 64ths.
     const auto weight = [&](const Slot& s) { return std::max(1.0, std::round(64 * cells(s, n_ctx) / n_ctx)); };
-    for (const Slot& s : slots_) {
-        const CostCurve curve(s.points, std::max(1e-9, floor_ / 20));
-        options.emplace_back();
-        for (const CodecId c : codecs)
-            options.back().push_back(
-                {static_cast<std::int64_t>(size_unit(s, c) * weight(s)), curve.at(relative_mse(c, s.side, s.head_dim))});
-    }
     const double unit_bits = 8.0 * n_ctx / (64.0 * kTileKeys);
     const auto room = static_cast<std::int64_t>((wanted - fixed) / unit_bits + 1e-6);
+    // With room for the widest format that mixes in every head, what is left to choose is `raw`, for all heads of a layer or none.
+    double all_mixed = 0;
+    for (const Slot& s : slots_) all_mixed += size_unit(s, CodecId::turbo8) * weight(s);
+    const std::vector<std::vector<std::size_t>> together = groups(static_cast<double>(room) < all_mixed);
+    std::vector<std::vector<SlotOption>> options;
+    std::vector<std::vector<CodecId>> codecs;
+    for (const std::vector<std::size_t>& group : together) {
+        options.emplace_back(), codecs.emplace_back();
+        for (const CodecId c : candidates()) {
+            if (slots_[group.front()].head >= 0 && group.size() == 1 && !mixes(c)) continue;
+            SlotOption o;
+            for (const std::size_t i : group) {
+                const Slot& s = slots_[i];
+                o.size += static_cast<std::int64_t>(size_unit(s, c) * weight(s));
+                o.cost += cost(s, c);
+            }
+            options.back().push_back(o), codecs.back().push_back(c);
+        }
+    }
     const Allocation best = allocate(options, room);
     Plan plan;
     plan.model_hash = id_.hash, plan.model_name = id_.name, plan.n_layers = n_layers_;
@@ -232,18 +294,23 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
     plan.predicted_kld = best.cost + floor_;
     plan.calibration = text_.source, plan.calibration_tokens = static_cast<int>(text_.n_tokens());
     plan.options = options_.spec_options;
-    for (std::size_t s = 0; s < slots_.size(); s++) {
-        if (slots_[s].side == Side::key) plan.layers.push_back({slots_[s].layer, CodecId::raw, {}, 0, 0});
-        PlannedLayer& l = plan.layers.back();
-        const CodecId codec = codecs[best.choice[s]];
-        const double cost = options[s][best.choice[s]].cost;
-        if (slots_[s].side == Side::key)
-            l.k = codec, l.k_kld = cost;
-        else
-            l.v = codec, l.v_kld = cost;
+    std::map<int, std::array<std::vector<CodecId>, 2>> chosen;
+    std::map<int, PlannedLayer> layers;
+    for (std::size_t g = 0; g < together.size(); g++) {
+        const Slot& s = slots_[together[g].front()];
+        const bool key = s.side == Side::key;
+        PlannedLayer& l = layers[s.layer];
+        l.layer = s.layer;
+        (key ? l.k_kld : l.v_kld) += options[g][best.choice[g]].cost;
+        chosen[s.layer][key ? 0 : 1].push_back(codecs[g][best.choice[g]]);
+    }
+    for (auto& [layer, l] : layers) {
+        l.k = HeadCodecs(chosen[layer][0]);
+        if (!chosen[layer][1].empty()) l.v = HeadCodecs(chosen[layer][1]);
+        plan.layers.push_back(l);
     }
     for (PlannedLayer& l : plan.layers)
-        if (const auto scales = key_scales_.find(l.layer); scales != key_scales_.end() && codec_info(l.k).rotated)
+        if (const auto scales = key_scales_.find(l.layer); scales != key_scales_.end() && codec_info(l.k.of(0)).rotated)
             l.k_scales = scales->second;
     return plan;
 }

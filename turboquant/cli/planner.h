@@ -20,6 +20,7 @@ struct PlannerOptions {
     int calib_tokens = 0;      ///< 0: as many as the time allows
     std::uint32_t seed = 1;
     int n_threads = 0;
+    bool per_head = false;       ///< measure and choose formats per KV head however long it takes
     std::string spec_options{};  ///< items of a SPEC that hold for the measurements and the plan, e.g. "offset=off"
 };
 
@@ -31,11 +32,13 @@ struct Budget {
 /// "4.25" or "512MiB" (KiB, MiB, GiB; KB, MB, GB). Throws CommandError.
 Budget parse_budget(const std::string& text);
 
-/// The keys or the values of one layer.
+/// The keys or the values of one layer, or of one KV head of it.
 struct Slot {
     int layer = 0;
     Side side = Side::key;
     int head_dim = 0, n_heads = 0;
+    int head = -1;     ///< of `of_heads`; -1: all, n_heads
+    int of_heads = 0;  ///< that the layer has
     std::int64_t n_cells = 0;
     std::vector<CostPoint> points;  ///< measured
     std::vector<double> errors;     ///< standard errors of the points' divergences
@@ -62,12 +65,17 @@ class Planner {
 
   private:
     void measure_slots();
+    void split_heads();
+    double n_runs() const;
+    double affordable_tokens(const llama_model* model) const;
     /// Bits of the whole cache, beside fixed_bits_.
     double least_bits(int n_ctx) const;
     double n_values(int n_ctx) const;
     double cells(const Slot& slot, int n_ctx) const;
     double window_bits(int n_ctx) const;
     double offset_bits() const;
+    std::vector<std::vector<std::size_t>> groups(bool per_head) const;
+    double cost(const Slot& slot, CodecId codec) const;
     std::string spec_with(const Slot& slot, CodecId codec) const;
     void measure_scales(llama_model* model);
     CacheSpec spec_of(const std::string& formats) const;
