@@ -220,9 +220,9 @@ def plan_pictures(plans, bits_of):
         caption = f"{entry['kv']}: {plan['bits_per_value']:.3f} bits per value"
         if plan.get("predicted_kld") is not None:
             caption += f", predicted mean KLD {plan['predicted_kld']:.5f} on the calibration text"
-        out += figure(fig, f"plan{n}", caption + (". Darker: more bits." if len(layers) <= 16 else ". Numbers: bits of the codes; darker: more."))
         if most_heads > 1:
             caption += ". Where the KV heads of a layer differ, one above the other"
+        out += figure(fig, f"plan{n}", caption + (". Darker: more bits." if len(layers) <= 16 else ". Numbers: bits of the codes; darker: more."))
         rows = [[l["layer"], l["k"] or "–", number(l.get("k_kld"), 6), l["v"] or "–", number(l.get("v_kld"), 6)] for l in layers]
         out += "<details><summary>Layer by layer</summary>" + table(["layer", "keys", "predicted KLD", "values", "predicted KLD"], rows) + "</details>\n"
     return out

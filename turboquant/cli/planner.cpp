@@ -19,7 +19,7 @@ namespace turboquant::cli {
 namespace {
 
 /// Multiplications of all runs together: about a minute on two cores. Fixed, so that the plan does not depend on the machine's speed.
-constexpr double kWork = 5.2e12;
+constexpr double kWork = 7e12;
 /// What a text shows of single heads depends on the text: a head that a short one hardly needs may be what another one rests on. So many
 /// tokens' worth of "as the layer's heads do on average" is put in with what is measured of each (docs/planner.md).
 constexpr double kPriorTokens = 512;
@@ -95,10 +95,10 @@ void Planner::split_heads() {
 
 void Planner::measure_slots() {
     const ModelFile::Loaded plain = file_->load(CacheSpec{"f16", std::nullopt});
-    // Heads apart if that leaves a whole sequence to measure each on.
+    // Heads apart if that leaves two sequences to measure each on: with one, more text for whole layers does as much.
     const std::vector<Slot> layers = slots_;
     split_heads();
-    if (!options_.per_head && affordable_tokens(plain.model.get()) < std::max(kSequence, options_.calib_tokens)) slots_ = layers;
+    if (!options_.per_head && affordable_tokens(plain.model.get()) < std::max(2 * kSequence, options_.calib_tokens)) slots_ = layers;
     const double runs = n_runs();
     int tokens = options_.calib_tokens;
     if (tokens == 0) tokens = static_cast<int>(std::clamp(affordable_tokens(plain.model.get()), 512.0, 4.0 * kSequence));
