@@ -17,7 +17,8 @@ class Executor {
     void run(int n, F&& f) {
         if (n == 1) return f(0);
         using Function = std::remove_reference_t<F>;
-        run_parts(n, [](void* function, int ith) { (*static_cast<Function*>(function))(ith); }, std::addressof(f));
+        run_parts(
+            n, [](void* function, int ith) { (*static_cast<Function*>(function))(ith); }, std::addressof(f));
     }
 
   protected:
