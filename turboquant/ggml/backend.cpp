@@ -3,12 +3,14 @@
 #include <exception>
 
 #include "turboquant/ggml/ops.h"
+#include "turboquant/ggml/team.h"
 
 namespace turboquant::ggml {
 namespace {
 
 struct Backend {
     ggml_backend backend;
+    TeamExecutor team;
     OpContext ctx;
 };
 
@@ -56,6 +58,7 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
     auto* b = new Backend{};
     b->ctx.device = &device_of(dev);
     b->ctx.kernels = &kernels();
+    b->ctx.executor = &b->team;
     b->backend.guid = guid();
     b->backend.device = dev;
     b->backend.context = b;
@@ -67,7 +70,7 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
 }
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
-    if (backend->iface.graph_compute == graph_compute) backend_of(backend).ctx.n_threads = n_threads < 1 ? 1 : n_threads;
+    if (backend->iface.graph_compute == graph_compute) backend_of(backend).team.set_n_threads(n_threads);
 }
 
 }  // namespace turboquant::ggml

@@ -6,7 +6,6 @@
 #include <stdexcept>
 
 #include "turboquant/ggml/bind.h"
-#include "turboquant/ggml/team.h"
 
 namespace turboquant::ggml {
 namespace {
@@ -80,11 +79,11 @@ bool set_score_term(OpContext& ctx, KvExtra& e, std::int64_t stream, AttentionAr
 /// Splits a call over the threads.
 void run_call(OpContext& ctx, const AttentionArgs& a) {
     const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
-    const AttentionPlan plan = plan_attention(*ctx.kernels, a, work < 4096 ? 1 : ctx.n_threads);
+    const AttentionPlan plan = plan_attention(*ctx.kernels, a, work < 4096 ? 1 : ctx.executor->n_threads());
     if (ctx.workspace.size() < plan.workspace_bytes + 64) ctx.workspace.resize(plan.workspace_bytes + 64);
     auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(ctx.workspace.data()) + 63) / 64 * 64);
-    run_team(plan.n_threads, [&](int ith) { run_attention(*ctx.kernels, plan, a, ws, ith); });
-    if (plan.n_chunks > 1) run_team(plan.n_threads, [&](int ith) { merge_attention(*ctx.kernels, plan, a, ws, ith); });
+    ctx.executor->run(plan.n_threads, [&](int ith) { run_attention(*ctx.kernels, plan, a, ws, ith); });
+    if (plan.n_chunks > 1) ctx.executor->run(plan.n_threads, [&](int ith) { merge_attention(*ctx.kernels, plan, a, ws, ith); });
 }
 
 /// Queries for keys with scaled channels, in ctx.scaled_q.
@@ -105,7 +104,8 @@ void run_windowed(OpContext& ctx, const AttentionArgs& a, const AttentionArgs& p
     ctx.windows.set_exact_queries(plain.q, plain.q_token_stride, plain.q_head_stride);
     run_call(ctx, ctx.windows.compressed());
     run_call(ctx, ctx.windows.exact());
-    run_team(a.n_tokens < 16 ? 1 : ctx.n_threads, [&](int ith) { ctx.windows.merge(ith, a.n_tokens < 16 ? 1 : ctx.n_threads); });
+    const int parts = a.n_tokens < 16 ? 1 : ctx.executor->n_threads();
+    ctx.executor->run(parts, [&](int ith) { ctx.windows.merge(ith, parts); });
 }
 
 /// Encodes rows of keys or values; false if a value is not finite.
@@ -116,11 +116,11 @@ bool encode_rows(OpContext& ctx, KvExtra& e, const float* x, std::size_t stride)
     // Split over heads: tiles of different heads are disjoint.
     const auto n = static_cast<std::int64_t>(ctx.rows.size());
     const int n_head = kv.n_head(), head_dim = kv.head_dim();
-    const int parts = n * n_head < 64 ? 1 : std::min(ctx.n_threads, n_head);
+    const int parts = n * n_head < 64 ? 1 : std::min(ctx.executor->n_threads(), n_head);
     ctx.cells.resize(n * parts);
     std::atomic<bool> finite = true;
     if (offset) kv.begin_keys(x, stride, ctx.rows, *e.positions, ctx.batch);
-    run_team(parts, [&](int ith) {
+    ctx.executor->run(parts, [&](int ith) {
         const std::span<std::int64_t> scratch(ctx.cells.data() + n * ith, n);
         if (offset && !kv.encode_part(*ctx.kernels, ith, parts, x, stride, ctx.rows, *e.positions, scratch)) finite = false;
         for (int h = ith; h < n_head && !offset; h += parts)
@@ -242,8 +242,8 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     e->kv.finish_restore(*ctx.kernels, *e->positions);
     e->kv.freeze();  // what was kept for measuring has the old positions
     const auto* delta = static_cast<const std::int32_t*>(shift->data);
-    const int parts = ctx.n_threads;
-    run_team(parts, [&](int ith) {
+    const int parts = ctx.executor->n_threads();
+    ctx.executor->run(parts, [&](int ith) {
         // Whole tiles per thread: rows of one tile share bytes.
         std::vector<float> table(p.n_dims);
         std::int32_t table_for = 0;

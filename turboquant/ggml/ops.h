@@ -6,6 +6,7 @@
 
 #include "turboquant/cache/window_attention.h"
 #include "turboquant/ggml/buffer.h"
+#include "turboquant/kernels/executor.h"
 
 namespace turboquant::ggml {
 
@@ -13,7 +14,7 @@ namespace turboquant::ggml {
 struct OpContext {
     const Device* device;
     const Kernels* kernels;
-    int n_threads = 1;
+    Executor* executor;                   ///< runs the parts of an op
     std::vector<std::uint8_t> workspace;  ///< grown as needed, reused
     std::vector<std::int64_t> rows, cells;
     KeyBatch batch;
