@@ -186,9 +186,16 @@ KvExtra* kv_extra(const ggml_tensor* t) { return is_kv(t) ? static_cast<KvExtra*
 
 size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     sizes_recurrent_state = is_recurrent_state(t);
-    if (const auto side = kv_side(t); side && !t->view_src && t->type == GGML_TYPE_F16)
-        return KvTensor::reserved_bytes(geometry_of(device_of(buft), *side, t));
-    return ggml_nbytes(t);
+    const auto side = kv_side(t);
+    if (!side || t->view_src || t->type != GGML_TYPE_F16) return ggml_nbytes(t);
+    Device& device = device_of(buft);
+    const size_t reserved = KvTensor::reserved_bytes(geometry_of(device, *side, t));
+    // --fit sizes tensors that have a buffer already, an empty one. A budget holds on average over the tensors; which of them gets more is
+    // not known before all layers are.
+    if (!t->buffer) return reserved;
+    device.fitting = true;
+    return device.auto_bits > 0 ? std::min(reserved, static_cast<size_t>(static_cast<double>(ggml_nelements(t)) * device.auto_bits / 8))
+                                : reserved;
 }
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {

@@ -1,19 +1,21 @@
 #include "turboquant/ggml/device.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "turboquant/ggml/buffer.h"
+#include "turboquant/ggml/host_memory.h"
 
 namespace turboquant::ggml {
 namespace {
 
-void get_memory(ggml_backend_dev_t, size_t* free, size_t* total) {
-    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    *total = page * static_cast<size_t>(sysconf(_SC_PHYS_PAGES));
-    *free = page * static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES));
+/// What the kernel says is available; but while --fit weighs a context, all of the memory, because that is what it takes the CPU to have
+/// (ggml's CPU device reports its total as free). This device's cache lies in the same memory: anything less would make --fit shrink the
+/// context, or move layers to the "larger" CPU and so to f16, where without a device it changes nothing.
+void get_memory(ggml_backend_dev_t dev, size_t* free, size_t* total) {
+    const HostMemory m = host_memory();
+    *total = m.total;
+    *free = device_of(dev).fitting ? m.total : m.available;
 }
 
 // One id for all: llama.cpp takes the first device of an id and skips the rest, unless -dev names another.

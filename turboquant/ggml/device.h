@@ -1,6 +1,7 @@
 // Devices (one per SPEC), their buffer type and what they say yes to.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -28,6 +29,7 @@ struct Device {
     KvSpec spec;
     std::optional<Plan> plan;  ///< what spec came from: a cache is held against its layers
     double auto_bits = 0;      ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
+    std::atomic<bool> fitting = false;  ///< llama.cpp's --fit has asked for the size of a cache that it will not allocate
     ggml_backend_device device;
     ggml_backend_buffer_type buft;
 
