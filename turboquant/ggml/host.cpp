@@ -1,5 +1,7 @@
 #include "turboquant/ggml/host.h"
 
+#include <dlfcn.h>
+
 #include <array>
 #include <cstdio>
 #include <stdexcept>
@@ -51,11 +53,28 @@ std::string check_ggml_version(const char* version) {
            " to " + kNewestGgml + ".x). Update turboquant, or load it all the same with TURBOQUANT_KV=\"turbo4,abi=any\" at your own risk";
 }
 
+std::string check_registry(const void* caller) {
+    Dl_info ours{}, theirs{};
+    for (const char* name : {"libllama.so.0", "libllama.so"}) {
+        void* llama = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+        if (!llama) continue;
+        const void* load = dlsym(llama, "ggml_backend_load");
+        const bool other = load && dladdr(load, &theirs) && dladdr(caller, &ours) && ours.dli_fbase != theirs.dli_fbase;
+        dlclose(llama);
+        if (!other) return {};
+        return std::string("loaded into ") + ours.dli_fname + ", but libllama in this process uses " + theirs.dli_fname +
+               ": no model will see these devices, and caches stay f16. Load the library through libllama's own handle; in Python: "
+               "turboquant.load()";
+    }
+    return {};
+}
+
 bool is_view_op(const Ops& ops, const ggml_tensor* t) {
     return t->op == ops.none || t->op == ops.view || t->op == ops.reshape || t->op == ops.permute || t->op == ops.transpose;
 }
 
 void log_error(const std::string& text) { ggml_log_internal(GGML_LOG_LEVEL_ERROR, "turboquant: %s\n", text.c_str()); }
+void log_warning(const std::string& text) { ggml_log_internal(GGML_LOG_LEVEL_WARN, "turboquant: %s\n", text.c_str()); }
 void log_info(const std::string& text) { ggml_log_internal(GGML_LOG_LEVEL_INFO, "turboquant: %s\n", text.c_str()); }
 
 }  // namespace turboquant::ggml

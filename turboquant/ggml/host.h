@@ -23,11 +23,18 @@ inline constexpr const char* kNewestGgml = "0.25";  // any 0.25.x
 /// Empty if ggml_version() is one we know; else what to do about it.
 std::string check_ggml_version(const char* version);
 
+/// Empty if the registry that `caller` (an address in it) belongs to is the one that libllama uses, or no libllama is loaded as a shared
+/// library; else what is wrong and what to do. A process may hold two copies of libggml, as with llama-cpp-python's wheel, where libggml.so
+/// and libggml.so.0 are two files: a device registered in the other one is never seen by a model.
+std::string check_registry(const void* caller);
+
 /// True for ops that compute nothing.
 bool is_view_op(const Ops& ops, const ggml_tensor* t);
 
 /// Into ggml's log, which the loading program directs.
 void log_error(const std::string& text);
+/// llama.cpp's tools show warnings by default, but nothing below.
+void log_warning(const std::string& text);
 void log_info(const std::string& text);
 
 }  // namespace turboquant::ggml

@@ -26,6 +26,12 @@ Registry& registry() {
     return *r;
 }
 
+/// Why ggml_backend_init gave nothing.
+std::string& load_error() {
+    static auto* text = new std::string;
+    return *text;
+}
+
 ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t error_size) {
     try {
         const KvSpec spec = parse_kv_spec(text ? text : "");
@@ -101,9 +107,12 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
     using namespace turboquant::ggml;
     try {
         static const ggml_backend_reg_t reg = make_registry();
+        if (const std::string problem = check_registry(__builtin_return_address(0)); !problem.empty()) log_error(problem);
         return reg;
     } catch (const std::exception& e) {
-        log_error(std::string("not loaded: ") + e.what());
+        log_error(load_error() = std::string("not loaded: ") + e.what());
         return nullptr;
     }
 }
+
+extern "C" __attribute__((visibility("default"))) const char* turboquant_load_error() { return turboquant::ggml::load_error().c_str(); }

@@ -38,6 +38,9 @@ typedef const char* (*turboquant_last_error_t)(ggml_backend_dev_t dev);
 /* NAME "turboquant_config": one line naming the effective configuration of a device (formats, SIMD level, threads). */
 typedef const char* (*turboquant_config_t)(ggml_backend_dev_t dev);
 
+/* Exported by name (dlsym), since there is no registry to ask then: why ggml_backend_load gave NULL; "" if it did not. */
+typedef const char* (*turboquant_load_error_t)(void);
+
 #ifdef __cplusplus
 }
 #endif
