@@ -28,7 +28,7 @@ Figures figures(const std::string& name) {
 size_t estimate(const std::string& name, int64_t n_embd, int64_t n_cells) {
     const ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(device(name));
     const Owned<ggml_context> ctx(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
-    const Owned<ggml_backend_buffer_t> empty(ggml_backend_buft_alloc_buffer(buft, 0));
+    const Owned<ggml_backend_buffer> empty(ggml_backend_buft_alloc_buffer(buft, 0));
     ggml_tensor* t = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, n_embd, n_cells, 1);
     ggml_set_name(t, "cache_k_l0");
     t->buffer = empty.get();
@@ -63,7 +63,7 @@ TEST(Fit, CachesAreEstimatedAtTheirCompressedSize) {
         const double bits = 16 * static_cast<double>(estimate(name, 128, 32768)) / f16;
         const double codes = name == "raw" ? 16 : name.back() - '0';
         EXPECT_GE(bits, codes) << name;
-        EXPECT_LE(bits, codes + 0.3) << name << ": codes, and scales for heads of 64";
+        EXPECT_LE(bits, codes + 0.35) << name << ": codes, scales for heads of 64, exact windows";
     }
 }
 

@@ -15,11 +15,11 @@ namespace turboquant::conformance {
 namespace {
 
 std::mutex log_mutex;
-std::string log_text;
+std::vector<LogLine> log_lines;
 
-void keep_log(ggml_log_level, const char* text, void*) {
+void keep_log(ggml_log_level level, const char* text, void*) {
     const std::scoped_lock lock(log_mutex);
-    log_text += text;
+    log_lines.push_back({level, text});
 }
 
 /// Written for these tests.
@@ -36,9 +36,15 @@ constexpr const char* kSentences[] = {
 
 }  // namespace
 
-std::string take_log() {
+std::vector<LogLine> take_log_lines() {
     const std::scoped_lock lock(log_mutex);
-    return std::exchange(log_text, {});
+    return std::exchange(log_lines, {});
+}
+
+std::string take_log() {
+    std::string text;
+    for (const LogLine& line : take_log_lines()) text += line.text;
+    return text;
 }
 
 ggml_backend_reg_t plugin() {

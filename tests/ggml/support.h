@@ -50,6 +50,12 @@ std::string last_error(const std::string& name);
 
 /// All that llama.cpp and ggml logged since the last call.
 std::string take_log();
+/// The same with the level of each message; a call of either forgets what the other would have given.
+struct LogLine {
+    ggml_log_level level;
+    std::string text;
+};
+std::vector<LogLine> take_log_lines();
 
 struct Free {
     void operator()(llama_model* m) const { llama_model_free(m); }

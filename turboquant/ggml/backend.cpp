@@ -57,7 +57,7 @@ ggml_guid_t guid() {
 ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
     auto* b = new Backend{};
     b->ctx.device = &device_of(dev);
-    device_of(dev).fitting = false;  // a context begins
+    device_of(dev).begin_context();
     b->ctx.kernels = &kernels();
     b->ctx.executor = &b->team;
     b->backend.guid = guid();

@@ -23,30 +23,36 @@ const ggml_tensor* rope_of_rows(const Ops& ops, const ggml_tensor* rows) {
     return usable ? t : nullptr;
 }
 
+/// Gives the tensor its head size and, for keys, its offset and scales. Throws std::invalid_argument.
+void bind_tensor(const Device& d, KvExtra& e, const ggml_tensor* tensor, const KvBuffer& buffer, std::int64_t head_dim) {
+    e.kv.bind_head_dim(static_cast<int>(head_dim));
+    const KvTensor::Geometry& g = e.kv.geometry();
+    if (g.side != Side::key || !codec_info(g.codecs.of(0)).rotated) return;
+    const auto scales = d.spec.k_scales.find(kv_layer(tensor->name));
+    const bool scaled = scales != d.spec.k_scales.end();
+    // Keys that are values too must be whole: attention can give the offset back to scores only.
+    if (d.spec.offset && buffer.has_values_of(tensor)) {
+        e.kv.enable_offset();
+        if (scaled) e.kv.offset()->set_scales(scales->second);
+        if (!e.positions->restorer) e.positions->restorer = &e;
+    } else if (scaled) {
+        throw std::invalid_argument("the plan has scales for keys that serve as values, too; take k_scales out of the plan");
+    }
+}
+
 void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     KvExtra* e = t ? kv_extra(t) : nullptr;
     if (!e) return;
-    static_cast<KvBuffer*>(root(t)->buffer->context)->settle(static_cast<int>(head_dim));
+    auto& buffer = *static_cast<KvBuffer*>(root(t)->buffer->context);
+    buffer.settle(static_cast<int>(head_dim));
     if (e->refused || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
     try {
-        e->kv.bind_head_dim(static_cast<int>(head_dim));
-        const KvTensor::Geometry& g = e->kv.geometry();
-        // Keys that are values too must be whole: attention can give the offset back to scores only.
-        const auto& buffer = *static_cast<const KvBuffer*>(root(t)->buffer->context);
-        if (g.side != Side::key || !codec_info(g.codecs.of(0)).rotated) return;
-        const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name));
-        const bool scaled = scales != d.spec.k_scales.end();
-        if (d.spec.offset && buffer.has_values_of(t)) {
-            e->kv.enable_offset();
-            if (scaled) e->kv.offset()->set_scales(scales->second);
-            if (!e->positions->restorer) e->positions->restorer = e;
-        } else if (scaled) {
-            throw std::invalid_argument("the plan has scales for keys that serve as values, too; take k_scales out of the plan");
-        }
+        bind_tensor(d, *e, root(t), buffer, head_dim);
     } catch (const std::invalid_argument& error) {
         e->refused = true;
         const_cast<Device&>(d).refuse(std::string(root(t)->name) + ": " + error.what());
     }
+    buffer.announce();
 }
 
 void bind_rope(const Device& d, const ggml_tensor* set_rows) {

@@ -267,6 +267,21 @@ void KvBuffer::settle(int head_dim) {
     }
 }
 
+void KvBuffer::announce() {
+    if (announced_ || !std::ranges::all_of(tensors_, [](const auto& e) { return !e->refused && e->kv.bound(); })) return;
+    announced_ = true;
+    turboquant_kv_stats s{};
+    double values = 0;
+    std::set<int> layers;
+    for (const auto& [layer, side] : slots()) layers.insert(layer);
+    add_stats(s, values);
+    char size[160];
+    std::snprintf(size, sizeof size, ": KV cache of %zu layers, %lld cells: %.2f MiB, %.3f bits a value (f16: %.2f MiB); ", layers.size(),
+                  static_cast<long long>(positions_.front()->size()), static_cast<double>(s.format_bytes) / (1 << 20),
+                  8.0 * static_cast<double>(s.format_bytes) / values, 2 * values / (1 << 20));
+    log_warning(device_.name + size + device_.formats());
+}
+
 void KvBuffer::choose_formats(int head_dim) {
     std::vector<UnmeasuredSlot> slots;
     double values = 0, fixed = 0;

@@ -49,6 +49,8 @@ class KvBuffer {
     /// heads have head_dim values: then all layers are there. If the plan or the budget does not fit, all tensors are refused.
     void settle(int head_dim);
     std::set<std::pair<int, Side>> slots() const;
+    /// Says in one line what this cache is, as soon as the head sizes of all its layers are known.
+    void announce();
     void clear();
     void add_stats(turboquant_kv_stats& s, double& values) const;
 
@@ -59,7 +61,7 @@ class KvBuffer {
     std::vector<std::unique_ptr<KvExtra>> tensors_;
     std::vector<std::string> names_;  ///< of tensors_
     std::vector<std::unique_ptr<CellPositions>> positions_;
-    bool settled_ = false;
+    bool settled_ = false, announced_ = false;
 
     void choose_formats(int head_dim);
 };

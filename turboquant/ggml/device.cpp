@@ -46,6 +46,8 @@ bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
             bind_from_op(d, op);
             return true;
         }
+    if (op->op == d.ops.set_rows && kv_side(root(op)) && root(op)->buffer && root(op)->buffer->size > 0)
+        const_cast<Device&>(d).see_foreign_cache(root(op));
     return false;
 }
 
@@ -118,6 +120,19 @@ std::set<std::pair<int, Side>> Device::slots() const {
     std::set<std::pair<int, Side>> all;
     for (const KvBuffer* b : buffers_) all.merge(b->slots());
     return all;
+}
+
+void Device::begin_context() {
+    const std::scoped_lock lock(mutex_);
+    fitting = false;
+    placement_.begin();
+}
+
+void Device::see_foreign_cache(const ggml_tensor* tensor) {
+    std::set<int> ours;
+    for (const auto& [layer, side] : slots()) ours.insert(layer);
+    const std::scoped_lock lock(mutex_);
+    if (const std::string warning = placement_.see(tensor, ours); !warning.empty()) log_warning(name + ": " + warning);
 }
 
 void Device::add(KvBuffer* b) {

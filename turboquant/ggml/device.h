@@ -12,6 +12,7 @@
 
 #include "turboquant/cache/kv_spec.h"
 #include "turboquant/ggml/host.h"
+#include "turboquant/ggml/placement.h"
 #include "turboquant/ggml/plugin.h"
 #include "turboquant/planner/plan.h"
 
@@ -29,6 +30,11 @@ struct Device {
     KvSpec spec;
     std::optional<Plan> plan;  ///< what spec came from: a cache is held against its layers
     double auto_bits = 0;      ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
+    /// A context begins that has this device.
+    void begin_context();
+    /// A graph writes rows of a KV tensor that is not ours: warns, once a context, of layers whose cache stays uncompressed.
+    void see_foreign_cache(const ggml_tensor* tensor);
+
     std::atomic<bool> fitting = false;  ///< llama.cpp's --fit has asked for the size of a cache that it will not allocate
     ggml_backend_device device;
     ggml_backend_buffer_type buft;
@@ -50,6 +56,7 @@ struct Device {
   private:
     mutable std::mutex mutex_;
     std::string last_error_, choice_;
+    Placement placement_;
     std::vector<KvBuffer*> buffers_;
 };
 

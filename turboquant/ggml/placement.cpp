@@ -1,0 +1,47 @@
+#include "turboquant/ggml/placement.h"
+
+#include <algorithm>
+
+#include "turboquant/ggml/buffer.h"
+
+namespace turboquant::ggml {
+namespace {
+
+/// "0-3, 7".
+std::string ranges_text(const std::set<int>& numbers) {
+    std::string text;
+    for (auto first = numbers.begin(); first != numbers.end();) {
+        auto last = first;
+        while (std::next(last) != numbers.end() && *std::next(last) == *last + 1) ++last;
+        text += (text.empty() ? "" : ", ") + std::to_string(*first) + (last != first ? "-" + std::to_string(*last) : "");
+        first = std::next(last);
+    }
+    return text;
+}
+
+}  // namespace
+
+std::string Placement::see(const ggml_tensor* tensor, const std::set<int>& ours) {
+    if (told_ || (!seen_.empty() && seen_.back() == tensor)) return {};
+    if (std::ranges::find(seen_, tensor) == seen_.end()) {
+        seen_.push_back(tensor);
+        return {};
+    }
+    told_ = true;
+    std::set<int> foreign;
+    double mib = 0;
+    for (const ggml_tensor* t : seen_) {
+        foreign.insert(kv_layer(t->name));
+        mib += static_cast<double>(ggml_nbytes(t)) / (1 << 20);
+    }
+    std::set<int> all = ours;
+    all.insert(foreign.begin(), foreign.end());
+    char size[32];
+    std::snprintf(size, sizeof size, "%.1f", mib);
+    return "the cache of " + std::to_string(foreign.size()) + " of " + std::to_string(all.size()) + " layers (" + ranges_text(foreign) +
+           ") is NOT compressed: it lies elsewhere, as " + ggml_type_name(tensor->type) + ", " + size +
+           " MiB. To have it compressed offload all layers (-ngl 99; n_gpu_layers=-1 in Python) and leave out -nkvo; if --fit moved the "
+           "layers, ask for a smaller context or give -fit off";
+}
+
+}  // namespace turboquant::ggml
