@@ -42,7 +42,9 @@ TEST(Fit, MemoryIsWhatTheKernelSaysIsAvailable) {
     EXPECT_GT(f.total, 0);
     EXPECT_LE(f.total, 1.001 * meminfo("MemTotal"));
     EXPECT_LE(f.free, 1.03 * available);
-    if (f.total > 0.999 * meminfo("MemTotal")) EXPECT_GE(f.free, 0.97 * available) << "the page cache counts as available";
+    if (f.total > 0.999 * meminfo("MemTotal")) {
+        EXPECT_GE(f.free, 0.97 * available) << "the page cache counts as available";
+    }
 }
 
 TEST(Fit, ADeviceOfferedForAContextHasNoLessThanTheCpuIsTakenToHave) {
@@ -51,7 +53,9 @@ TEST(Fit, ADeviceOfferedForAContextHasNoLessThanTheCpuIsTakenToHave) {
     estimate("turbo3", 128, 4096);
     const Figures f = figures("turbo3");
     EXPECT_EQ(f.free, f.total);
-    if (f.total > 0.999 * meminfo("MemTotal")) EXPECT_GE(f.free, 0.999 * static_cast<double>(cpu_free));
+    if (f.total > 0.999 * meminfo("MemTotal")) {
+        EXPECT_GE(f.free, 0.999 * static_cast<double>(cpu_free));
+    }
     // The context that is made in the end ends it.
     const ContextPtr ctx = make_context(demo("turbo3"));
     EXPECT_LT(figures("turbo3").free, f.free);

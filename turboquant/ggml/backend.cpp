@@ -22,9 +22,8 @@ std::string compute(OpContext& ctx, const ggml_tensor* node) {
     if (node->op == ops.set_rows && is_kv(node)) return compute_set_rows(ctx, node);
     if (node->op == ops.flash_attn) return compute_flash_attn(ctx, node);
     if (node->op == ops.rope && is_kv(node)) return compute_rope_shift(ctx, node);
-    return std::string("this model reads its KV cache with ") + ggml_op_desc(node) +
-           ", which a compressed cache cannot serve. If flash attention is off, run with -fa on; else run this model without a turboquant "
-           "device";
+    const std::string why = unservable(*ctx.device, node);
+    return why.empty() ? std::string(ggml_op_desc(node)) + " is no operation of a KV cache" : why;
 }
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {

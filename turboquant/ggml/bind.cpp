@@ -45,19 +45,18 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     if (!e) return;
     auto& buffer = *static_cast<KvBuffer*>(root(t)->buffer->context);
     buffer.settle(static_cast<int>(head_dim));
-    if (e->refused || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
+    if (!e->refused.empty() || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
     try {
         bind_tensor(d, *e, root(t), buffer, head_dim);
     } catch (const std::invalid_argument& error) {
-        e->refused = true;
-        const_cast<Device&>(d).refuse(std::string(root(t)->name) + ": " + error.what());
+        e->refused = error.what() + std::string(d.plan ? kPlanRemedy : "");
     }
     buffer.announce();
 }
 
 void bind_rope(const Device& d, const ggml_tensor* set_rows) {
     KvExtra* e = kv_extra(set_rows);
-    if (!e || e->refused || e->rope_known || e->kv.geometry().side != Side::key) return;
+    if (!e || !e->refused.empty() || e->rope_known || e->kv.geometry().side != Side::key) return;
     const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
     if (rope && rope->src[2] && !rope->src[2]->data) return;  // a measuring run: the factors come later
     e->rope_known = true;
@@ -67,8 +66,7 @@ void bind_rope(const Device& d, const ggml_tensor* set_rows) {
     try {
         e->kv.offset()->check_scales();
     } catch (const std::invalid_argument& error) {
-        e->refused = true;
-        const_cast<Device&>(d).refuse(std::string(root(set_rows)->name) + ": " + error.what());
+        e->refused = error.what() + std::string(d.plan ? kPlanRemedy : "");
     }
 }
 

@@ -95,9 +95,8 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     }
     if (!e->kv.bound()) {
         // llama.cpp reserves its graphs, and so shows us the head size, before it restores anything.
-        context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name +
-                                           ": its head size is not known or not supported");
-        e->refused = true;
+        if (e->refused.empty()) e->refused = "a state was restored before its head size was known";
+        context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name + ": " + e->refused);
         return;
     }
     // Whole rows in between two partial ones, which keep what they have outside of the range.
@@ -112,13 +111,13 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     std::memcpy(reinterpret_cast<char*>(rows.data()) + (range.first - first * range.row_bytes), data, size);
     const RestoreResult result = e->kv.restore_rows(kernels(), first, end - first, rows.data(), *e->positions, e->positions->restorer == e);
     if (result == RestoreResult::ok) return;
-    e->incomplete = result != RestoreResult::not_finite;
-    context_of(buffer).device().refuse(
-        std::string("cannot restore all of ") + root(t)->name +
-        (result == RestoreResult::not_finite ? ": saved values that are not finite were set to zero"
-         : result == RestoreResult::scales_differ
-             ? ": the state was saved with a plan that scales key channels; restore it with the same plan"
-             : ": the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset"));
+    const std::string why =
+        result == RestoreResult::not_finite ? "saved values that are not finite were set to zero"
+        : result == RestoreResult::scales_differ
+            ? "the state was saved with a plan that scales key channels; restore it with the same plan"
+            : "the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset";
+    if (result != RestoreResult::not_finite) e->incomplete = why;
+    context_of(buffer).device().refuse(std::string("cannot restore all of ") + root(t)->name + ": " + why);
 }
 
 void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, uint8_t value, size_t offset, size_t size) {
@@ -156,8 +155,7 @@ ggml_backend_buffer_i buffer_interface() {
     i.free_buffer = [](ggml_backend_buffer_t b) { delete &context_of(b); };
     i.get_base = [](ggml_backend_buffer_t b) -> void* { return context_of(b).base(); };
     i.init_tensor = [](ggml_backend_buffer_t b, ggml_tensor* t) {
-        context_of(b).init_tensor(t);
-        return GGML_STATUS_SUCCESS;
+        return context_of(b).init_tensor(t) ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
     };
     i.memset_tensor = memset_tensor;
     i.set_tensor = set_tensor;
@@ -192,7 +190,10 @@ size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     const size_t reserved = KvTensor::reserved_bytes(geometry_of(device, *side, t));
     // --fit sizes tensors that have a buffer already, an empty one. A budget holds on average over the tensors; which of them gets more is
     // not known before all layers are.
-    if (!t->buffer) return reserved;
+    if (!t->buffer) {
+        take_unservable();  // of a graph before this cache
+        return reserved;
+    }
     device.fitting = true;
     return device.auto_bits > 0 ? std::min(reserved, static_cast<size_t>(static_cast<double>(ggml_nelements(t)) * device.auto_bits / 8))
                                 : reserved;
@@ -200,6 +201,11 @@ size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
     Device& device = device_of(buft);
+    if (const std::string why = take_unservable(); !why.empty()) {
+        // Memory for a graph. llama.cpp reserves it before it hands out a context, and no other answer makes that fail.
+        device.refuse(why);
+        return nullptr;
+    }
     if (std::exchange(sizes_recurrent_state, false)) return ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     try {
         return ggml_backend_buffer_init(buft, buffer_interface(), new KvBuffer(device, size), size);
@@ -222,16 +228,17 @@ KvBuffer::~KvBuffer() {
     munmap(base_, size_);
 }
 
-void KvBuffer::init_tensor(ggml_tensor* t) {
+bool KvBuffer::init_tensor(ggml_tensor* t) {
     const auto side = kv_side(t);
-    if (!side || t->view_src) return;
+    if (!side || t->view_src) return true;
+    if (t->type != GGML_TYPE_F16) {
+        device_.refuse(std::string("'") + t->name + "' is asked for as " + ggml_type_name(t->type) +
+                       ": leave -ctk and -ctv at f16, the device sets the format; or take llama.cpp's own " + ggml_type_name(t->type) +
+                       " cache with -dev none");
+        return false;
+    }
     auto e = std::make_unique<KvExtra>(KvExtra{KvTensor(geometry_of(device_, *side, t), static_cast<std::uint8_t*>(t->data))});
     const KvTensor::Geometry& g = e->kv.geometry();
-    if (t->type != GGML_TYPE_F16) {
-        e->refused = true;
-        device_.refuse(std::string(t->name) + " is asked for as " + ggml_type_name(t->type) +
-                       ": leave -ctk and -ctv at f16, the device sets the format");
-    }
     for (const auto& p : positions_)
         if (p->n_cells() == g.n_cells && p->size() == static_cast<std::size_t>(g.n_cells * g.n_streams)) e->positions = p.get();
     if (!e->positions) {
@@ -241,6 +248,7 @@ void KvBuffer::init_tensor(ggml_tensor* t) {
     t->extra = e.get();
     tensors_.push_back(std::move(e));
     names_.emplace_back(t->name);
+    return true;
 }
 
 bool KvBuffer::has_values_of(const ggml_tensor* keys) const {
@@ -262,13 +270,12 @@ void KvBuffer::settle(int head_dim) {
         if (device_.plan) check_slots(*device_.plan, device_.slots());
         if (device_.auto_bits > 0) choose_formats(head_dim);
     } catch (const std::invalid_argument& e) {
-        for (const auto& t : tensors_) t->refused = true;
-        device_.refuse(e.what());
+        for (const auto& t : tensors_) t->refused = e.what() + std::string(device_.plan ? kPlanRemedy : "");
     }
 }
 
 void KvBuffer::announce() {
-    if (announced_ || !std::ranges::all_of(tensors_, [](const auto& e) { return !e->refused && e->kv.bound(); })) return;
+    if (announced_ || !std::ranges::all_of(tensors_, [](const auto& e) { return e->refused.empty() && e->kv.bound(); })) return;
     announced_ = true;
     turboquant_kv_stats s{};
     double values = 0;
@@ -317,7 +324,7 @@ void KvBuffer::clear() {
     // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
     if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
     for (const auto& p : positions_) p->clear();
-    for (const auto& e : tensors_) e->kv.reset(), e->incomplete = false;
+    for (const auto& e : tensors_) e->kv.reset(), e->incomplete.clear();
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {

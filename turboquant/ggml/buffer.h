@@ -17,10 +17,17 @@ namespace turboquant::ggml {
 struct KvExtra {
     KvTensor kv;
     CellPositions* positions = nullptr;
-    bool rope_known = false;  ///< its RoPE was found, or it was found to have none
-    bool refused = false;     ///< its type or head size cannot be served; every op on it fails
-    bool incomplete = false;  ///< a state could not be restored: every op fails until the cache is cleared
+    bool rope_known = false;   ///< its RoPE was found, or it was found to have none
+    std::string refused{};     ///< why it cannot be served (head size, plan); every op on it fails
+    std::string incomplete{};  ///< why a state could not be restored: every op fails until the cache is cleared
+
+    /// Why ops on it fail, "" if they do not.
+    const std::string& problem() const { return refused.empty() ? incomplete : refused; }
 };
+
+/// What to do about a cache that a plan does not fit.
+inline constexpr const char* kPlanRemedy =
+    "; if this is the cache of a draft model, give that a device of its own (-devd turbo4, or -devd none)";
 
 /// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7", with or without a tag before the letter), nullopt for any other tensor.
 std::optional<Side> kv_side(const ggml_tensor* t);
@@ -29,8 +36,7 @@ int kv_layer(const std::string& name);
 /// The extra of the tensor under t, or null (not a KV tensor, or not allocated: llama.cpp measures with dummy buffers).
 KvExtra* kv_extra(const ggml_tensor* t);
 
-/// Learns head sizes and RoPE from an attention or row-writing op. A size that cannot be served marks the tensor refused; the op then fails
-/// in compute.
+/// Learns head sizes and RoPE from an attention or row-writing op. A size that cannot be served marks the tensor refused.
 void bind_from_op(const Device& d, const ggml_tensor* op);
 
 /// Context of one ggml buffer.
@@ -42,7 +48,8 @@ class KvBuffer {
 
     Device& device() const { return device_; }
     std::uint8_t* base() const { return base_; }
-    void init_tensor(ggml_tensor* t);
+    /// False, and the device has refused, if the tensor cannot be served: then llama.cpp makes no cache, and no context.
+    bool init_tensor(ggml_tensor* t);
     /// True if the layer of these keys has a tensor of values. Without one (MLA) attention reads its values out of the keys.
     bool has_values_of(const ggml_tensor* keys) const;
     /// Holds the cache against the device's plan, or chooses formats within its budget. Called with the first operation on the cache, whose

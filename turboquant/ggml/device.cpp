@@ -5,6 +5,7 @@
 
 #include "turboquant/ggml/buffer.h"
 #include "turboquant/ggml/host_memory.h"
+#include "turboquant/ggml/ops.h"
 
 namespace turboquant::ggml {
 namespace {
@@ -32,20 +33,17 @@ void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
     props->caps.mmap_support = true;
 }
 
-/// Everything that touches a KV tensor is claimed, also what cannot be computed: such a graph then fails with a message in graph_compute,
-/// where a "no" here would make the scheduler abort the process, or copy compressed bytes to another backend as if they were f16.
+/// Everything that touches a KV tensor is claimed, also what cannot be computed: a "no" here would make the scheduler abort the process, or
+/// copy compressed bytes to another backend as if they were f16. Such a graph gets no memory, and fails in graph_compute if it has some
+/// already.
 bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
     const Device& d = device_of(dev);
     if (is_view_op(d.ops, op)) return true;
-    if (is_kv(op)) {
+    if (is_kv(op) || std::ranges::any_of(op->src, [](const ggml_tensor* src) { return src && is_kv(src); })) {
         bind_from_op(d, op);
+        note_unservable(unservable(d, op));
         return true;
     }
-    for (const ggml_tensor* src : op->src)
-        if (src && is_kv(src)) {
-            bind_from_op(d, op);
-            return true;
-        }
     if (op->op == d.ops.set_rows && kv_side(root(op)) && root(op)->buffer && root(op)->buffer->size > 0)
         const_cast<Device&>(d).see_foreign_cache(root(op));
     return false;
@@ -91,6 +89,16 @@ Device::Device(ggml_backend_reg_t reg, const Ops& o, std::string n, const KvSpec
     buft = {buft_interface(), &device, this};
 }
 
+namespace {
+thread_local std::string unservable_graph;
+}
+
+void note_unservable(std::string why) {
+    if (unservable_graph.empty()) unservable_graph = std::move(why);
+}
+
+std::string take_unservable() { return std::exchange(unservable_graph, {}); }
+
 void Device::refuse(const std::string& text) {
     const std::scoped_lock lock(mutex_);
     last_error_ = text;
@@ -125,6 +133,7 @@ std::set<std::pair<int, Side>> Device::slots() const {
 void Device::begin_context() {
     const std::scoped_lock lock(mutex_);
     fitting = false;
+    take_unservable();
     placement_.begin();
 }
 

@@ -60,6 +60,11 @@ struct Device {
     std::vector<KvBuffer*> buffers_;
 };
 
+/// Why the graph that this thread is showing to a device cannot be computed: noted when its operations are offered, taken when memory for
+/// it is asked for, which is refused then. A context that cannot work is so not made at all.
+void note_unservable(std::string why);
+std::string take_unservable();
+
 inline Device& device_of(ggml_backend_dev_t dev) { return *static_cast<Device*>(dev->context); }
 inline Device& device_of(ggml_backend_buffer_type_t buft) { return *static_cast<Device*>(buft->context); }
 

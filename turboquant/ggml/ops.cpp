@@ -18,6 +18,11 @@ constexpr const char* kNeedsFlashAttention =
 const float* floats(const ggml_tensor* t) { return static_cast<const float*>(t->data); }
 
 std::string name_of(const ggml_tensor* t) { return std::string("'") + root(t)->name + "'"; }
+/// "'cache_k_l0': why ops on it fail".
+std::string problem_of(const ggml_tensor* t) {
+    const KvExtra* e = kv_extra(t);
+    return name_of(t) + ": " + (!e ? "it is no tensor of this device" : e->problem().empty() ? "nothing was written to it" : e->problem());
+}
 std::string not_finite(const ggml_tensor* t) {
     return "keys or values for " + name_of(t) + " are not finite (NaN or infinity in the model's activations)";
 }
@@ -132,15 +137,32 @@ bool encode_rows(OpContext& ctx, KvExtra& e, const float* x, std::size_t stride)
 
 }  // namespace
 
+std::string unservable(const Device& d, const ggml_tensor* op) {
+    if (is_view_op(d.ops, op)) return {};
+    for (const ggml_tensor* t : {op, static_cast<const ggml_tensor*>(op->src[0]), static_cast<const ggml_tensor*>(op->src[1]),
+                                 static_cast<const ggml_tensor*>(op->src[2])})
+        if (const KvExtra* e = t ? kv_extra(t) : nullptr; e && !e->refused.empty()) return problem_of(t);
+    const KvExtra* written = kv_extra(op);
+    if (op->op == d.ops.set_rows && written)
+        return op->ne[0] == written->kv.geometry().n_embd ? std::string() : std::string(kNeedsFlashAttention);
+    if (op->op == d.ops.flash_attn || (op->op == d.ops.rope && written)) return {};
+    for (const ggml_tensor* src : op->src)
+        if (src && kv_extra(src))
+            return std::string("this model reads its KV cache with ") + ggml_op_desc(op) +
+                   ", which a compressed cache cannot serve. If flash attention is off, run with -fa on; else run this model without a "
+                   "turboquant device";
+    return {};
+}
+
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     KvExtra* e = kv_extra(op);
     const ggml_tensor *x = op->src[0], *idx = op->src[1];
-    if (!e || e->refused || e->incomplete) return "cannot write " + name_of(op) + ": " + ctx.device->last_error();
+    if (!e || !e->problem().empty()) return "cannot write " + problem_of(op);
     const KvTensor::Geometry& g = e->kv.geometry();
     if (op->ne[0] != g.n_embd) return std::string(kNeedsFlashAttention);
     if (x->type != GGML_TYPE_F32 || x->ne[2] * x->ne[3] != 1) return "rows for " + name_of(op) + " are not a plain f32 matrix";
     bind_from_op(*ctx.device, op);
-    if (e->refused) return "cannot write " + name_of(op) + ": " + ctx.device->last_error();
+    if (!e->problem().empty()) return "cannot write " + problem_of(op);
 
     const std::int64_t n = x->ne[1];
     const std::int64_t n_rows = g.n_cells * g.n_streams;
@@ -166,8 +188,8 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
 std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
     KvExtra *ke = kv_extra(k), *ve = kv_extra(v);
-    if (!ke || !ve || ke->refused || ve->refused || ke->incomplete || ve->incomplete || !ke->kv.bound() || !ve->kv.bound())
-        return "cannot attend over " + name_of(k) + " and " + name_of(v) + ": " + ctx.device->last_error();
+    for (const ggml_tensor* t : {k, v})
+        if (const KvExtra* e = kv_extra(t); !e || !e->problem().empty() || !e->kv.bound()) return "cannot attend over " + problem_of(t);
     if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2)))
         return "unexpected layout of the query or the mask in attention over " + name_of(k);
 
@@ -229,7 +251,7 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
 std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     KvExtra* e = kv_extra(op->src[0]);
     const ggml_tensor *x = op->src[0], *shift = op->src[1];
-    if (!e || e->refused || e->incomplete || !e->kv.bound()) return "cannot shift " + name_of(op) + ": " + ctx.device->last_error();
+    if (!e || !e->problem().empty() || !e->kv.bound()) return "cannot shift " + problem_of(x);
     if (op->view_src != x->view_src || e->kv.geometry().side != Side::key)
         return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
     if (op->op_params[2] & kRopeMultiAxis) return "context shift with M-RoPE positions is not supported; run without --context-shift";

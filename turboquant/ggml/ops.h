@@ -26,6 +26,9 @@ struct OpContext {
     std::vector<float> rounded;
 };
 
+/// Why an op on KV tensors can never be computed, whatever the cache holds; "" if it can.
+std::string unservable(const Device& d, const ggml_tensor* op);
+
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);
 std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op);
 std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op);
