@@ -3,14 +3,13 @@
 
 #include <cmath>
 #include <cstdint>
-#include <memory>
 #include <numeric>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "turboquant/cache/kv_tensor.h"
+#include "tests/cache/stores.h"
 
 namespace turboquant::test {
 
@@ -54,18 +53,13 @@ inline std::vector<std::int64_t> iota64(int n, int first = 0) {
 
 struct Cache {
     explicit Cache(const HeadCodecs& codec, bool offset = true, const std::string& scales = "")
-        : g{Side::key, codec, NormMode::corrected, kEmbd, 512, 2} {
-        memory.resize(KvTensor::reserved_bytes(g) + 64);
-        auto* aligned = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
-        kv = std::make_unique<KvTensor>(g, aligned);
-        kv->bind_head_dim(kDim);
+        : g{Side::key, codec, NormMode::corrected, kEmbd, 512, 2}, kv(g, kDim) {
         if (offset) kv->enable_offset(), kv->offset()->set_rope(rope());
         if (!scales.empty()) kv->offset()->set_scales(scales);
     }
-    KvTensor::Geometry g;
     bool write(const std::vector<float>& x, const std::vector<std::int64_t>& rows, const std::vector<std::int32_t>& pos, int from = 0) {
         cells.place(rows, pos);
-        return kv->encode_keys(kernels(), x.data() + from * kEmbd, kEmbd, rows, cells);
+        return kv->encode_keys(serial(), {x.data() + from * kEmbd, kEmbd, rows}, cells);
     }
     std::vector<std::uint16_t> save(int first, int n) const {
         std::vector<std::uint16_t> out(n * kEmbd);
@@ -82,9 +76,9 @@ struct Cache {
         }
         return e / (n * kEmbd);
     }
-    std::vector<std::uint8_t> memory;
+    KvGeometry g;
     CellPositions cells{512, 2};
-    std::unique_ptr<KvTensor> kv;
+    HeldTensor kv;
 };
 
 }  // namespace turboquant::test

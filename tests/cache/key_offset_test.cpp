@@ -6,9 +6,17 @@
 
 #include "key_cache.h"
 #include "turboquant/attention/turns.h"
+#include "turboquant/codec/quantizer.h"
 
 using namespace turboquant;
 using namespace turboquant::test;
+
+namespace {
+
+class KeyOffsetCache : public OverStores {};
+TQ_OVER_STORES(KeyOffsetCache);
+
+}  // namespace
 
 TEST(KeyOffset, FindsTheConstantPartBeforeRope) {
     const auto bias = some_bias();
@@ -83,20 +91,19 @@ TEST(KeyOffset, DoesNotDependOnHowRowsAreCut) {
     }
 }
 
-TEST(KeyOffset, TakesTheBiasOutOfTheError) {
+TEST_P(KeyOffsetCache, TakesTheBiasOutOfTheError) {
     const auto pos = iota32(400);
     const auto x = biased_keys(pos, some_bias(), 3);
     Cache with(CodecId::turbo3), without(CodecId::turbo3, false);
     ASSERT_TRUE(with.write(x, iota64(400), pos));
-    std::vector<std::int64_t> rows = iota64(400), scratch(400);
-    for (int h = 0; h < kHeads; h++) ASSERT_TRUE(without.kv->encode(kernels(), h, x.data() + h * kDim, kEmbd, rows, scratch));
+    ASSERT_TRUE(without.kv->encode_rows(serial(), {x.data(), kEmbd, iota64(400)}));
     // Variance 1 a value remains: 3-bit error .0336 of it. With the bias in, about 60 times the energy is quantized.
     EXPECT_GT(with.error(x, 0, 400), 0.030);
     EXPECT_LT(with.error(x, 0, 400), 0.038);
     EXPECT_GT(without.error(x, 0, 400), 20 * with.error(x, 0, 400));
 }
 
-TEST(KeyOffset, TokenByTokenGivesTheBytesOfABatch) {
+TEST_P(KeyOffsetCache, TokenByTokenGivesTheBytesOfABatch) {
     for (const int n : {100, 400}) {
         const auto pos = iota32(n);
         const auto x = biased_keys(pos, some_bias(), 4);
@@ -109,7 +116,7 @@ TEST(KeyOffset, TokenByTokenGivesTheBytesOfABatch) {
 }
 
 // Each sequence is encoded as if it were alone in the cache.
-TEST(KeyOffset, SequencesDoNotDisturbEachOther) {
+TEST_P(KeyOffsetCache, SequencesDoNotDisturbEachOther) {
     const auto pos = iota32(300);
     const auto x = biased_keys(pos, some_bias(), 10), y = biased_keys(pos, some_bias(), 11);
     Cache alone(CodecId::turbo4), shared(CodecId::turbo4);
@@ -125,7 +132,7 @@ TEST(KeyOffset, SequencesDoNotDisturbEachOther) {
 }
 
 // Saved and restored into an empty cache of another process: the same codes and the same offset, before and after freezing.
-TEST(KeyOffset, SavedStateIsLossless) {
+TEST_P(KeyOffsetCache, SavedStateIsLossless) {
     for (const CodecInfo& codec : kCodecs) {
         if (!codec.rotated) continue;
         for (const int n : {10, 300}) {
@@ -134,7 +141,7 @@ TEST(KeyOffset, SavedStateIsLossless) {
             Cache a(codec.id), b(codec.id);
             ASSERT_TRUE(a.write(x, iota64(n), pos));
             const auto saved = a.save(0, n);
-            ASSERT_EQ(b.kv->restore_rows(kernels(), 64, n, saved.data(), b.cells, true), RestoreResult::ok);
+            ASSERT_EQ(b.kv->restore_rows(serial(), 64, n, saved.data(), b.cells, true), RestoreResult::ok);
             std::vector<float> before(kEmbd), after(kEmbd);
             for (int i = 0; i < n; i++) {
                 EXPECT_EQ(b.cells.at(64 + i), i);
@@ -154,39 +161,39 @@ TEST(KeyOffset, SavedStateIsLossless) {
     }
 }
 
-TEST(KeyOffset, RowsOfAnF16CacheCanBeRestored) {
+TEST_P(KeyOffsetCache, RowsOfAnF16CacheCanBeRestored) {
     const auto x = biased_keys(iota32(100), some_bias(), 6);
     std::vector<std::uint16_t> rows(100 * kEmbd);
     std::transform(x.begin(), x.end(), rows.begin(), to_half);
     Cache c(CodecId::turbo8);
-    ASSERT_EQ(c.kv->restore_rows(kernels(), 0, 100, rows.data(), c.cells, true), RestoreResult::ok);
+    ASSERT_EQ(c.kv->restore_rows(serial(), 0, 100, rows.data(), c.cells, true), RestoreResult::ok);
     EXPECT_EQ(c.cells.at(5), -1) << "no position is known: kept as it is, without an offset";
     EXPECT_LT(c.error(x, 0, 100), 60 * 1e-4);
 }
 
-TEST(KeyOffset, StateMovesBetweenFormatsAndOffsets) {
+TEST_P(KeyOffsetCache, StateMovesBetweenFormatsAndOffsets) {
     const auto pos = iota32(300);
     const auto x = biased_keys(pos, some_bias(), 8), y = biased_keys(pos, some_bias(), 9);
     Cache a(CodecId::turbo8), b(CodecId::turbo6);
     ASSERT_TRUE(a.write(x, iota64(300), pos));
     ASSERT_TRUE(b.write(y, iota64(100), iota32(100)));
     const auto saved = a.save(0, 300);
-    ASSERT_EQ(b.kv->restore_rows(kernels(), 200, 300, saved.data(), b.cells, true), RestoreResult::ok);
+    ASSERT_EQ(b.kv->restore_rows(serial(), 200, 300, saved.data(), b.cells, true), RestoreResult::ok);
     EXPECT_LT(b.error(x, 200, 300), 0.002);
     EXPECT_LT(b.error(y, 0, 100), 0.002);
     // One row alone does not tell its offset to a cache of another format that does not have it.
     Cache c(CodecId::turbo6);
-    EXPECT_EQ(c.kv->restore_rows(kernels(), 300, 1, saved.data(), c.cells, true), RestoreResult::offset_missing);
+    EXPECT_EQ(c.kv->restore_rows(serial(), 300, 1, saved.data(), c.cells, true), RestoreResult::offset_missing);
 }
 
 // llama.cpp hands over a saved sequence in runs of neighbouring cells, down to single rows.
-TEST(KeyOffset, OffsetArrivesRowByRow) {
+TEST_P(KeyOffsetCache, OffsetArrivesRowByRow) {
     const auto x = biased_keys(iota32(100), some_bias(), 8);
     Cache a(CodecId::turbo8), b(CodecId::turbo8);
     ASSERT_TRUE(a.write(x, iota64(100), iota32(100)));
     const auto saved = a.save(0, 100);
     for (int i = 0; i < 100; i++) {
-        ASSERT_EQ(b.kv->restore_rows(kernels(), 200 + 2 * i, 1, saved.data() + i * kEmbd, b.cells, true), RestoreResult::ok);
+        ASSERT_EQ(b.kv->restore_rows(serial(), 200 + 2 * i, 1, saved.data() + i * kEmbd, b.cells, true), RestoreResult::ok);
         EXPECT_EQ(b.kv->offset()->expected(b.cells.offset_id(200)), i < 2) << "three rows of turbo8 hold an offset";
     }
     std::vector<float> one(kEmbd), other(kEmbd);
@@ -196,7 +203,7 @@ TEST(KeyOffset, OffsetArrivesRowByRow) {
     }
 }
 
-TEST(KeyOffset, FreezingAndResetting) {
+TEST_P(KeyOffsetCache, FreezingAndResetting) {
     Cache c(CodecId::turbo4);
     const auto pos = iota32(40);
     const auto x = biased_keys(pos, some_bias(), 7);
@@ -213,7 +220,7 @@ TEST(KeyOffset, FreezingAndResetting) {
 }
 
 // A prefix taken over from another sequence and another continuation: as if the first had never been.
-TEST(KeyOffset, ASequenceCutBackIsMeasuredAnew) {
+TEST_P(KeyOffsetCache, ASequenceCutBackIsMeasuredAnew) {
     for (const int cut : {20, 70}) {
         const auto x = biased_keys(iota32(100), some_bias(), 13), y = biased_keys(iota32(100), some_bias(), 14);
         auto branch = x;

@@ -10,6 +10,9 @@ using namespace turboquant::test;
 
 namespace {
 
+class KeyScales : public OverStores {};
+TQ_OVER_STORES(KeyScales);
+
 /// Scales of all channels, alike in each pair (2i, 2i+1).
 std::string some_scales(int seed) {
     std::string letters;
@@ -19,7 +22,7 @@ std::string some_scales(int seed) {
 
 }  // namespace
 
-TEST(KeyScales, KeepTheScores) {
+TEST_P(KeyScales, KeepTheScores) {
     const auto pos = iota32(200);
     const auto x = biased_keys(pos, some_bias(), 15);
     Cache plain(CodecId::turbo8), scaled(CodecId::turbo8, true, some_scales(0));
@@ -33,16 +36,15 @@ TEST(KeyScales, KeepTheScores) {
     const int n = offset.n_freq(), id = scaled.cells.offset_id(0);
     std::mt19937 rng(3);
     std::normal_distribution<float> normal;
-    std::vector<float> q(kDim), scaled_q(kDim), terms(2 * n), turn(2 * turn_width(n)), row(kDim);
-    const TileView view = scaled.kv->view(0);
+    std::vector<float> q(kDim), scaled_q(kDim), terms(2 * n), turn(2 * turn_width(n)), rows(200 * kEmbd);
+    scaled.kv->store().read(0, 200, rows.data());
     for (int j = 0; j < 200; j += 7)
         for (int h = 0; h < kHeads; h++) {
             for (float& v : q) v = normal(rng);
             offset.scale_query(q, h, scaled_q);
             offset.query_terms(id, scaled_q, h, terms);
             turn_row(offset.turns(), n, j, turn.data());
-            tile_decode_rotated(view.shape, view.tiles + j / kTileKeys * view.tile_stride + h * view.head_stride, j % kTileKeys, row);
-            rotation_for(kDim).inverse(row);
+            const float* row = rows.data() + j * kEmbd + h * kDim;
             double exact = 0, got = 0, norm = 0;
             for (int i = 0; i < kDim; i++) exact += q[i] * x[j * kEmbd + h * kDim + i], got += scaled_q[i] * row[i], norm += q[i] * q[i];
             for (int i = 0; i < n; i++) got += terms[i] * turn[i] + terms[n + i] * turn[turn_width(n) + i];
@@ -50,7 +52,7 @@ TEST(KeyScales, KeepTheScores) {
         }
 }
 
-TEST(KeyScales, StateIsLosslessAndForTheSameScalesOnly) {
+TEST_P(KeyScales, StateIsLosslessAndForTheSameScalesOnly) {
     for (const CodecInfo& codec : kCodecs) {
         if (!codec.rotated) continue;
         const auto x = biased_keys(iota32(300), some_bias(), 16);
@@ -58,45 +60,44 @@ TEST(KeyScales, StateIsLosslessAndForTheSameScalesOnly) {
         Cache coarse(CodecId::turbo6, true, some_scales(0)), none(codec.id, false);
         ASSERT_TRUE(a.write(x, iota64(300), iota32(300)));
         const auto saved = a.save(0, 300);
-        ASSERT_EQ(b.kv->restore_rows(kernels(), 64, 300, saved.data(), b.cells, true), RestoreResult::ok);
+        ASSERT_EQ(b.kv->restore_rows(serial(), 64, 300, saved.data(), b.cells, true), RestoreResult::ok);
         std::vector<float> before(kEmbd), after(kEmbd);
         for (int i = 0; i < 300; i++) {
             a.kv->read_row(i, a.cells, before), b.kv->read_row(64 + i, b.cells, after);
             ASSERT_EQ(before, after) << codec.name << " row " << i;
         }
         for (Cache* c : {&other, &plain, &none})
-            EXPECT_EQ(c->kv->restore_rows(kernels(), 64, 300, saved.data(), c->cells, true), RestoreResult::scales_differ) << codec.name;
+            EXPECT_EQ(c->kv->restore_rows(serial(), 64, 300, saved.data(), c->cells, true), RestoreResult::scales_differ) << codec.name;
         if (codec.id != CodecId::turbo6) {
-            ASSERT_EQ(coarse.kv->restore_rows(kernels(), 64, 300, saved.data(), coarse.cells, true), RestoreResult::ok);
+            ASSERT_EQ(coarse.kv->restore_rows(serial(), 64, 300, saved.data(), coarse.cells, true), RestoreResult::ok);
             EXPECT_LT(coarse.error(x, 64, 300), 0.02 + 3 * a.error(x, 0, 300)) << codec.name;
         }
         // And unscaled keys into a scaled cache.
         Cache from(CodecId::turbo8), to(codec.id, true, some_scales(0));
         ASSERT_TRUE(from.write(x, iota64(300), iota32(300)));
         const auto unscaled = from.save(0, 300);
-        ASSERT_EQ(to.kv->restore_rows(kernels(), 0, 300, unscaled.data(), to.cells, true), RestoreResult::ok);
+        ASSERT_EQ(to.kv->restore_rows(serial(), 0, 300, unscaled.data(), to.cells, true), RestoreResult::ok);
         EXPECT_LT(to.error(x, 0, 300), 0.01 + 1.5 * a.error(x, 0, 300)) << codec.name;
     }
 }
 
-TEST(KeyScales, Shift) {
+TEST_P(KeyScales, Shift) {
     const auto x = biased_keys(iota32(100), some_bias(), 17);
     Cache c(CodecId::turbo8, true, some_scales(2));
     ASSERT_TRUE(c.write(x, iota64(100), iota32(100)));
-    c.kv->freeze();
     std::vector<float> table(kDim), expected = x;
     rope_table(rope(), -30, table);
     std::vector<std::int32_t> delta(2 * 512);
     for (int row = 40; row < 100; row++) {
         delta[row] = -30;
-        c.kv->rotate_row(row, rope(), table);
         for (int h = 0; h < kHeads; h++) rope_apply(rope(), table, std::span(expected).subspan(row * kEmbd + h * kDim, kDim));
     }
+    c.kv->rotate(serial(), rope(), delta);
     c.cells.shift(delta, c.kv->shift_generation);
     EXPECT_LT(c.error(expected, 0, 100), 0.002);
 }
 
-TEST(KeyScales, ThoseThatDoNotFitAreRefused) {
+TEST_P(KeyScales, ThoseThatDoNotFitAreRefused) {
     KeyOffset offset(kHeads, kDim);
     EXPECT_THROW(offset.set_scales(some_scales(0).substr(1)), std::invalid_argument);
     std::string uneven = some_scales(0);
@@ -110,15 +111,15 @@ TEST(KeyScales, ThoseThatDoNotFitAreRefused) {
 }
 
 // Formats per head, an offset and scales, saved and restored in one.
-TEST(KeyScales, AndFormatsPerHead) {
+TEST_P(KeyScales, AndFormatsPerHead) {
     const HeadCodecs codecs({CodecId::tcq3, CodecId::turbo8});
     const auto x = biased_keys(iota32(300), some_bias(), 18);
     Cache a(codecs, true, some_scales(0)), b(codecs, true, some_scales(0)),
         other(HeadCodecs({CodecId::turbo8, CodecId::tcq3}), true, some_scales(0));
     ASSERT_TRUE(a.write(x, iota64(300), iota32(300)));
     const auto saved = a.save(0, 300);
-    ASSERT_EQ(b.kv->restore_rows(kernels(), 64, 300, saved.data(), b.cells, true), RestoreResult::ok);
-    ASSERT_EQ(other.kv->restore_rows(kernels(), 64, 300, saved.data(), other.cells, true), RestoreResult::ok);
+    ASSERT_EQ(b.kv->restore_rows(serial(), 64, 300, saved.data(), b.cells, true), RestoreResult::ok);
+    ASSERT_EQ(other.kv->restore_rows(serial(), 64, 300, saved.data(), other.cells, true), RestoreResult::ok);
     std::vector<float> before(kEmbd), after(kEmbd);
     for (int i = 0; i < 300; i++) {
         a.kv->read_row(i, a.cells, before), b.kv->read_row(64 + i, b.cells, after);

@@ -2,14 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <numeric>
 
-#include "turboquant/cache/kv_tensor.h"
+#include "tests/cache/stores.h"
 #include "turboquant/codec/random.h"
 
 using namespace turboquant;
+using namespace turboquant::test;
 
 namespace {
 
@@ -34,16 +33,14 @@ std::vector<T> iota(int n, int first = 0) {
     return v;
 }
 
+class OutlierCache : public OverStores {};
+TQ_OVER_STORES(OutlierCache);
+
 struct Cache {
     explicit Cache(CodecId codec, Side side = Side::value, float ratio = kOutlierRatio)
-        : g{side, codec, NormMode::corrected, kEmbd, 320, 2, ratio} {
-        memory.resize(KvTensor::reserved_bytes(g) + 64);
-        kv = std::make_unique<KvTensor>(g,
-                                        reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64));
-        kv->bind_head_dim(kDim);
-    }
+        : kv({side, codec, NormMode::corrected, kEmbd, 320, 2, ratio}, kDim) {}
     bool write(const std::vector<float>& x, int first_row, int n, int first_x = 0) {
-        return kv->encode_rows(kernels(), x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row));
+        return kv->encode_rows(serial(), {x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row)});
     }
     // Mean squared error a value against x.
     double error(const std::vector<float>& x, int first_row, int n) const {
@@ -56,9 +53,7 @@ struct Cache {
         return e / (n * kEmbd);
     }
     CellPositions cells{320, 2};
-    KvTensor::Geometry g;
-    std::vector<std::uint8_t> memory;
-    std::unique_ptr<KvTensor> kv;
+    HeldTensor kv;
 };
 
 }  // namespace
@@ -94,7 +89,7 @@ TEST(Outliers, HeadsShareTheirMeanNumber) {
     EXPECT_EQ(std::accumulate(o.mask(1).begin(), o.mask(1).end(), 0), 2);
 }
 
-TEST(Outliers, EightBitsForFewChannelsSaveTheRest) {
+TEST_P(OutlierCache, EightBitsForFewChannelsSaveTheRest) {
     const auto x = rows_with_outliers(200, 2);
     Cache plain(CodecId::turbo3), outliers(CodecId::outlier3);
     ASSERT_TRUE(plain.write(x, 0, 200));
@@ -108,7 +103,7 @@ TEST(Outliers, EightBitsForFewChannelsSaveTheRest) {
 }
 
 // Token by token, the number of outlier channels and so the layout changes while rows are there already.
-TEST(Outliers, TokenByTokenEndsAsABatch) {
+TEST_P(OutlierCache, TokenByTokenEndsAsABatch) {
     auto x = rows_with_outliers(64, 3);
     for (int i = 0; i < 10; i++)  // the first tokens do not show them
         for (int h = 0; h < kHeads; h++)
@@ -134,7 +129,7 @@ TEST(Outliers, TokenByTokenEndsAsABatch) {
     }
 }
 
-TEST(Outliers, FrozenUntilReset) {
+TEST_P(OutlierCache, FrozenUntilReset) {
     const auto x = rows_with_outliers(100, 4);
     std::vector<float> other(100 * kEmbd);
     for (std::size_t i = 0; i < other.size(); i++) other[i] = x[i ^ 1];
@@ -144,13 +139,12 @@ TEST(Outliers, FrozenUntilReset) {
     EXPECT_EQ(c.kv->outliers()->mask(0)[3], 1);
     EXPECT_LT(c.error(x, 0, 100), 0.04);
     EXPECT_GT(c.error(other, 100, 100), 0.1) << "these have other outliers";
-    std::fill(c.memory.begin(), c.memory.end(), std::uint8_t{0});
-    c.kv->reset();
+    c.kv.clear();
     ASSERT_TRUE(c.write(other, 0, 100));
     EXPECT_LT(c.error(other, 0, 100), 0.04);
 }
 
-TEST(Outliers, StreamsAreCopied) {
+TEST_P(OutlierCache, StreamsAreCopied) {
     const auto x = rows_with_outliers(100, 5);
     Cache c(CodecId::outlier3);
     ASSERT_TRUE(c.write(x, 0, 40));
@@ -162,20 +156,20 @@ TEST(Outliers, StreamsAreCopied) {
 
 // Composites are saved decoded, as fp16. Restored into the same cache nothing changes but for ties; an empty one measures again on what it
 // gets.
-TEST(Outliers, SavedRowsComeBack) {
+TEST_P(OutlierCache, SavedRowsComeBack) {
     const auto x = rows_with_outliers(150, 6);
     for (const CodecInfo& info : kCodecs) {
         if (!is_composite(info.id)) continue;
         for (const Side side : {Side::key, Side::value})
             for (const int n : {20, 150}) {
                 Cache a(info.id, side), b(info.id, side);
-                ASSERT_TRUE(a.kv->encode_rows(kernels(), x.data(), kEmbd, iota<std::int64_t>(n)));
+                ASSERT_TRUE(a.write(x, 0, n));
                 std::vector<std::uint16_t> saved(n * kEmbd);
                 for (int i = 0; i < n; i++) a.kv->save_row(i, a.cells, std::span(saved).subspan(i * kEmbd, kEmbd));
                 std::vector<float> before(kEmbd), after(kEmbd), restored(kEmbd);
                 double same = 0, other = 0, energy = 0;
                 for (Cache* c : {&a, &b})
-                    ASSERT_EQ(c->kv->restore_rows(kernels(), 150, n, saved.data(), c->cells, false), RestoreResult::ok);
+                    ASSERT_EQ(c->kv->restore_rows(serial(), 150, n, saved.data(), c->cells, false), RestoreResult::ok);
                 for (int i = 0; i < n; i++) {
                     a.kv->read_row(i, a.cells, before);
                     a.kv->read_row(150 + i, a.cells, after);

@@ -8,6 +8,8 @@
 #include <span>
 #include <vector>
 
+#include "turboquant/cache/kept_row.h"
+
 namespace turboquant {
 
 class FirstRows {
@@ -15,24 +17,15 @@ class FirstRows {
     static constexpr std::size_t kFreezeRows = 64;    ///< 64 rows leave the key error 9 % above that of 256
     static constexpr std::size_t kMeasureRows = 256;  ///< at most so many rows of the freezing batch are used
 
-    /// A row exactly as it would be saved (saved_row.h), so that saving and restoring it changes nothing.
-    struct Row {
-        std::int64_t row;
-        std::int32_t pos;                   ///< -1: unknown
-        std::vector<std::uint16_t> values;  ///< fp16, model's space; keys after RoPE, tagged with their position
-    };
-
-    /// Takes in a batch: n_embd values at x[i*stride] go to row rows[i], position pos[i]. A row written again replaces the old one. Rows of
-    /// unknown position only if asked for.
-    void add(const float* x, std::size_t stride, std::size_t n_embd, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
-             bool unknown_too);
+    /// Takes in a batch: n_embd values at x[i*stride] go to row rows[i]. A row written again replaces the old one.
+    void add(const float* x, std::size_t stride, std::size_t n_embd, std::span<const std::int64_t> rows);
     bool enough() const { return rows_.size() >= kFreezeRows; }
-    std::span<const Row> rows() const { return rows_; }  ///< ascending
-    const Row* find(std::int64_t row) const;
-    void clear() { std::vector<Row>().swap(rows_); }
+    std::span<const KeptRow> rows() const { return rows_; }  ///< ascending
+    const KeptRow* find(std::int64_t row) const;
+    void clear() { std::vector<KeptRow>().swap(rows_); }
 
   private:
-    std::vector<Row> rows_;
+    std::vector<KeptRow> rows_;
 };
 
 }  // namespace turboquant

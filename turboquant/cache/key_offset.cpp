@@ -14,8 +14,6 @@
 namespace turboquant {
 namespace {
 
-constexpr int kMostTurns = turn_width(*std::max_element(std::begin(kHeadDims), std::end(kHeadDims)) / 2);
-
 /// FNV-1a, never 0.
 std::uint32_t hash_letters(std::string_view letters) {
     std::uint32_t h = 2166136261u;
@@ -124,9 +122,9 @@ void KeyOffset::freeze_all() {
     }
 }
 
-const KeyOffset::Row* KeyOffset::find_kept(int id, std::int64_t row, std::int32_t pos) const {
-    const std::vector<Row>& kept = at(id).kept;
-    const auto found = std::lower_bound(kept.begin(), kept.end(), pos, [](const Row& r, std::int32_t p) { return r.pos < p; });
+const KeptRow* KeyOffset::find_kept(int id, std::int64_t row, std::int32_t pos) const {
+    const std::vector<KeptRow>& kept = at(id).kept;
+    const auto found = std::lower_bound(kept.begin(), kept.end(), pos, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
     return found != kept.end() && found->pos == pos && found->row == row ? &*found : nullptr;
 }
 
@@ -135,10 +133,10 @@ bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span
     Entry& e = entries_[id];
     if (e.frozen) return false;
     for (std::size_t i = 0; i < rows.size(); i++) {
-        const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), pos[i], [](const Row& r, std::int32_t p) { return r.pos < p; });
+        const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), pos[i], [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
         e.kept.erase(at, e.kept.end());
         if (e.kept.size() >= kMeasureRows) continue;
-        Row row{rows[i], pos[i], std::vector<std::uint16_t>(e.mu.size())};
+        KeptRow row{rows[i], pos[i], std::vector<std::uint16_t>(e.mu.size())};
         std::transform(keys + i * stride, keys + i * stride + e.mu.size(), row.values.begin(), to_half);
         clear_tag(row.values);
         e.kept.push_back(std::move(row));
@@ -159,7 +157,7 @@ void KeyOffset::measure(Entry& e) const {
     std::vector<float> turn(2 * turn_width(n_freq())), x(head_dim_);
     const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
     for (std::size_t i = 0; i < e.measured; i++) {
-        const Row& r = e.kept[i];
+        const KeptRow& r = e.kept[i];
         turn_row(turns(), n_freq(), r.pos, turn.data());
         const float *c = turn.data(), *s = c + turn_width(n_freq());
         for (int h = 0; h < n_head_; h++) {
@@ -197,7 +195,7 @@ void KeyOffset::set_quarters(Entry& e) const {
 }
 
 void KeyOffset::settle(int id) {
-    if (at(id).frozen) std::vector<Row>().swap(entries_[id].kept);
+    if (at(id).frozen) std::vector<KeptRow>().swap(entries_[id].kept);
 }
 
 void KeyOffset::query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const {
@@ -215,29 +213,24 @@ void KeyOffset::query_terms(int id, std::span<const float> q, int head, std::spa
         if (!has_rope_ || i < rope_.n_offset || i >= rope_.n_offset + rope_.n_dims) terms[pairs] += q[i] * value[i];
 }
 
-void KeyOffset::spread_turn(std::int32_t pos, float* turn) const {
-    float row[2 * kMostTurns];
-    turn_row(turns(), n_freq(), pos, row);
-    const float *c = row, *s = row + turn_width(n_freq());
-    std::fill_n(turn, head_dim_, 1.0f);
-    std::fill_n(turn + head_dim_, head_dim_, 0.0f);
-    if (!has_rope_) return;
-    const int pairs = rope_.n_dims / 2;
-    float *cosines = turn + rope_.n_offset, *sines = cosines + head_dim_;
-    if (rope_.pairs == RopePairs::split) {
-        for (int half = 0; half < 2; half++) std::copy_n(c, pairs, cosines + half * pairs), std::copy_n(s, pairs, sines + half * pairs);
-    } else {
-        for (int i = 0; i < 2 * pairs; i++) cosines[i] = c[i / 2], sines[i] = s[i / 2];
-    }
+RopeTable KeyOffset::rope_table() const { return {turns(), n_freq(), has_rope_ ? rope_.n_dims : 0, rope_.n_offset, rope_.pairs}; }
+
+KeyTransform KeyOffset::transform(const CellPositions& cells) const {
+    KeyTransform t;
+    t.cells = cells.packed().data();
+    for (std::size_t id = 0; id < entries_.size(); id++) t.mu[id] = entries_[id].quarters.data();
+    t.rope = rope_table();
+    t.scales = scaled() ? scales_.data() : nullptr;
+    return t;
 }
 
 void KeyOffset::give_back(int id, std::span<float> x, std::int32_t pos) const {
     if (pos >= 0) {
         std::vector<float> turn(2 * head_dim_);
-        spread_turn(pos, turn.data());
+        spread_turn(rope_table(), head_dim_, pos, turn.data());
         for (int h = 0; h < n_head_; h++) {
-            const float *value = quarters(id) + 2 * h * head_dim_, *quarter = value + head_dim_;
-            for (int i = 0; i < head_dim_; i++) x[h * head_dim_ + i] += value[i] * turn[i] + quarter[i] * turn[head_dim_ + i];
+            const float* mu = at(id).quarters.data() + 2 * h * head_dim_;
+            for (int i = 0; i < head_dim_; i++) x[h * head_dim_ + i] += turned(mu, turn.data(), head_dim_, i);
         }
     }
     for (std::size_t i = 0; i < scales_.size(); i++) x[i] /= scales_[i];

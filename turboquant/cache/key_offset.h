@@ -16,6 +16,9 @@
 #include <string_view>
 #include <vector>
 
+#include "turboquant/cache/kept_row.h"
+#include "turboquant/cache/key_transform.h"
+#include "turboquant/cache/positions.h"
 #include "turboquant/cache/rope.h"
 
 namespace turboquant {
@@ -46,14 +49,6 @@ class KeyOffset {
     void scale_query(std::span<const float> q, int head, std::span<float> out) const;
     const RopeParams& rope() const { return rope_; }
 
-    /// A row kept while measuring, in fp16 without what a tag would change (saved_row.h), so that saving and restoring it changes nothing.
-    /// It is encoded from these values.
-    struct Row {
-        std::int64_t row;
-        std::int32_t pos;
-        std::vector<std::uint16_t> values;  ///< n_head*head_dim fp16 values, after RoPE
-    };
-
     /// Must precede any use of an id: forgets what an earlier generation of it had.
     void begin(int id, std::uint32_t generation);
     bool frozen(int id) const { return at(id).frozen; }
@@ -73,8 +68,9 @@ class KeyOffset {
     /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0). A row at position p ends what was kept behind p: the sequence
     /// was cut back. Returns true if mu changed: then kept(id) must be encoded again, and settle(id) called. Nothing to do once frozen.
     bool observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
-    std::span<const Row> kept(int id) const { return at(id).kept; }
-    const Row* find_kept(int id, std::int64_t row, std::int32_t pos) const;
+    /// Kept while measuring, without what a tag would change (saved_row.h); they are encoded from these values.
+    std::span<const KeptRow> kept(int id) const { return at(id).kept; }
+    const KeptRow* find_kept(int id, std::int64_t row, std::int32_t pos) const;
     void settle(int id);
 
     /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE
@@ -85,11 +81,8 @@ class KeyOffset {
     /// Table of these frequencies' rotations (attention/turns.h), shared by all layers that have the same.
     const float* turns() const { return turns_->table.data(); }
 
-    /// The offset as a rotation takes it, per head [2][head_dim]: the values (with YaRN's magnitude), then what they are a quarter turn on;
-    /// R(p) mu = values * C(p) + quarter * S(p), value by value; both scaled. For the encoder (kernels/kernels.h, EncodeArgs::turns).
-    const float* quarters(int id) const { return at(id).quarters.data(); }
-    /// C(pos) and S(pos): the cosine and sine that apply to each dim of a head, 2*head_dim floats.
-    void spread_turn(std::int32_t pos, float* turn) const;
+    /// What is done to keys of these cells. Valid until the next call that is not const.
+    KeyTransform transform(const CellPositions& cells) const;
 
     /// The key of a row as it was encoded, all heads, becomes the key in the model's space: R(pos) mu added, unless pos < 0, scales undone.
     void give_back(int id, std::span<float> x, std::int32_t pos) const;
@@ -101,9 +94,10 @@ class KeyOffset {
         std::uint32_t hash = 0;
         std::size_t measured = 0;  ///< rows in mu
         std::vector<float> mu, quarters;
-        std::vector<Row> kept;  ///< by ascending position
+        std::vector<KeptRow> kept;  ///< by ascending position
     };
     const Entry& at(int id) const { return entries_[id]; }
+    RopeTable rope_table() const;
     void measure(Entry& e) const;
     void set_quarters(Entry& e) const;
 

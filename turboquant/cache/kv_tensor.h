@@ -1,8 +1,7 @@
-// One KV tensor (the keys or the values of one layer) in compressed form: geometry over memory that somebody else owns.
+// One KV tensor (the keys or the values of one layer): what is decided about its rows. Its bytes are a TileStore's.
 //
-// The cache it belongs to sees rows: row = stream * n_cells + cell, each of n_embd values (all KV heads of one token). In memory the order
-// is [stream][tile][head], tiles of 64 cells (codec/tile.h), so a growing prefix touches memory front to back. The head size is not known
-// when memory is laid out: reserve the worst case, bind it later.
+// The cache it belongs to sees rows: row = stream * n_cells + cell, each of n_embd values (all KV heads of one token). The head size is not
+// known when memory is laid out: reserve the worst case, bind it later.
 #pragma once
 
 #include <cstddef>
@@ -12,29 +11,15 @@
 #include <span>
 #include <vector>
 
-#include "turboquant/attention/attention.h"
 #include "turboquant/cache/exact_rows.h"
 #include "turboquant/cache/first_rows.h"
 #include "turboquant/cache/key_offset.h"
 #include "turboquant/cache/outlier_channels.h"
 #include "turboquant/cache/positions.h"
-#include "turboquant/cache/rope.h"
 #include "turboquant/cache/saved_row.h"
-#include "turboquant/codec/head_codecs.h"
-#include "turboquant/codec/quantizer.h"
-#include "turboquant/kernels/kernels.h"
+#include "turboquant/cache/tile_store.h"
 
 namespace turboquant {
-
-/// What was measured of a batch of keys while it was written. Reused: nothing is allocated once it has grown.
-struct KeyBatch {
-    struct Measured {
-        int id;
-        std::size_t first, n;  ///< rows to encode from what was kept; n 0: all that was, the offset has changed
-    };
-    std::vector<Measured> measured;
-    std::vector<std::int32_t> pos;
-};
 
 /// `offset_missing`: keys saved with an offset removed that the rows at hand do not tell (too few of them), or into a cache with offset
 /// removal off. `scales_differ`: keys saved with channel scales that this cache does not have.
@@ -42,33 +27,18 @@ enum class RestoreResult { ok, not_finite, offset_missing, scales_differ };
 
 class KvTensor {
   public:
-    struct Geometry {
-        Side side = Side::key;
-        HeadCodecs codecs = CodecId::turbo4;
-        NormMode norm_mode = NormMode::corrected;
-        std::int64_t n_embd = 0;   ///< values per row: head_dim * n_head_kv
-        std::int64_t n_cells = 0;  ///< rows per stream
-        std::int64_t n_streams = 1;
-        float outlier_ratio = kOutlierRatio;  ///< see OutlierChannels
-        WindowSizes windows{0, 0};
-    };
+    using Geometry = KvGeometry;
 
-    /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd, and what the exact
-    /// windows take (elsewhere: this is the size that llama.cpp tells its user); rows of fp16 if none does (such a tensor can be allocated,
-    /// and is refused at bind_head_dim).
-    static std::size_t reserved_bytes(const Geometry& g);
-
-    /// `memory`: reserved_bytes(g) bytes, all zero, 64-byte aligned, outliving this object.
-    KvTensor(const Geometry& g, std::uint8_t* memory) : g_(g), memory_(memory) {}
+    KvTensor(const Geometry& g, StoreFactory store) : g_(g), make_store_(std::move(store)) {}
 
     const Geometry& geometry() const { return g_; }
-    std::uint8_t* memory() const { return memory_; }
-    bool bound() const { return head_dim_ != 0; }
-    int head_dim() const { return head_dim_; }
-    int n_head() const { return static_cast<int>(g_.n_embd / head_dim_); }
+    bool bound() const { return store_ != nullptr; }
+    int head_dim() const { return bound() ? layout().head_dim() : 0; }
+    int n_head() const { return layout().n_head(); }
+    const Layout& layout() const { return store_->layout(); }
+    TileStore& store() const { return *store_; }
 
-    /// Fixes the head size. Idempotent. Throws std::invalid_argument if the size is unsupported, does not divide n_embd, contradicts an
-    /// earlier one, or if the heads are not as many as the formats named.
+    /// Fixes the head size. Idempotent. Throws std::invalid_argument as Layout, or if the size contradicts an earlier one.
     void bind_head_dim(int head_dim);
 
     /// Bytes of all cells in this format, codes and scales, of the exact windows, and of what is removed from keys: an offset in fp16 per
@@ -77,33 +47,15 @@ class KvTensor {
     /// Of these, what is kept elsewhere than in the tensor's memory: the keys' offset and scales.
     std::size_t offset_bytes() const;
 
-    /// Of one head; all are alike unless the formats are mixed.
-    TileShape shape(int head = 0) const { return {g_.codecs.of(head), g_.side, head_dim_, outliers_ ? outliers_->count() : 0}; }
-    /// All heads of one stream, for the kernels. Valid as long as this object.
-    TileView view(std::int64_t stream) const;
-
-    /// Encodes head `head` of n rows: x[i*x_stride ..+head_dim) goes to row rows[i]. Returns false if a value was not finite.
-    /// Different heads may be encoded concurrently. `scratch` holds n entries.
-    bool encode(const Kernels& k, int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
-                std::span<std::int64_t> scratch);
-
-    /// Encodes a batch of rows while outlier channels are measured on the first of them: while measuring(), the measurement is brought up
-    /// to date and what was written before is encoded again. Must be used instead of encode() while measuring. x[i*stride ..+n_embd). False
-    /// as encode.
-    bool encode_rows(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows);
+    /// Encodes a batch of rows as they are. While outlier channels are measured (measuring), the measurement is brought up to date and what
+    /// was written before is encoded again. Returns false if a value was not finite.
+    bool encode_rows(StoreContext& ctx, const StoreRows& batch);
     bool measuring() const { return outliers_ && !outliers_->frozen(); }
 
     /// Encodes a batch of key rows with offset removal; `cells` says where they stand and which offset they have (CellPositions::place).
-    /// Cells without a position are encoded as they are. False as encode.
-    bool encode_keys(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells);
-
-    /// The same in steps, for several threads: begin_keys; then encode_part for all parts, which may run at the same time; then end_keys.
-    /// x, rows and cells are the same throughout. Part `ith` of `parts` is every parts-th head; `scratch` (its own) holds rows.size()
-    /// entries.
-    void begin_keys(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells, KeyBatch& batch);
-    bool encode_part(const Kernels& k, int ith, int parts, const float* x, std::size_t stride, std::span<const std::int64_t> rows,
-                     const CellPositions& cells, std::span<std::int64_t> scratch);
-    bool end_keys(const Kernels& k, std::span<const std::int64_t> rows, const CellPositions& cells, const KeyBatch& batch);
+    /// Cells without a position are encoded as they are. While an offset is measured, rows that it was measured on are encoded again when
+    /// it changes. False as encode_rows.
+    bool encode_keys(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells);
 
     /// What was measured so far stays; nothing if nothing was.
     void freeze();
@@ -127,15 +79,14 @@ class KvTensor {
     /// Rows first .. first+n-1 from saved form, in[i*n_embd..]. Also rows of other formats of ours and of llama.cpp's own f16 cache. Rows
     /// that cannot be restored become zero, and the result says why. `places`: this tensor sets the positions and offset ids of the cells
     /// (the first key tensor with offset removal), the other key tensors of the cache follow it.
-    RestoreResult restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
+    RestoreResult restore_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
                                bool places);
 
     /// Must precede any use of restored rows: exact keys whose offset did not come with other rows are measured anew, as if just written.
-    void finish_restore(const Kernels& k, const CellPositions& cells);
+    void finish_restore(StoreContext& ctx, const CellPositions& cells);
 
-    /// Rotates every head of a cached key row by a RoPE table (context shift): decode, rotate, encode. The removed offset moves with the
-    /// cell's position by itself.
-    void rotate_row(std::int64_t row, const RopeParams& rope, std::span<const float> table);
+    /// Moves the keys of row r by shift[r] positions (context shift). What was measured so far stays.
+    void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
 
     /// Copies all cells of a stream.
     void copy_stream(std::int64_t src, std::int64_t dst);
@@ -143,34 +94,31 @@ class KvTensor {
     std::uint64_t shift_generation = 0;  ///< see CellPositions::shift
 
   private:
-    std::int64_t tiles_per_stream() const { return (g_.n_cells + kTileKeys - 1) / kTileKeys; }
-    std::size_t head_at(int head) const { return heads_.empty() ? head * tile_bytes(shape()) : heads_[head].at; }
-    /// One tile of every head.
-    std::size_t tile_stride() const;
-    std::uint8_t* tile(std::int64_t row, int head) const;
-    int slot(std::int64_t row) const { return static_cast<int>(row % g_.n_cells % kTileKeys); }
-    void decode_head(std::int64_t row, int head, std::span<float> x) const;
-    bool encode_first_rows(const Kernels& k);
+    /// What was measured of a batch of keys while it was written.
+    struct Measured {
+        int id;
+        std::size_t first, n;  ///< rows to encode from what was kept; n 0: all that was, the offset has changed
+    };
+    void observe(const StoreRows& batch, const CellPositions& cells);
+    bool encode_first_rows(StoreContext& ctx);
     void measure();
-    void set_mask(std::span<const std::int64_t> rows, int head);
-    EncodeArgs encode_args(int head, const float* x, std::size_t x_stride, std::span<const std::int64_t> rows,
-                           std::span<std::int64_t> scratch) const;
-    bool encode_plain(const Kernels& k, const float* x, std::size_t stride, std::span<const std::int64_t> rows);
-    bool encode_kept(const Kernels& k, int id, const CellPositions& cells, std::span<const std::int64_t> only);
+    bool encode_kept(StoreContext& ctx, int id, const CellPositions& cells, std::span<const std::int64_t> only);
+    void encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure);
     void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells);
 
     Geometry g_;
-    std::uint8_t* memory_;
-    int head_dim_ = 0;
-    std::vector<HeadTiles> heads_;  ///< of mixed formats
+    StoreFactory make_store_;
+    std::unique_ptr<TileStore> store_;
     FirstRows first_;
     std::unique_ptr<KeyOffset> offset_;
-    void encode_pending(const Kernels& k, const CellPositions& cells, bool measure);
+    std::unique_ptr<OutlierChannels> outliers_;
+    std::unique_ptr<ExactRows> exact_;
+
+    std::vector<Measured> measured_;  // of the batch at hand; members, to be used again
+    std::vector<std::int32_t> batch_pos_;
 
     std::vector<std::int64_t> pending_;         ///< exact keys that were restored, but not compressed yet: their offset is to come
     std::map<std::uint32_t, MuPieces> pieces_;  ///< by hash, of the state that is being restored
-    std::unique_ptr<OutlierChannels> outliers_;
-    std::unique_ptr<ExactRows> exact_;
 };
 
 }  // namespace turboquant

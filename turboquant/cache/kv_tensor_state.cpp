@@ -5,6 +5,8 @@
 
 #include "turboquant/cache/kv_tensor.h"
 #include "turboquant/cache/saved_row.h"
+#include "turboquant/codec/quantizer.h"
+#include "turboquant/kernels/kernels.h"
 
 namespace turboquant {
 namespace {
@@ -43,12 +45,12 @@ bool decode_plain(std::span<const std::uint16_t> row, std::span<float> x) {
 }  // namespace
 
 void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
-    for (int h = 0; h < n_head(); h++) decode_head(row, h, x.subspan(h * head_dim_, head_dim_));
+    store_->read(row, 1, x.data());
     if (offset_) offset_->give_back(cells.at(row) >= 0 ? cells.offset_id(row) : 0, x, cells.at(row));
 }
 
 void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<std::uint16_t> out) const {
-    if (const FirstRows::Row* kept = first_.find(row)) {
+    if (const KeptRow* kept = first_.find(row)) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         return;
     }
@@ -64,7 +66,7 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
     }
     const int id = cells.offset_id(row);
     const std::int32_t pos = offset_ ? cells.at(row) : -1;
-    if (const KeyOffset::Row* kept = pos >= 0 && !offset_->frozen(id) ? offset_->find_kept(id, row, pos) : nullptr) {
+    if (const KeptRow* kept = pos >= 0 && !offset_->frozen(id) ? offset_->find_kept(id, row, pos) : nullptr) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         tag_keys(out, pos, id);
         return;
@@ -74,11 +76,10 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
         tag_exact_keys(out, pos, offset_->mu_hash(id));
         return;
     }
-    PackedHeader header{g_.codecs, head_dim_, pos, 0, offset_ ? offset_->scale_hash() : 0};
+    PackedHeader header{g_.codecs, head_dim(), pos, 0, offset_ ? offset_->scale_hash() : 0};
     std::vector<std::uint16_t> mu;
     if (pos >= 0) mu = offset_->mu_halves(id), header.mu_hash = hash_mu(mu);
-    std::uint8_t* codes = pack_row(out, header, mu).data();
-    for (int h = 0; h < n_head(); codes += header.head_bytes(h), h++) tile_get_row(shape(h), tile(row, h), slot(row), codes);
+    store_->rows_out(row, 1, pack_row(out, header, mu).data());
 }
 
 void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
@@ -98,7 +99,7 @@ void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, cons
     offset_->begin(id, cells.generation(id));
 }
 
-RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
+RestoreResult KvTensor::restore_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
                                      bool places) {
     const std::size_t n_embd = g_.n_embd;
     const auto saved = [&](std::int64_t i) { return std::span<const std::uint16_t>(in + i * n_embd, n_embd); };
@@ -114,7 +115,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
     // Rows of this very format go back bit for bit, the others are decoded and encoded.
     const std::uint32_t scale_hash = offset_ ? offset_->scale_hash() : 0;
     const auto same_form = [&](const PackedHeader& h) {
-        return h.codecs == g_.codecs && h.head_dim == head_dim_ && h.scale_hash == scale_hash;
+        return h.codecs == g_.codecs && h.head_dim == head_dim() && h.scale_hash == scale_hash;
     };
     RestoreResult result = RestoreResult::ok;
     std::vector<std::int64_t> rows;
@@ -142,9 +143,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
             continue;
         }
         if (h && same_form(*h) && h->mu_hash == here) {
-            const std::uint8_t* codes = packed_codes(saved(i), *h).data();
-            for (int head = 0; head < n_head(); codes += h->head_bytes(head), head++)
-                tile_set_row(shape(head), tile(row, head), slot(row), codes);
+            store_->rows_in(row, 1, packed_codes(saved(i), *h).data());
             continue;
         }
         if (h && h->scale_hash && (!offset_ || offset_->scale_hash() != h->scale_hash)) {
@@ -156,7 +155,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
         } else if (h) {
             decode_packed(saved(i), *h, one);
             if (h->mu_hash || h->scale_hash) {
-                KeyOffset other(n_head(), head_dim_);
+                KeyOffset other(n_head(), head_dim());
                 if (offset_->has_rope()) other.set_rope(offset_->rope());
                 if (h->scale_hash) other.set_scales(offset_->scale_letters());
                 other.begin(0, 0);
@@ -168,7 +167,7 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
             if (exact_ && g_.side == Side::key) clear_tag(values);
             if (!decode_plain(values, one)) result = RestoreResult::not_finite;
             if (exact_ && cells.at(row) >= 0) {
-                exact_->put(k, one.data(), row);
+                exact_->put(kernels(), one.data(), row);
                 if (id >= 0 && read_tag(saved(i)).mu_hash && !offset_->frozen(id)) {
                     pending_.push_back(row);
                     continue;
@@ -178,18 +177,17 @@ RestoreResult KvTensor::restore_rows(const Kernels& k, std::int64_t first, std::
         rows.push_back(row);
         x.insert(x.end(), one.begin(), one.end());
     }
-    encode_pending(k, cells, false);
+    encode_pending(ctx, cells, false);
     if (rows.empty()) return result;
-    const bool finite = offset_       ? encode_keys(k, x.data(), n_embd, rows, cells)
-                        : measuring() ? encode_rows(k, x.data(), n_embd, rows)
-                                      : encode_plain(k, x.data(), n_embd, rows);
+    const StoreRows batch{x.data(), n_embd, rows};
+    const bool finite = offset_ ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
     return finite ? result : RestoreResult::not_finite;
 }
 
-void KvTensor::finish_restore(const Kernels& k, const CellPositions& cells) { encode_pending(k, cells, true); }
+void KvTensor::finish_restore(StoreContext& ctx, const CellPositions& cells) { encode_pending(ctx, cells, true); }
 
 // Those whose offset is known by now; with `measure` all of them.
-void KvTensor::encode_pending(const Kernels& k, const CellPositions& cells, bool measure) {
+void KvTensor::encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure) {
     if (pending_.empty()) return;
     std::vector<std::int64_t> rows, later;
     for (const std::int64_t row : pending_) {
@@ -207,7 +205,7 @@ void KvTensor::encode_pending(const Kernels& k, const CellPositions& cells, bool
         if (keys) x.insert(x.end(), keys->begin(), keys->end());
         return !keys;
     });
-    if (!rows.empty()) encode_keys(k, x.data(), g_.n_embd, rows, cells);
+    if (!rows.empty()) encode_keys(ctx, {x.data(), layout().n_embd(), rows}, cells);
 }
 
 }  // namespace turboquant

@@ -19,7 +19,8 @@ class OutlierChannels {
     /// rows: n times [n_head][head_dim], as they are quantized (key offset removed). The heads of a tensor have the same number of outlier
     /// channels, as they share a layout: the mean of what they would have alone, rounded down; each its own channels.
     void measure(std::span<const float> rows);
-    int count() const { return count_; }  ///< per head
+    int count() const { return count_; }                          ///< per head
+    std::span<const std::uint8_t> mask() const { return mask_; }  ///< [n_head][head_dim]
     std::span<const std::uint8_t> mask(int head) const {
         return std::span(mask_).subspan(static_cast<std::size_t>(head) * head_dim_, head_dim_);
     }

@@ -9,6 +9,8 @@
 
 namespace turboquant {
 
+class LayerCache;
+
 /// Every sequence gets a key offset of its own (key_offset.h), measured on its own first tokens, so that its answers do not depend on what
 /// the cache held before. Sequences are not visible where cells are written; a token at position 0 begins one, and a token at position p
 /// goes on with the one whose last token stands at p-1. A wrong guess costs nothing but that: any offset is exact as long as cell and
@@ -26,8 +28,12 @@ class CellPositions {
 
     /// row = stream * n_cells + cell. Position -1: unknown, never written, or not below kMaxPosition; no offset was removed from such a
     /// cell, and its id is 0.
-    std::int32_t at(std::int64_t row) const { return cells_[row] < 0 ? -1 : cells_[row] % kMaxPosition; }
-    int offset_id(std::int64_t row) const { return cells_[row] < 0 ? 0 : cells_[row] / kMaxPosition; }
+    std::int32_t at(std::int64_t row) const { return position_of(cells_[row]); }
+    int offset_id(std::int64_t row) const { return id_of(cells_[row]); }
+    /// All cells as a device takes them, four bytes each.
+    std::span<const std::int32_t> packed() const { return cells_; }
+    static std::int32_t position_of(std::int32_t packed) { return packed < 0 ? -1 : packed % kMaxPosition; }
+    static int id_of(std::int32_t packed) { return packed < 0 ? 0 : packed / kMaxPosition; }
     /// An id is used again for another sequence when no cell has it any more; its generation then changes.
     std::uint32_t generation(int id) const { return ids_[id].generation; }
 
@@ -49,9 +55,9 @@ class CellPositions {
     void shift(std::span<const std::int32_t> shift, std::uint64_t& generation);
 
     /// The layer whose RoPE input sets the positions (the first that has one: the input may be gone when later layers run), or null.
-    const void* setter = nullptr;
+    const LayerCache* setter = nullptr;
     /// The layer that restored rows are placed by: the first with offset removal, or null.
-    const void* restorer = nullptr;
+    const LayerCache* restorer = nullptr;
 
   private:
     struct Id {

@@ -5,8 +5,8 @@
 #include <numeric>
 
 #include "fmt/format.h"
-#include "turboquant/cache/kv_tensor.h"
-#include "turboquant/cache/window_attention.h"
+#include "turboquant/cache/cpu/cpu_store.h"
+#include "turboquant/cache/layer_cache.h"
 #include "turboquant/cli/command.h"
 #include "turboquant/cli/thread_team.h"
 #include "turboquant/codec/random.h"
@@ -34,147 +34,101 @@ class AlignedBytes {
     std::unique_ptr<std::uint8_t, decltype(&std::free)> data_;
 };
 
-/// One side of the cache with its memory.
-struct OurTensor {
-    explicit OurTensor(const KvTensor::Geometry& g, int head_dim) : memory(KvTensor::reserved_bytes(g)), tensor(g, memory.get()) {
-        tensor.bind_head_dim(head_dim);
+/// ThreadTeam as the cache wants it.
+class TeamExecutor final : public Executor {
+  public:
+    explicit TeamExecutor(int n) : n_(n), team_(n) {}
+    int n_threads() const override { return n_; }
+
+  protected:
+    void run_parts(int n, void (*part)(void* arg, int ith), void* arg) override {
+        team_.run([&](int first) {
+            for (int i = first; i < n; i += n_) part(arg, i);
+        });
     }
-    AlignedBytes memory;
-    KvTensor tensor;
+
+  private:
+    int n_;
+    ThreadTeam team_;
 };
 
+/// One layer of a cache, used as the backend uses it for a model with RoPE.
 class TurboquantCache final : public BenchCache {
   public:
     TurboquantCache(const KvSpec& spec, const BenchShape& shape, const BenchData& data)
         : shape_(shape),
           data_(data),
-          kernels_(kernels()),
-          k_(geometry(spec, Side::key, shape), shape.head_dim),
-          v_(geometry(spec, Side::value, shape), shape.head_dim),
           rows_(static_cast<std::size_t>(shape.n_kv)),
+          positions_(rows_.size()),
           cells_(shape.n_kv, 1),
+          layer_(cells_),
           output_(data.q.size()),
           team_(shape.n_threads) {
         std::iota(rows_.begin(), rows_.end(), 0);
-        scratch_.resize(static_cast<std::size_t>(shape.n_threads), rows_);
-        std::vector<std::int32_t> positions(rows_.size());
-        std::iota(positions.begin(), positions.end(), 0);
-        cells_.place(rows_, positions);
+        std::iota(positions_.begin(), positions_.end(), 0);
+        ctx_.store.executor = &team_;
+        for (const Side side : {Side::key, Side::value}) {
+            const KvGeometry g = geometry(spec, side, shape);
+            memory_.emplace_back(reserved_bytes(g));
+            layer_.set_tensor(g, cpu_store_in(memory_.back().get()));
+        }
+        for (const Side side : {Side::key, Side::value}) layer_.bind(side, shape.head_dim, {spec.offset, {}});
+        RopeParams rope;
+        rope.n_dims = shape.head_dim;
+        rope.pairs = RopePairs::split;
+        layer_.set_rope(rope);
         args_.n_head = shape.n_head, args_.n_head_kv = shape.n_head_kv;
         args_.n_tokens = shape.n_tokens, args_.n_kv = shape.n_kv;
-        args_.q = data.q.data(), args_.out = output_.data();
         args_.q_token_stride = args_.out_token_stride = shape.n_embd_q();
         args_.q_head_stride = args_.out_head_stride = static_cast<std::size_t>(shape.head_dim);
-        args_.k = k_.tensor.view(0), args_.v = v_.tensor.view(0);
         args_.v_dim_out = shape.head_dim;
-        args_.mask = data.mask.data(), args_.mask_token_stride = static_cast<std::size_t>(shape.n_kv);
+        args_.mask_token_stride = static_cast<std::size_t>(shape.n_kv);
         args_.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
-        if (spec.offset && codec_info(spec.k).rotated) enable_offset();
     }
 
     void encode() override {
-        for (std::size_t first = 0; first < rows_.size(); first += kBatch) {
-            const auto rows = std::span(rows_).subspan(first, std::min(kBatch, rows_.size() - first));
-            encode(rows, data_.k.data() + first * shape_.n_embd_kv(), data_.v.data() + first * shape_.n_embd_kv());
+        const std::size_t n_embd = shape_.n_embd_kv();
+        for (std::size_t first = 0, n; first < rows_.size(); first += n) {
+            n = std::min(kBatch, rows_.size() - first);
+            const auto rows = std::span(rows_).subspan(first, n);
+            layer_.write_keys(ctx_, {data_.k.data() + first * n_embd, n_embd, rows}, std::span(positions_).subspan(first, n));
+            layer_.write_values(ctx_, {data_.v.data() + first * n_embd, n_embd, rows});
+            layer_.end_batch();
         }
     }
 
     void attend() override {
-        if (k_.tensor.offset()) set_query_terms();
-        ExactRows *k = k_.tensor.exact(), *v = v_.tensor.exact();
-        if (!k || !windows_.split(args_, *k, v, cells_, 0)) {
-            run(args_);
-        } else {
-            run(windows_.compressed());
-            run(windows_.exact());
-            team_.run([&](int ith) { windows_.merge(ith, shape_.n_threads); });
-        }
-        if (k) k->trim(cells_);
-        if (v) v->trim(cells_);
+        const StreamQuery query{data_.q.data(), output_.data(), data_.mask.data()};
+        if (const char* error = layer_.attend(ctx_, args_, 0, {&query, 1})) throw CommandError(error);
     }
 
     std::span<const float> output() const override { return output_; }
-    double bytes() const override { return static_cast<double>(k_.tensor.format_bytes() + v_.tensor.format_bytes()); }
+    double bytes() const override {
+        return static_cast<double>(layer_.tensor(Side::key).format_bytes() + layer_.tensor(Side::value).format_bytes());
+    }
 
   private:
     static constexpr std::size_t kBatch = 512;  // llama.cpp's default micro-batch: tokens that reach the cache at once
 
-    void encode(std::span<const std::int64_t> rows, const float* k, const float* v) {
-        const std::size_t d = static_cast<std::size_t>(shape_.head_dim), n_embd = shape_.n_embd_kv();
-        const bool offset = k_.tensor.offset() != nullptr;
-        ExactRows *exact_k = k_.tensor.exact(), *exact_v = v_.tensor.exact();
-        if (exact_k) exact_k->round(k, n_embd, rows, cells_, rounded_k_), k = rounded_k_.data();
-        if (exact_v) exact_v->round(v, n_embd, rows, cells_, rounded_v_), v = rounded_v_.data();
-        if (offset) k_.tensor.begin_keys(k, n_embd, rows, cells_, batch_);
-        team_.run([&](int ith) {
-            const std::span<std::int64_t> scratch = std::span(scratch_[static_cast<std::size_t>(ith)]).first(rows.size());
-            if (offset) k_.tensor.encode_part(kernels_, ith, shape_.n_threads, k, n_embd, rows, cells_, scratch);
-            for (int part = (offset ? shape_.n_head_kv : 0) + ith; part < 2 * shape_.n_head_kv; part += shape_.n_threads) {
-                const bool value = part >= shape_.n_head_kv;
-                const int head = part % shape_.n_head_kv;
-                (value ? v_ : k_)
-                    .tensor.encode(kernels_, head, (value ? v : k) + static_cast<std::size_t>(head) * d, n_embd, rows, scratch);
-            }
-        });
-        if (offset) k_.tensor.end_keys(kernels_, rows, cells_, batch_);
-        if (exact_k) exact_k->add(kernels_, k, rows, cells_), exact_k->trim(cells_);
-        if (exact_v) exact_v->add(kernels_, v, rows, cells_), exact_v->trim(cells_);
-    }
-
-    static KvTensor::Geometry geometry(const KvSpec& spec, Side side, const BenchShape& shape) {
-        KvTensor::Geometry g;
+    static KvGeometry geometry(const KvSpec& spec, Side side, const BenchShape& shape) {
+        KvGeometry g;
         g.side = side, g.codecs = side == Side::key ? spec.k : spec.v, g.norm_mode = spec.norm(side);
         g.n_embd = static_cast<std::int64_t>(shape.n_embd_kv()), g.n_cells = shape.n_kv;
-        g.windows = spec.windows.resolve(shape.n_kv);
+        g.windows = spec.windows_of(0, shape.n_kv);
         return g;
-    }
-
-    void run(const AttentionArgs& a) {
-        const AttentionPlan plan = plan_attention(kernels_, a, shape_.n_threads);
-        if (!workspace_ || workspace_bytes_ < plan.workspace_bytes)
-            workspace_ = std::make_unique<AlignedBytes>(workspace_bytes_ = plan.workspace_bytes);
-        team_.run([&](int ith) { run_attention(kernels_, plan, a, workspace_->get(), ith); });
-        if (plan.n_chunks > 1) team_.run([&](int ith) { merge_attention(kernels_, plan, a, workspace_->get(), ith); });
-    }
-
-    /// Key offset removal as the backend does it for a model with RoPE: the removed part comes back as a score term per key.
-    void enable_offset() {
-        k_.tensor.enable_offset();
-        KeyOffset& offset = *k_.tensor.offset();
-        RopeParams rope;
-        rope.n_dims = shape_.head_dim;
-        rope.pairs = RopePairs::split;
-        offset.set_rope(rope);
-        const auto width = 2 * static_cast<std::size_t>(offset.n_freq());
-        q_terms_.resize(static_cast<std::size_t>(shape_.n_tokens) * shape_.n_head * width);
-        for (std::int64_t cell = 0; cell < shape_.n_kv; cell++) cell_pos_.push_back(cells_.at(cell));
-        args_.term = {offset.n_freq(), q_terms_.data(), offset.turns(), cell_pos_.data(), 1, nullptr};
-    }
-
-    void set_query_terms() {
-        const auto d = static_cast<std::size_t>(shape_.head_dim), width = 2 * static_cast<std::size_t>(args_.term.n_freq);
-        const int group = shape_.n_head / shape_.n_head_kv;
-        for (std::size_t row = 0; row < data_.q.size() / d; row++)
-            k_.tensor.offset()->query_terms(cells_.offset_id(0), std::span(data_.q).subspan(row * d, d),
-                                            static_cast<int>(row) % shape_.n_head / group, std::span(q_terms_).subspan(row * width, width));
     }
 
     BenchShape shape_;
     const BenchData& data_;
-    const Kernels& kernels_;
-    OurTensor k_, v_;
     std::vector<std::int64_t> rows_;
-    std::vector<std::vector<std::int64_t>> scratch_;  // one per thread
+    std::vector<std::int32_t> positions_;
+    std::vector<AlignedBytes> memory_;
     CellPositions cells_;
-    std::vector<std::int32_t> cell_pos_;
-    KeyBatch batch_;
-    std::vector<float> q_terms_;
-    std::vector<float> output_, rounded_k_, rounded_v_;
-    WindowAttention windows_;
+    LayerCache layer_;
+    std::vector<float> output_;
     AttentionArgs args_;
-    std::unique_ptr<AlignedBytes> workspace_;
-    std::size_t workspace_bytes_ = 0;
-    ThreadTeam team_;
+    TeamExecutor team_;
+    CacheContext ctx_;
 };
 
 }  // namespace

@@ -57,8 +57,7 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
     auto* b = new Backend{};
     b->ctx.device = &device_of(dev);
     device_of(dev).begin_context();
-    b->ctx.kernels = &kernels();
-    b->ctx.executor = &b->team;
+    b->ctx.cache.store.executor = &b->team;
     b->backend.guid = guid();
     b->backend.device = dev;
     b->backend.context = b;

@@ -23,31 +23,17 @@ const ggml_tensor* rope_of_rows(const Ops& ops, const ggml_tensor* rows) {
     return usable ? t : nullptr;
 }
 
-/// Gives the tensor its head size and, for keys, its offset and scales. Throws std::invalid_argument.
-void bind_tensor(const Device& d, KvExtra& e, const ggml_tensor* tensor, const KvBuffer& buffer, std::int64_t head_dim) {
-    e.kv.bind_head_dim(static_cast<int>(head_dim));
-    const KvTensor::Geometry& g = e.kv.geometry();
-    if (g.side != Side::key || !codec_info(g.codecs.of(0)).rotated) return;
-    const auto scales = d.spec.k_scales.find(kv_layer(tensor->name));
-    const bool scaled = scales != d.spec.k_scales.end();
-    // Keys that are values too must be whole: attention can give the offset back to scores only.
-    if (d.spec.offset && buffer.has_values_of(tensor)) {
-        e.kv.enable_offset();
-        if (scaled) e.kv.offset()->set_scales(scales->second);
-        if (!e.positions->restorer) e.positions->restorer = &e;
-    } else if (scaled) {
-        throw std::invalid_argument("the plan has scales for keys that serve as values, too; take k_scales out of the plan");
-    }
-}
-
 void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     KvExtra* e = t ? kv_extra(t) : nullptr;
     if (!e) return;
     auto& buffer = *static_cast<KvBuffer*>(root(t)->buffer->context);
     buffer.settle(static_cast<int>(head_dim));
-    if (!e->refused.empty() || (e->kv.bound() && e->kv.head_dim() == head_dim)) return;
+    if (!e->refused.empty() || (e->bound() && e->kv().head_dim() == head_dim)) return;
     try {
-        bind_tensor(d, *e, root(t), buffer, head_dim);
+        const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name));
+        LayerCache::KeyTreatment keys{d.spec.offset, {}};
+        if (scales != d.spec.k_scales.end()) keys.scales = scales->second;
+        e->layer->bind(e->side, static_cast<int>(head_dim), keys);
     } catch (const std::invalid_argument& error) {
         e->refused = error.what() + std::string(d.plan ? kPlanRemedy : "");
     }
@@ -56,15 +42,11 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
 
 void bind_rope(const Device& d, const ggml_tensor* set_rows) {
     KvExtra* e = kv_extra(set_rows);
-    if (!e || !e->refused.empty() || e->rope_known || e->kv.geometry().side != Side::key) return;
+    if (!e || !e->refused.empty() || e->side != Side::key || e->layer->rope_known()) return;
     const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
     if (rope && rope->src[2] && !rope->src[2]->data) return;  // a measuring run: the factors come later
-    e->rope_known = true;
-    if (rope && !e->positions->setter) e->positions->setter = e;
-    if (!e->kv.offset()) return;
-    if (rope) e->kv.offset()->set_rope(rope_params(rope));
     try {
-        e->kv.offset()->check_scales();
+        e->layer->set_rope(rope ? std::optional(rope_params(rope)) : std::nullopt);
     } catch (const std::invalid_argument& error) {
         e->refused = error.what() + std::string(d.plan ? kPlanRemedy : "");
     }
@@ -99,20 +81,12 @@ void bind_from_op(const Device& d, const ggml_tensor* op) {
     }
 }
 
-void set_positions(const Device& d, KvExtra& e, const ggml_tensor* set_rows, std::span<const std::int64_t> rows) {
-    if (e.positions->setter == &e) {
-        // With M-RoPE the first n_tokens entries are the temporal positions: all that text has.
-        const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
-        const auto* pos = rope ? static_cast<const std::int32_t*>(rope->src[1]->data) : nullptr;
-        if (pos)
-            e.positions->place(rows, {pos, rows.size()});
-        else
-            for (const std::int64_t row : rows) e.positions->forget(row);
-    } else if (!e.positions->setter) {
-        e.positions->place_without_rope(rows);
-    }
+std::span<const std::int32_t> positions_of_rows(const Device& d, const ggml_tensor* set_rows) {
+    // With M-RoPE the first n_tokens entries are the temporal positions: all that text has.
+    const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
+    const auto* pos = rope ? static_cast<const std::int32_t*>(rope->src[1]->data) : nullptr;
+    if (!pos) return {};
+    return {pos, static_cast<std::size_t>(set_rows->src[0]->ne[1])};
 }
-
-bool removes_offset(const KvExtra& e) { return e.kv.offset() && (e.kv.offset()->has_rope() || !e.positions->setter); }
 
 }  // namespace turboquant::ggml

@@ -20,11 +20,7 @@ inline float float_param(const ggml_tensor* t, int i) {
 /// Parameters of a ROPE op; freq_factors points into its src[2].
 RopeParams rope_params(const ggml_tensor* rope);
 
-/// Stores the positions of rows that a SET_ROWS op on keys writes, if this layer is the one to do it (CellPositions::setter).
-void set_positions(const Device& d, KvExtra& e, const ggml_tensor* set_rows, std::span<const std::int64_t> rows);
-
-/// Whether the offset is removed from a layer's keys. Not where a layer without RoPE shares its cells with layers that have it: the
-/// positions, and with them the offsets of the sequences, are known only when the first of those runs.
-bool removes_offset(const KvExtra& e);
+/// Positions of the tokens whose keys a SET_ROWS op on keys writes: empty if the graph does not tell.
+std::span<const std::int32_t> positions_of_rows(const Device& d, const ggml_tensor* set_rows);
 
 }  // namespace turboquant::ggml

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <utility>
 
+#include "turboquant/cache/cpu/cpu_store.h"
 #include "turboquant/ggml/config.h"
 #include "turboquant/planner/prior.h"
 
@@ -26,9 +27,9 @@ CodecId widest(double bits) {
     return codecs.empty() ? CodecId::tcq1 : *std::ranges::max_element(codecs, {}, size);
 }
 
-KvTensor::Geometry geometry_of(const Device& device, Side side, const ggml_tensor* t) {
+KvGeometry geometry_of(const Device& device, Side side, const ggml_tensor* t) {
     const KvSpec& spec = device.spec;
-    KvTensor::Geometry g;
+    KvGeometry g;
     g.side = side;
     g.codecs = device.auto_bits > 0 ? HeadCodecs(widest(device.auto_bits)) : spec.codecs(side, kv_layer(t->name));
     g.norm_mode = spec.norm(side);
@@ -50,24 +51,11 @@ thread_local bool sizes_recurrent_state = false;
 
 KvBuffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
 
-/// Bytes of the fp16 row that llama.cpp believes in, and the row / offset in it of a byte of tensor `t` (a KV tensor or a view of one).
-struct RowRange {
-    std::size_t row_bytes, first, end;  ///< byte range in the root tensor
+/// Outside of a graph there are no threads to run on but the caller's.
+struct SerialRun {
+    SerialExecutor executor;
+    StoreContext ctx{&executor, {}};
 };
-RowRange nominal_range(const ggml_tensor* t, std::size_t offset, std::size_t size) {
-    const std::size_t at = t->view_offs + offset;
-    return {root(t)->nb[1], at, at + size};
-}
-
-/// Calls f(row, offset in row, bytes, offset in the range) for each row that the range touches.
-template <class F>
-void for_each_row(const RowRange& r, F&& f) {
-    for (std::size_t at = r.first; at < r.end;) {
-        const std::size_t in_row = at % r.row_bytes, n = std::min(r.row_bytes - in_row, r.end - at);
-        f(static_cast<std::int64_t>(at / r.row_bytes), in_row, n, at - r.first);
-        at += n;
-    }
-}
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t offset, size_t size) {
     KvExtra* e = kv_extra(t);
@@ -75,16 +63,11 @@ void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t 
         std::memcpy(data, static_cast<const char*>(t->data) + offset, size);
         return;
     }
-    if (!e->kv.bound()) {  // nothing was written yet
-        std::memset(data, 0, size);
-        return;
-    }
-    e->kv.finish_restore(kernels(), *e->positions);
-    std::vector<std::uint16_t> row(e->kv.geometry().n_embd);
-    for_each_row(nominal_range(t, offset, size), [&](std::int64_t r, std::size_t in_row, std::size_t n, std::size_t at) {
-        e->kv.save_row(r, *e->positions, row);
-        std::memcpy(static_cast<char*>(data) + at, reinterpret_cast<const char*>(row.data()) + in_row, n);
-    });
+    SerialRun run;
+    if (e->bound())
+        e->layer->save(run.ctx, e->side, t->view_offs + offset, size, data);
+    else
+        std::memset(data, 0, size);  // nothing was written yet
 }
 
 void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, size_t offset, size_t size) {
@@ -93,23 +76,14 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
         std::memcpy(static_cast<char*>(t->data) + offset, data, size);
         return;
     }
-    if (!e->kv.bound()) {
+    if (!e->bound()) {
         // llama.cpp reserves its graphs, and so shows us the head size, before it restores anything.
         if (e->refused.empty()) e->refused = "a state was restored before its head size was known";
         context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name + ": " + e->refused);
         return;
     }
-    // Whole rows in between two partial ones, which keep what they have outside of the range.
-    const RowRange range = nominal_range(t, offset, size);
-    const std::size_t n_embd = e->kv.geometry().n_embd;
-    const auto first = static_cast<std::int64_t>(range.first / range.row_bytes);
-    const auto end = static_cast<std::int64_t>((range.end + range.row_bytes - 1) / range.row_bytes);
-    std::vector<std::uint16_t> rows((end - first) * n_embd);
-    for (const std::int64_t r : {first, end - 1})
-        if (range.first > r * range.row_bytes || range.end < (r + 1) * range.row_bytes)
-            e->kv.save_row(r, *e->positions, std::span(rows).subspan((r - first) * n_embd, n_embd));
-    std::memcpy(reinterpret_cast<char*>(rows.data()) + (range.first - first * range.row_bytes), data, size);
-    const RestoreResult result = e->kv.restore_rows(kernels(), first, end - first, rows.data(), *e->positions, e->positions->restorer == e);
+    SerialRun run;
+    const RestoreResult result = e->layer->restore(run.ctx, e->side, t->view_offs + offset, size, data);
     if (result == RestoreResult::ok) return;
     const std::string why =
         result == RestoreResult::not_finite ? "saved values that are not finite were set to zero"
@@ -136,17 +110,15 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
         std::memcpy(dst->data, src->data, ggml_nbytes(src));
         return true;
     }
-    if (!s || s != d || !s->kv.bound()) return false;
+    if (!s || s != d || !s->bound()) return false;
     const std::size_t stream_bytes = root(src)->nb[2];
     if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || src->view_offs % stream_bytes ||
         dst->view_offs % stream_bytes)
         return false;
     const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes),
                to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
-    s->kv.finish_restore(kernels(), *s->positions);
-    s->kv.freeze();
-    s->kv.copy_stream(from, to);
-    if (s->kv.geometry().side == Side::key) s->positions->copy_stream(from, to);
+    SerialRun run;
+    s->layer->copy_stream(run.ctx, s->side, from, to);
     return true;
 }
 
@@ -187,7 +159,7 @@ size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     const auto side = kv_side(t);
     if (!side || t->view_src || t->type != GGML_TYPE_F16) return ggml_nbytes(t);
     Device& device = device_of(buft);
-    const size_t reserved = KvTensor::reserved_bytes(geometry_of(device, *side, t));
+    const size_t reserved = reserved_bytes(geometry_of(device, *side, t));
     // --fit sizes tensors that have a buffer already, an empty one. A budget holds on average over the tensors; which of them gets more is
     // not known before all layers are.
     if (!t->buffer) {
@@ -237,29 +209,28 @@ bool KvBuffer::init_tensor(ggml_tensor* t) {
                        " cache with -dev none");
         return false;
     }
-    auto e = std::make_unique<KvExtra>(KvExtra{KvTensor(geometry_of(device_, *side, t), static_cast<std::uint8_t*>(t->data))});
-    const KvTensor::Geometry& g = e->kv.geometry();
-    for (const auto& p : positions_)
-        if (p->n_cells() == g.n_cells && p->size() == static_cast<std::size_t>(g.n_cells * g.n_streams)) e->positions = p.get();
-    if (!e->positions) {
-        positions_.push_back(std::make_unique<CellPositions>(g.n_cells, g.n_streams));
-        e->positions = positions_.back().get();
-    }
+    const KvGeometry g = geometry_of(device_, *side, t);
+    std::string name = t->name;
+    name[name.rfind("_l") - 1] = 'k';
+    auto& layer = layers_[name];
+    if (!layer) layer = std::make_unique<LayerCache>(cells_for(g));
+    auto e = std::make_unique<KvExtra>(KvExtra{layer.get(), *side, static_cast<std::uint8_t*>(t->data)});
+    layer->set_tensor(g, cpu_store_in(e->memory));
     t->extra = e.get();
     tensors_.push_back(std::move(e));
     names_.emplace_back(t->name);
     return true;
 }
 
-bool KvBuffer::has_values_of(const ggml_tensor* keys) const {
-    std::string name = root(keys)->name;
-    name[name.rfind("_l") - 1] = 'v';
-    return std::find(names_.begin(), names_.end(), name) != names_.end();
+CellPositions& KvBuffer::cells_for(const KvGeometry& g) {
+    for (const auto& c : cells_)
+        if (c->n_cells() == g.n_cells && c->size() == static_cast<std::size_t>(g.n_cells * g.n_streams)) return *c;
+    return *cells_.emplace_back(std::make_unique<CellPositions>(g.n_cells, g.n_streams));
 }
 
 std::set<std::pair<int, Side>> KvBuffer::slots() const {
     std::set<std::pair<int, Side>> all;
-    for (std::size_t i = 0; i < names_.size(); i++) all.insert({kv_layer(names_[i]), tensors_[i]->kv.geometry().side});
+    for (std::size_t i = 0; i < names_.size(); i++) all.insert({kv_layer(names_[i]), tensors_[i]->side});
     return all;
 }
 
@@ -275,7 +246,7 @@ void KvBuffer::settle(int head_dim) {
 }
 
 void KvBuffer::announce() {
-    if (announced_ || !std::ranges::all_of(tensors_, [](const auto& e) { return e->refused.empty() && e->kv.bound(); })) return;
+    if (announced_ || !std::ranges::all_of(tensors_, [](const auto& e) { return e->refused.empty() && e->bound(); })) return;
     announced_ = true;
     turboquant_kv_stats s{};
     double values = 0;
@@ -284,7 +255,7 @@ void KvBuffer::announce() {
     add_stats(s, values);
     char size[160];
     std::snprintf(size, sizeof size, ": KV cache of %zu layers, %lld cells: %.2f MiB, %.3f bits a value (f16: %.2f MiB); ", layers.size(),
-                  static_cast<long long>(positions_.front()->size()), static_cast<double>(s.format_bytes) / (1 << 20),
+                  static_cast<long long>(cells_.front()->size()), static_cast<double>(s.format_bytes) / (1 << 20),
                   8.0 * static_cast<double>(s.format_bytes) / values, 2 * values / (1 << 20));
     log_warning(device_.name + size + device_.formats());
 }
@@ -293,21 +264,21 @@ void KvBuffer::choose_formats(int head_dim) {
     std::vector<UnmeasuredSlot> slots;
     double values = 0, fixed = 0;
     for (const auto& e : tensors_) {
-        const KvTensor::Geometry& g = e->kv.geometry();
+        const KvGeometry& g = e->kv().geometry();
         if (g.n_embd % head_dim != 0)
             throw std::invalid_argument("auto: layers with heads of different sizes; name the formats, or a plan");
         slots.push_back({g.side, head_dim, static_cast<int>(g.n_embd / head_dim)});
         values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
         fixed += g.windows.bits(g.n_cells, g.n_embd) * static_cast<double>(g.n_streams);
     }
-    for (const auto& p : positions_) fixed += 8.0 * static_cast<double>(p->bytes());
+    for (const auto& c : cells_) fixed += 8.0 * static_cast<double>(c->bytes());
     const std::vector<CodecId> formats = unmeasured_formats(slots, device_.auto_bits - fixed / values, device_.spec.offset);
     Plan plan;
     std::map<int, PlannedLayer> layers;
     for (std::size_t i = 0; i < tensors_.size(); i++) {
-        KvTensor::Geometry g = tensors_[i]->kv.geometry();
+        KvGeometry g = tensors_[i]->kv().geometry();
         g.codecs = formats[i];
-        tensors_[i]->kv = KvTensor(g, tensors_[i]->kv.memory());
+        tensors_[i]->layer->set_tensor(g, cpu_store_in(tensors_[i]->memory));
         PlannedLayer& l = layers[kv_layer(names_[i])];
         l.layer = kv_layer(names_[i]);
         if (g.side == Side::key)
@@ -323,27 +294,28 @@ void KvBuffer::choose_formats(int head_dim) {
 void KvBuffer::clear() {
     // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
     if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
-    for (const auto& p : positions_) p->clear();
-    for (const auto& e : tensors_) e->kv.reset(), e->incomplete.clear();
+    for (const auto& c : cells_) c->clear();
+    for (const auto& [name, layer] : layers_) layer->clear();
+    for (const auto& e : tensors_) e->incomplete.clear();
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {
     const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
     for (const auto& e : tensors_) {
-        const KvTensor::Geometry& g = e->kv.geometry();
-        const std::size_t reserved = KvTensor::reserved_bytes(g);
+        const KvGeometry& g = e->kv().geometry();
+        const std::size_t reserved = reserved_bytes(g);
         s.n_tensors++;
-        s.reserved_bytes += reserved + e->kv.offset_bytes();
-        s.format_bytes += e->kv.format_bytes();
+        s.reserved_bytes += reserved + e->kv().offset_bytes();
+        s.format_bytes += e->kv().format_bytes();
         values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
-        const auto first = reinterpret_cast<std::uintptr_t>(e->kv.memory()) / page * page;
-        const auto end = (reinterpret_cast<std::uintptr_t>(e->kv.memory()) + reserved + page - 1) / page * page;
+        const auto first = reinterpret_cast<std::uintptr_t>(e->memory) / page * page;
+        const auto end = (reinterpret_cast<std::uintptr_t>(e->memory) + reserved + page - 1) / page * page;
         std::vector<unsigned char> resident((end - first) / page);
         if (mincore(reinterpret_cast<void*>(first), end - first, resident.data()) == 0)
             for (const unsigned char r : resident) s.touched_bytes += (r & 1) * page;
-        if (e->kv.exact()) s.touched_bytes += e->kv.exact()->bytes();
+        if (e->kv().exact()) s.touched_bytes += e->kv().exact()->bytes();
     }
-    for (const auto& p : positions_) s.format_bytes += p->bytes(), s.reserved_bytes += p->bytes(), s.touched_bytes += p->bytes();
+    for (const auto& c : cells_) s.format_bytes += c->bytes(), s.reserved_bytes += c->bytes(), s.touched_bytes += c->bytes();
 }
 
 }  // namespace turboquant::ggml

@@ -1,26 +1,28 @@
 // Buffers of our devices: KV tensors in compressed form, everything else (outputs of our ops) as ggml lays it out.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
-#include "turboquant/cache/kv_tensor.h"
-#include "turboquant/cache/positions.h"
+#include "turboquant/cache/layer_cache.h"
 #include "turboquant/ggml/device.h"
 
 namespace turboquant::ggml {
 
-/// What a KV tensor carries in ggml_tensor::extra: its compressed form and the positions it shares with the other layers of its cache.
+/// What a KV tensor carries in ggml_tensor::extra: the cache of its layer, and which side of it it is.
 struct KvExtra {
-    KvTensor kv;
-    CellPositions* positions = nullptr;
-    bool rope_known = false;   ///< its RoPE was found, or it was found to have none
-    std::string refused{};     ///< why it cannot be served (head size, plan); every op on it fails
-    std::string incomplete{};  ///< why a state could not be restored: every op fails until the cache is cleared
+    LayerCache* layer = nullptr;
+    Side side = Side::key;
+    std::uint8_t* memory = nullptr;  ///< of the tensor
+    std::string refused{};           ///< why it cannot be served (head size, plan); every op on it fails
+    std::string incomplete{};        ///< why a state could not be restored: every op fails until the cache is cleared
 
+    KvTensor& kv() const { return layer->tensor(side); }
+    bool bound() const { return kv().bound(); }
     /// Why ops on it fail, "" if they do not.
     const std::string& problem() const { return refused.empty() ? incomplete : refused; }
 };
@@ -50,8 +52,6 @@ class KvBuffer {
     std::uint8_t* base() const { return base_; }
     /// False, and the device has refused, if the tensor cannot be served: then llama.cpp makes no cache, and no context.
     bool init_tensor(ggml_tensor* t);
-    /// True if the layer of these keys has a tensor of values. Without one (MLA) attention reads its values out of the keys.
-    bool has_values_of(const ggml_tensor* keys) const;
     /// Holds the cache against the device's plan, or chooses formats within its budget. Called with the first operation on the cache, whose
     /// heads have head_dim values: then all layers are there. If the plan or the budget does not fit, all tensors are refused.
     void settle(int head_dim);
@@ -66,10 +66,12 @@ class KvBuffer {
     std::uint8_t* base_ = nullptr;
     size_t size_;
     std::vector<std::unique_ptr<KvExtra>> tensors_;
-    std::vector<std::string> names_;  ///< of tensors_
-    std::vector<std::unique_ptr<CellPositions>> positions_;
+    std::vector<std::string> names_;                             ///< of tensors_
+    std::vector<std::unique_ptr<CellPositions>> cells_;          ///< of each shape of cache
+    std::map<std::string, std::unique_ptr<LayerCache>> layers_;  ///< by the name of their keys
     bool settled_ = false, announced_ = false;
 
+    CellPositions& cells_for(const KvGeometry& g);
     void choose_formats(int head_dim);
 };
 

@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "turboquant/cache/window_attention.h"
 #include "turboquant/ggml/buffer.h"
 #include "turboquant/kernels/executor.h"
 
@@ -13,17 +12,9 @@ namespace turboquant::ggml {
 /// What the ops need of the backend that runs them.
 struct OpContext {
     const Device* device;
-    const Kernels* kernels;
-    Executor* executor;                   ///< runs the parts of an op
-    std::vector<std::uint8_t> workspace;  ///< grown as needed, reused
-    std::vector<std::int64_t> rows, cells;
-    KeyBatch batch;
-    std::vector<float> scaled_q;  ///< queries of one attention call, for keys with scaled channels
-    std::vector<float> q_terms;   ///< score terms of the queries of one attention call
-    std::vector<std::uint8_t> cell_terms;
-    std::vector<std::int32_t> cell_pos;
-    WindowAttention windows;
-    std::vector<float> rounded;
+    CacheContext cache;
+    std::vector<std::int64_t> rows;  ///< of one SET_ROWS, reused
+    std::vector<StreamQuery> streams;
 };
 
 /// Why an op on KV tensors can never be computed, whatever the cache holds; "" if it can.

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "turboquant/attention/turns.h"
 #include "turboquant/codec/composite.h"
 #include "turboquant/kernels/kernel_table.h"
 
@@ -106,7 +107,7 @@ bool encode_composites(const EncodeArgs& args) {
             std::copy_n(args.x + i * args.x_stride, d, x.begin());
             if (args.turns && args.offsets[i]) {
                 const float *offset = args.offsets[i] + args.offset_at, *turn = args.turns + static_cast<std::size_t>(i) * 2 * d;
-                for (int k = 0; k < d; ++k) x[k] -= offset[k] * turn[k] + offset[d + k] * turn[d + k];
+                for (int k = 0; k < d; ++k) x[k] -= turned(offset, turn, d, k);
             }
             composite_encode(args.shape, tile, slot, x, args.norm_mode);
         } catch (const std::domain_error&) {

@@ -1,0 +1,52 @@
+// What is done to keys before they are quantized, as plain data: it is decided on the host (key_offset.h) and applied by whoever holds the
+// bytes (tile_store.h). Stored is s * (k - R(p) mu), channel by channel: p the position of the key's cell, mu the offset that goes with the
+// cell's id, s the channels' scales.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "turboquant/attention/turns.h"
+#include "turboquant/cache/positions.h"
+#include "turboquant/cache/rope.h"
+#include "turboquant/codec/codec.h"
+
+namespace turboquant {
+
+/// Rotations by a position, from a table that all heads and layers share.
+struct RopeTable {
+    const float* turns = nullptr;  ///< attention/turns.h
+    int n_freq = 0;
+    int n_dims = 0, n_offset = 0;  ///< rotated dims of a head; 0: none, the offset is the same at all positions
+    RopePairs pairs = RopePairs::adjacent;
+};
+
+struct KeyTransform {
+    const std::int32_t* cells = nullptr;  ///< of all rows: position and offset id (CellPositions::packed)
+    /// By offset id: per head [2][head_dim], the offset's values (with YaRN's magnitude), then what they are a quarter turn on;
+    /// R(p) mu = values * C(p) + quarter * S(p), value by value. Both scaled.
+    std::array<const float*, CellPositions::kMaxOffsets> mu{};
+    RopeTable rope;
+    const float* scales = nullptr;  ///< [n_head][head_dim], or null
+};
+
+/// C(pos) and S(pos): the cosine and sine that apply to each dim of a head, 2*head_dim floats.
+inline void spread_turn(const RopeTable& rope, int head_dim, std::int32_t pos, float* turn) {
+    constexpr int most = turn_width(*std::max_element(std::begin(kHeadDims), std::end(kHeadDims)) / 2);
+    std::fill_n(turn, head_dim, 1.0f);
+    std::fill_n(turn + head_dim, head_dim, 0.0f);
+    if (rope.n_dims == 0) return;
+    float row[2 * most];
+    turn_row(rope.turns, rope.n_freq, pos, row);
+    const float *c = row, *s = row + turn_width(rope.n_freq);
+    const int pairs = rope.n_dims / 2;
+    float *cosines = turn + rope.n_offset, *sines = cosines + head_dim;
+    if (rope.pairs == RopePairs::split) {
+        for (int half = 0; half < 2; half++) std::copy_n(c, pairs, cosines + half * pairs), std::copy_n(s, pairs, sines + half * pairs);
+    } else {
+        for (int i = 0; i < 2 * pairs; i++) cosines[i] = c[i / 2], sines[i] = s[i / 2];
+    }
+}
+
+}  // namespace turboquant
