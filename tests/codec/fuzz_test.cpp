@@ -8,7 +8,7 @@
 
 #include "support.h"
 #include "turboquant/codec/compat.h"
-#include "turboquant/codec/quantizer.h"
+#include "turboquant/codec/tile.h"
 
 namespace turboquant {
 namespace {

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "support.h"
+#include "turboquant/codec/tile.h"
 
 namespace turboquant {
 namespace {

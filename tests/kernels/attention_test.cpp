@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "tests/kernels/support.h"
+#include "turboquant/kernels/panel.h"
 
 namespace turboquant::test {
 namespace {
@@ -93,9 +94,7 @@ std::vector<Case> grid() {
 // What int8 arithmetic may cost, as a share of the quantization error: the finer the format, the more. tcq5 stays a third below turbo5.
 double int8_share(const Case& c, double share) { return c.k == tcq5 || c.v == tcq5 ? 4 * share : share; }
 
-bool int8_panels(const Case& c) {
-    return !c.k_heads.empty() || codec_info(c.k).panel == PanelKind::i8 || codec_info(c.v).panel == PanelKind::i8;
-}
+bool int8_panels(const Case& c) { return !c.k_heads.empty() || panel_kind(c.k) == PanelKind::i8 || panel_kind(c.v) == PanelKind::i8; }
 
 class Conformance : public testing::TestWithParam<SimdLevel> {};
 

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "tests/kernels/support.h"
+#include "turboquant/codec/rotation.h"
 
 namespace turboquant::test {
 namespace {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "tests/kernels/support.h"
+#include "turboquant/kernels/panel.h"
 
 namespace turboquant::test {
 namespace {
@@ -79,7 +80,7 @@ TEST_P(Merge, TwoPartsAreTheWhole) {
         const int n_rows = c.n_tokens * c.n_head;
         merge_results(part[0], part[1], 0, n_rows / 2);
         merge_results(part[0], part[1], n_rows / 2, n_rows);
-        const bool int8 = codec_info(c.v).panel == PanelKind::i8;  // weights are rounded relative to the largest of their call
+        const bool int8 = panel_kind(c.v) == PanelKind::i8;  // weights are rounded relative to the largest of their call
         EXPECT_LT(relative_error(p.out, whole), int8 ? 1e-4 : 1e-10);
         EXPECT_GT(relative_error(first, whole), 1e-3) << "one part alone is not the whole";
     }

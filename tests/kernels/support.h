@@ -9,8 +9,9 @@
 
 #include "turboquant/attention/attention.h"
 #include "turboquant/attention/turns.h"
-#include "turboquant/codec/quantizer.h"
+#include "turboquant/codec/half.h"
 #include "turboquant/codec/random.h"
+#include "turboquant/codec/tile.h"
 #include "turboquant/kernels/kernels.h"
 
 namespace turboquant::test {

@@ -7,8 +7,9 @@
 #include <vector>
 
 #include "turboquant/attention/turns.h"
+#include "turboquant/codec/half.h"
 #include "turboquant/codec/head_codecs.h"
-#include "turboquant/codec/quantizer.h"
+#include "turboquant/codec/rotation.h"
 
 namespace turboquant {
 namespace {

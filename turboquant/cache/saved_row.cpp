@@ -53,8 +53,7 @@ Division divide(std::size_t n_embd, const PackedHeader& h) {
 std::optional<HeadCodecs> codecs_of(std::span<const std::uint8_t> ids) {
     std::vector<CodecId> codecs;
     for (const std::uint8_t id : ids)
-        for (const CodecInfo& c : kCodecs)
-            if (static_cast<std::uint8_t>(c.id) == id && mixes(c.id)) codecs.push_back(c.id);
+        if (find_codec_info(CodecId{id}) && mixes(CodecId{id})) codecs.push_back(CodecId{id});
     return !ids.empty() && codecs.size() == ids.size() ? std::optional(HeadCodecs(codecs)) : std::nullopt;
 }
 

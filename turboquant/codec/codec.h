@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
-#include <span>
-#include <string>
+#include <stdexcept>
 #include <string_view>
 
 namespace turboquant {
@@ -41,11 +41,30 @@ enum class CodecId : std::uint8_t {
     uniform4,
 };
 
-/// What a tile of this codec decodes to before attention reads it.
-/// `i8`: int8 centroids, one float scale per vector (scalar codes of <= 4 bits: the rounding of centroids costs < 0.5 % of the MSE; trellis
-/// codes: their levels were trained in int8).
-/// `f32`: float centroids, one float scale per vector (finer codecs, for which int8 would be the larger error).
-enum class PanelKind : std::uint8_t { i8, f32 };
+/// What the levels of a codec are. `int8`: int8 numbers times one step (scalar codes of <= 4 bits: the rounding of centroids costs < 0.5 %
+/// of the MSE; trellis codes: their levels were trained in int8). `real`: floats (finer codecs, for which int8 would be the larger error).
+enum class Levels : std::uint8_t { int8, real };
+
+/// Bit planes of a code, low bits first: plane k holds the next `width` bits of all codes. Of trellis codecs the last plane is the trellis
+/// bits. In which order a plane's bits lie in a tile is the tile's order (shape.h).
+class Planes {
+  public:
+    constexpr Planes() = default;
+    constexpr Planes(std::initializer_list<std::uint8_t> widths) {
+        for (const std::uint8_t w : widths) widths_[n_++] = w;
+    }
+    constexpr const std::uint8_t* begin() const { return widths_; }
+    constexpr const std::uint8_t* end() const { return widths_ + n_; }
+    constexpr int bits() const {
+        int sum = 0;
+        for (const int w : *this) sum += w;
+        return sum;
+    }
+
+  private:
+    std::uint8_t widths_[4] = {};
+    int n_ = 0;
+};
 
 /// Which side of the cache a vector belongs to: the two are read along different axes and so are laid out differently.
 enum class Side : std::uint8_t { key, value };
@@ -72,48 +91,60 @@ enum class Family : std::uint8_t {
 struct CodecInfo {
     CodecId id;
     std::string_view name;
-    int bits;  ///< code bits per value
-    PanelKind panel;
-    bool rotated;  ///< attention works in the rotated space; false: in the model's space, and panels have no scales (`raw`, composites)
+    int bits;       ///< code bits per value
+    Planes planes;  ///< as wide as the codes; none: a composite, which has a layout of its own
+    Levels levels;
+    bool rotated;  ///< attention works in the rotated space; false: in the model's space, without scales (`raw`, composites)
     Family family = Family::scalar;
     int outlier_bits = 0;  ///< of the outlier channels, if the family has them
 };
 
 /// First row = default.
 inline constexpr CodecInfo kCodecs[] = {
-    {CodecId::turbo4, "turbo4", 4, PanelKind::i8, true},
-    {CodecId::turbo3, "turbo3", 3, PanelKind::i8, true},
-    {CodecId::turbo2, "turbo2", 2, PanelKind::i8, true},
-    {CodecId::turbo5, "turbo5", 5, PanelKind::f32, true},
-    {CodecId::turbo6, "turbo6", 6, PanelKind::f32, true},
-    {CodecId::turbo8, "turbo8", 8, PanelKind::f32, true},
-    {CodecId::raw, "raw", 16, PanelKind::f32, false, Family::raw},
-    {CodecId::tcq4, "tcq4", 4, PanelKind::i8, true, Family::trellis},
-    {CodecId::tcq3, "tcq3", 3, PanelKind::i8, true, Family::trellis},
-    {CodecId::tcq2, "tcq2", 2, PanelKind::i8, true, Family::trellis},
-    {CodecId::tcq5, "tcq5", 5, PanelKind::i8, true, Family::trellis},
-    {CodecId::tcq1, "tcq1", 1, PanelKind::i8, true, Family::trellis},
-    {CodecId::outlier2, "outlier2", 2, PanelKind::f32, false, Family::outliers, 8},
-    {CodecId::outlier3, "outlier3", 3, PanelKind::f32, false, Family::outliers, 8},
-    {CodecId::outlier4, "outlier4", 4, PanelKind::f32, false, Family::outliers, 8},
-    {CodecId::split2_3, "split2_3", 2, PanelKind::f32, false, Family::split, 3},
-    {CodecId::split2_4, "split2_4", 2, PanelKind::f32, false, Family::split, 4},
-    {CodecId::split3_4, "split3_4", 3, PanelKind::f32, false, Family::split, 4},
-    {CodecId::split3_5, "split3_5", 3, PanelKind::f32, false, Family::split, 5},
-    {CodecId::prod2, "prod2", 2, PanelKind::f32, false, Family::prod},
-    {CodecId::prod3, "prod3", 3, PanelKind::f32, false, Family::prod},
-    {CodecId::prod4, "prod4", 4, PanelKind::f32, false, Family::prod},
-    {CodecId::uniform2, "uniform2", 2, PanelKind::f32, false, Family::uniform},
-    {CodecId::uniform3, "uniform3", 3, PanelKind::f32, false, Family::uniform},
-    {CodecId::uniform4, "uniform4", 4, PanelKind::f32, false, Family::uniform},
+    {CodecId::turbo4, "turbo4", 4, {4}, Levels::int8, true},
+    {CodecId::turbo3, "turbo3", 3, {2, 1}, Levels::int8, true},
+    {CodecId::turbo2, "turbo2", 2, {2}, Levels::int8, true},
+    {CodecId::turbo5, "turbo5", 5, {4, 1}, Levels::real, true},
+    {CodecId::turbo6, "turbo6", 6, {4, 2}, Levels::real, true},
+    {CodecId::turbo8, "turbo8", 8, {8}, Levels::real, true},
+    {CodecId::raw, "raw", 16, {16}, Levels::real, false, Family::raw},
+    {CodecId::tcq4, "tcq4", 4, {2, 1, 1}, Levels::int8, true, Family::trellis},
+    {CodecId::tcq3, "tcq3", 3, {2, 1}, Levels::int8, true, Family::trellis},
+    {CodecId::tcq2, "tcq2", 2, {1, 1}, Levels::int8, true, Family::trellis},
+    {CodecId::tcq5, "tcq5", 5, {2, 1, 1, 1}, Levels::int8, true, Family::trellis},
+    {CodecId::tcq1, "tcq1", 1, {1}, Levels::int8, true, Family::trellis},
+    {CodecId::outlier2, "outlier2", 2, {}, Levels::real, false, Family::outliers, 8},
+    {CodecId::outlier3, "outlier3", 3, {}, Levels::real, false, Family::outliers, 8},
+    {CodecId::outlier4, "outlier4", 4, {}, Levels::real, false, Family::outliers, 8},
+    {CodecId::split2_3, "split2_3", 2, {}, Levels::real, false, Family::split, 3},
+    {CodecId::split2_4, "split2_4", 2, {}, Levels::real, false, Family::split, 4},
+    {CodecId::split3_4, "split3_4", 3, {}, Levels::real, false, Family::split, 4},
+    {CodecId::split3_5, "split3_5", 3, {}, Levels::real, false, Family::split, 5},
+    {CodecId::prod2, "prod2", 2, {}, Levels::real, false, Family::prod},
+    {CodecId::prod3, "prod3", 3, {}, Levels::real, false, Family::prod},
+    {CodecId::prod4, "prod4", 4, {}, Levels::real, false, Family::prod},
+    {CodecId::uniform2, "uniform2", 2, {}, Levels::real, false, Family::uniform},
+    {CodecId::uniform3, "uniform3", 3, {}, Levels::real, false, Family::uniform},
+    {CodecId::uniform4, "uniform4", 4, {}, Levels::real, false, Family::uniform},
 };
 
-/// Row of the table; every CodecId has one.
-constexpr const CodecInfo& codec_info(CodecId id) {
+/// Row of the table, or null: no codec has this id (a byte of a foreign or damaged file).
+constexpr const CodecInfo* find_codec_info(CodecId id) {
     for (const CodecInfo& c : kCodecs)
-        if (c.id == id) return c;
-    return kCodecs[0];
+        if (c.id == id) return &c;
+    return nullptr;
 }
+/// The same for an id that is known to be good, as all that did not come from outside. Throws std::invalid_argument if it is not.
+constexpr const CodecInfo& codec_info(CodecId id) {
+    if (const CodecInfo* c = find_codec_info(id)) return *c;
+    throw std::invalid_argument("codec: no codec has this id; the file it comes from is damaged or was written by a later version");
+}
+
+static_assert([] {
+    for (const CodecInfo& c : kCodecs)
+        if (c.planes.bits() != (c.planes.bits() ? c.bits : 0)) return false;
+    return true;
+}());
 
 /// Looks a codec up by its name; nullopt if there is none of that name.
 constexpr std::optional<CodecId> find_codec(std::string_view name) {

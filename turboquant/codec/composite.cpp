@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "turboquant/codec/half.h"
 #include "turboquant/codec/prod.h"
 #include "turboquant/codec/quantizer.h"
 
@@ -231,15 +232,15 @@ void composite_encode(const TileShape& shape, std::uint8_t* tile, int slot, std:
     if (outliers.n) out.put(true, slot, quantize(std::span(stored).subspan(rest.n), outliers, true));
 }
 
-void composite_decode(const TileShape& shape, const std::uint8_t* tile, float* panel) {
+void composite_decode(const TileShape& shape, const std::uint8_t* tile, float* x) {
     const std::vector<int> order = channel_order(shape, tile);
     if (order.empty()) {
-        std::fill_n(panel, static_cast<std::size_t>(shape.head_dim) * kSlots, 0.0f);
+        std::fill_n(x, static_cast<std::size_t>(shape.head_dim) * kSlots, 0.0f);
         return;
     }
     const std::vector<float> rows = decode_rows(shape, tile, {0, kSlots});
     for (int i = 0; i < shape.head_dim; ++i)
-        for (int s = 0; s < kSlots; ++s) panel[panel_index(PanelKind::f32, shape.side, shape.head_dim, s, order[i])] = rows[i * kSlots + s];
+        std::copy_n(rows.data() + i * kSlots, kSlots, x + static_cast<std::ptrdiff_t>(order[i]) * kSlots);
 }
 
 void composite_decode_slot(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> x) {

@@ -14,7 +14,7 @@
 // uniform<b>    No rotation: b-bit uniform levels between -a and a, a the largest magnitude in a group of 32 channels (4 bits: 4.5 bits in
 // all).
 //
-// Tile (sizes: composite_layout in tile.h), little-endian, in this order:
+// Tile (sizes: composite_layout below), little-endian, in this order:
 //
 // 1. Mask: head_dim bits, 1 = outlier channel; only if there are outliers. All tiles of a head hold the same; it is counted in the bits.
 //
@@ -27,13 +27,42 @@
 // A tile of zeros decodes to zeros.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "turboquant/codec/codec.h"
-#include "turboquant/codec/tile.h"
+#include "turboquant/codec/shape.h"
 
 namespace turboquant {
+
+/// Parts of a composite's vector, in stored order: `n` values of `bits` each, with `n_scales` scales.
+struct CompositePart {
+    int n = 0, bits = 0, n_scales = 0, scale_bytes = 2;
+
+    constexpr std::size_t all_scale_bytes() const { return static_cast<std::size_t>(kTileKeys) * n_scales * scale_bytes; }
+};
+struct CompositeLayout {
+    int mask_bytes = 0;
+    CompositePart rest, outliers;  ///< of prod: the MSE code, the sketch
+
+    constexpr std::size_t plane_offset() const { return mask_bytes + rest.all_scale_bytes() + outliers.all_scale_bytes(); }
+    constexpr std::size_t bytes() const {
+        return plane_offset() + kTileKeys / 8 * static_cast<std::size_t>(rest.n * rest.bits + outliers.n * outliers.bits);
+    }
+};
+
+inline constexpr int kUniformGroup = 32;
+
+/// What the parts mean is said above.
+constexpr CompositeLayout composite_layout(const TileShape& s) {
+    const CodecInfo& c = codec_info(s.codec);
+    const int d = s.head_dim;
+    if (c.family == Family::prod) return {0, {d, c.bits - 1, 1}, {d, 1, 1}};
+    if (c.family == Family::uniform) return {0, {d, c.bits, (d + kUniformGroup - 1) / kUniformGroup}, {}};
+    const int n = c.family == Family::split ? d / 4 : s.n_outliers;
+    return {n ? (d + 7) / 8 : 0, {d - n, c.bits, 1}, {n, c.outlier_bits, n ? 1 : 0, c.family == Family::split ? 2 : 1}};
+}
 
 /// Outlier channels per head of a shape; 0 for formats without.
 constexpr int outlier_count(const TileShape& s) { return has_outliers(s.codec) ? composite_layout(s).outliers.n : 0; }
@@ -47,9 +76,9 @@ void composite_set_mask(const TileShape& shape, std::uint8_t* tile, std::span<co
 /// Throws std::invalid_argument on wrong sizes, std::domain_error on a non-finite value (the slot then stays as it was).
 void composite_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span<const float> x, NormMode mode);
 
-/// Decodes all slots into a float panel in the model's space, head_dim*64 values in the order of panel_index(PanelKind::f32, ...).
-/// Takes any bytes: a tile whose mask does not fit its shape decodes to zeros.
-void composite_decode(const TileShape& shape, const std::uint8_t* tile, float* panel);
+/// Decodes all slots, in the model's space: x[dim*64 + slot], head_dim*64 values. Takes any bytes: a tile whose mask does not fit its shape
+/// decodes to zeros.
+void composite_decode(const TileShape& shape, const std::uint8_t* tile, float* x);
 /// One slot alone, head_dim values.
 void composite_decode_slot(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> x);
 

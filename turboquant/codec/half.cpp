@@ -1,7 +1,7 @@
 // IEEE binary16 conversion in integer arithmetic: the same on every machine and compiler, whatever its rounding mode or half support.
-#include <bit>
+#include "turboquant/codec/half.h"
 
-#include "turboquant/codec/quantizer.h"
+#include <bit>
 
 namespace turboquant {
 

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "turboquant/codec/composite.h"
-
 namespace turboquant {
 namespace {
 
@@ -16,13 +14,6 @@ void check_size(std::size_t got, int head_dim) {
         throw std::invalid_argument("quantizer: got " + std::to_string(got) + " values for head_dim " + std::to_string(head_dim));
 }
 
-void check_slot(const TileShape& shape, int slot, std::size_t values) {
-    check_size(values, shape.head_dim);
-    if (!head_dim_supported(shape.head_dim))
-        throw std::invalid_argument("tile: head_dim " + std::to_string(shape.head_dim) + " is not supported");
-    if (slot < 0 || slot >= kTileKeys) throw std::invalid_argument("tile: slot " + std::to_string(slot) + " is not in 0..63");
-}
-
 // Sum of squares in double, which floats cannot overflow; so it is finite exactly if all values are.
 double finite_norm(std::span<const float> x) {
     double sum = 0;
@@ -30,13 +21,6 @@ double finite_norm(std::span<const float> x) {
     if (!std::isfinite(sum)) throw std::domain_error("quantizer: the vector holds a NaN or an infinity; check the model's activations");
     return std::sqrt(sum);
 }
-
-void store_half(std::uint8_t* p, std::uint16_t h) {
-    p[0] = static_cast<std::uint8_t>(h);
-    p[1] = static_cast<std::uint8_t>(h >> 8);
-}
-
-float load_half(const std::uint8_t* p) { return from_half(static_cast<std::uint16_t>(p[0] | p[1] << 8)); }
 
 }  // namespace
 
@@ -117,35 +101,6 @@ void Quantizer::dequantize_rotated(const QuantizedVector& q, std::span<float> y)
 void Quantizer::dequantize(const QuantizedVector& q, std::span<float> x) const {
     dequantize_rotated(q, x);
     rotation_->inverse(x);
-}
-
-void tile_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span<const float> x, NormMode mode) {
-    check_slot(shape, slot, x.size());
-    if (is_composite(shape.codec)) return composite_encode(shape, tile, slot, x, mode);
-    const CodecInfo& info = codec_info(shape.codec);
-    const auto index = [&](int dim) { return panel_index(info.panel, shape.side, shape.head_dim, slot, dim); };
-    if (!info.rotated) {
-        finite_norm(x);
-        for (int i = 0; i < shape.head_dim; ++i) store_half(tile + 2 * index(i), to_half(x[i]));
-        return;
-    }
-    const QuantizedVector q = Quantizer(shape.codec, shape.head_dim, mode).quantize(x);
-    for (int i = 0; i < shape.head_dim; ++i) set_code(shape.codec, tile, index(i), q.codes[i]);
-    store_half(tile + tile_code_bytes(shape) + 2 * slot, to_half(q.scale));
-}
-
-void tile_decode_rotated(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> y) {
-    check_slot(shape, slot, y.size());
-    if (is_composite(shape.codec)) return composite_decode_slot(shape, tile, slot, y);
-    const CodecInfo& info = codec_info(shape.codec);
-    const auto index = [&](int dim) { return panel_index(info.panel, shape.side, shape.head_dim, slot, dim); };
-    if (!info.rotated) {
-        for (int i = 0; i < shape.head_dim; ++i) y[i] = load_half(tile + 2 * index(i));
-        return;
-    }
-    QuantizedVector q{std::vector<std::uint8_t>(shape.head_dim), load_half(tile + tile_code_bytes(shape) + 2 * slot)};
-    for (int i = 0; i < shape.head_dim; ++i) q.codes[i] = static_cast<std::uint8_t>(get_code(shape.codec, tile, index(i)));
-    Quantizer(shape.codec, shape.head_dim).dequantize_rotated(q, y);
 }
 
 }  // namespace turboquant

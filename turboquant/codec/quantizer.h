@@ -9,16 +9,11 @@
 
 #include "turboquant/codec/codebook.h"
 #include "turboquant/codec/codec.h"
+#include "turboquant/codec/half.h"
 #include "turboquant/codec/rotation.h"
-#include "turboquant/codec/tile.h"
 #include "turboquant/codec/trellis.h"
 
 namespace turboquant {
-
-/// IEEE binary16 <-> binary32, round to nearest even. Overflow saturates to the largest finite half (a scale must stay finite);
-/// a NaN stays one.
-std::uint16_t to_half(float x);
-float from_half(std::uint16_t h);
 
 /// Result of quantizing one vector.
 struct QuantizedVector {
@@ -33,7 +28,7 @@ QuantizedVector quantize_mse(const Rotation& rotation, const Codebook& codebook,
 /// Quantizes vectors of one head size with one of the rotated codecs.
 class Quantizer {
   public:
-    /// Throws std::invalid_argument if head_dim is unsupported or the codec is not of Family::scalar.
+    /// Throws std::invalid_argument if head_dim is unsupported or the codec is not a rotated one.
     Quantizer(CodecId codec, int head_dim, NormMode mode = NormMode::corrected);
 
     CodecId codec() const { return codec_; }
@@ -58,13 +53,5 @@ class Quantizer {
     const Codebook* codebook_ = nullptr;        // one of
     const TrellisCodebook* trellis_ = nullptr;  // these two
 };
-
-/// Scalar specification of writing / reading a tile slot (any codec, raw and composites included). Values in the model's space for these;
-/// for rotated codecs encode takes the model's space and `tile_decode_rotated` returns the rotated space (what attention works in). Norm
-/// mode `corrected` unless given. Both throw std::invalid_argument on a wrong slot, size or head_dim; tile_encode throws std::domain_error
-/// on a non-finite value and then leaves the slot as it was. Decoding takes any bytes: a scale that is NaN or infinite gives non-finite
-/// values, nothing worse.
-void tile_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span<const float> x, NormMode mode = NormMode::corrected);
-void tile_decode_rotated(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> y);
 
 }  // namespace turboquant

@@ -1,162 +1,120 @@
 #include "turboquant/codec/tile.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "turboquant/codec/half.h"
+#include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
 namespace {
 
-// A bit plane of `bits` per index: where index r (0..255) of a unit lies in it.
-struct Place {
-    std::size_t byte;
-    int shift;
-};
-
-template <int bits>
-Place place(std::size_t r) {
-    if constexpr (bits == 8) return {r, 0};
-    if constexpr (bits == 4) return {r / 128 * 64 + r % 64, static_cast<int>(r / 64 % 2 * 4)};
-    if constexpr (bits == 2) return {r % 64, static_cast<int>(r / 64 * 2)};
-    if constexpr (bits == 1) return {r / 8, static_cast<int>(r % 8)};
-}
-
-template <int bits>
-std::uint32_t read(const std::uint8_t* plane, std::size_t r) {
-    const Place p = place<bits>(r);
-    return plane[p.byte] >> p.shift & ((1u << bits) - 1);
-}
-
-template <int bits>
-void write(std::uint8_t* plane, std::size_t r, std::uint32_t v) {
-    const Place p = place<bits>(r);
-    const std::uint32_t mask = (1u << bits) - 1;
-    plane[p.byte] = static_cast<std::uint8_t>((plane[p.byte] & ~(mask << p.shift)) | (v & mask) << p.shift);
-}
-
-constexpr int kUnit = 256;
-
-// Bytes of a plane of `bits` per index in one unit.
-constexpr std::size_t plane_bytes(int bits) { return kUnit / 8 * bits; }
-
-void copy_half(std::uint8_t* to, const std::uint8_t* from) { std::copy_n(from, 2, to); }
-
-void check(const TileShape& shape, int slot) {
-    if (is_composite(shape.codec)) throw std::invalid_argument("tile: composite formats have no row form");
+void check(const TileShape& shape, int slot, std::size_t values) {
     if (!head_dim_supported(shape.head_dim))
         throw std::invalid_argument("tile: head_dim " + std::to_string(shape.head_dim) + " is not supported");
+    if (values != static_cast<std::size_t>(shape.head_dim))
+        throw std::invalid_argument("tile: got " + std::to_string(values) + " values for head_dim " + std::to_string(shape.head_dim));
     if (slot < 0 || slot >= kTileKeys) throw std::invalid_argument("tile: slot " + std::to_string(slot) + " is not in 0..63");
 }
 
-}  // namespace
-
-std::uint32_t get_code(CodecId codec, const std::uint8_t* codes, std::size_t index) {
-    const std::uint8_t* unit = codes + index / kUnit * plane_bytes(codec_info(codec).bits);
-    const std::size_t r = index % kUnit;
-    switch (codec) {
-        case CodecId::turbo2:
-            return read<2>(unit, r);
-        case CodecId::turbo3:
-        case CodecId::tcq3:
-            return read<2>(unit, r) | read<1>(unit + plane_bytes(2), r) << 2;
-        case CodecId::turbo4:
-            return read<4>(unit, r);
-        case CodecId::turbo5:
-            return read<4>(unit, r) | read<1>(unit + plane_bytes(4), r) << 4;
-        case CodecId::turbo6:
-            return read<4>(unit, r) | read<2>(unit + plane_bytes(4), r) << 4;
-        case CodecId::tcq1:
-            return read<1>(unit, r);
-        case CodecId::tcq2:
-            return read<1>(unit, r) | read<1>(unit + plane_bytes(1), r) << 1;
-        case CodecId::tcq4:
-            return read<2>(unit, r) | read<1>(unit + plane_bytes(2), r) << 2 | read<1>(unit + plane_bytes(3), r) << 3;
-        case CodecId::tcq5:
-            return read<2>(unit, r) | read<1>(unit + plane_bytes(2), r) << 2 | read<1>(unit + plane_bytes(3), r) << 3 |
-                   read<1>(unit + plane_bytes(4), r) << 4;
-        case CodecId::turbo8:
-            return read<8>(unit, r);
-        default:
-            break;
-    }
-    throw std::invalid_argument("tile: this codec has no code indices");
+/// The codec of a shape that has codes.
+const CodecInfo& coded(const TileShape& shape) {
+    if (is_composite(shape.codec)) throw std::invalid_argument("tile: composite formats have no row form");
+    return codec_info(shape.codec);
 }
 
-void set_code(CodecId codec, std::uint8_t* codes, std::size_t index, std::uint32_t code) {
-    std::uint8_t* unit = codes + index / kUnit * plane_bytes(codec_info(codec).bits);
-    const std::size_t r = index % kUnit;
-    switch (codec) {
-        case CodecId::turbo2:
-            return write<2>(unit, r, code);
-        case CodecId::turbo3:
-        case CodecId::tcq3:
-            write<2>(unit, r, code);
-            return write<1>(unit + plane_bytes(2), r, code >> 2);
-        case CodecId::turbo4:
-            return write<4>(unit, r, code);
-        case CodecId::turbo5:
-            write<4>(unit, r, code);
-            return write<1>(unit + plane_bytes(4), r, code >> 4);
-        case CodecId::turbo6:
-            write<4>(unit, r, code);
-            return write<2>(unit + plane_bytes(4), r, code >> 4);
-        case CodecId::tcq1:
-            return write<1>(unit, r, code);
-        case CodecId::tcq2:
-            write<1>(unit, r, code);
-            return write<1>(unit + plane_bytes(1), r, code >> 1);
-        case CodecId::tcq4:
-            write<2>(unit, r, code);
-            write<1>(unit + plane_bytes(2), r, code >> 2);
-            return write<1>(unit + plane_bytes(3), r, code >> 3);
-        case CodecId::tcq5:
-            write<2>(unit, r, code);
-            write<1>(unit + plane_bytes(2), r, code >> 2);
-            write<1>(unit + plane_bytes(3), r, code >> 3);
-            return write<1>(unit + plane_bytes(4), r, code >> 4);
-        case CodecId::turbo8:
-            return write<8>(unit, r, code);
-        default:
-            break;
+std::uint32_t read_code(const CodecInfo& c, const TileShape& shape, const std::uint8_t* tile, int slot, int dim) {
+    std::uint32_t code = 0;
+    for (int b = 0; b < c.bits; ++b) {
+        const std::size_t at = code_bit(c, shape, slot, dim, b);
+        code |= (tile[at / 8] >> at % 8 & 1u) << b;
     }
-    throw std::invalid_argument("tile: this codec has no code indices");
+    return code;
+}
+
+void write_code(const CodecInfo& c, const TileShape& shape, std::uint8_t* tile, int slot, int dim, std::uint32_t code) {
+    for (int b = 0; b < c.bits; ++b) {
+        const std::size_t at = code_bit(c, shape, slot, dim, b);
+        tile[at / 8] = static_cast<std::uint8_t>((tile[at / 8] & ~(1u << at % 8)) | (code >> b & 1u) << at % 8);
+    }
+}
+
+std::size_t scale_at(const TileShape& shape, int slot) {
+    return tile_code_bytes(shape) + sizeof(std::uint16_t) * scale_index(shape.order, slot);
+}
+
+void store_half(std::uint8_t* p, std::uint16_t h) {
+    p[0] = static_cast<std::uint8_t>(h);
+    p[1] = static_cast<std::uint8_t>(h >> 8);
+}
+
+float load_half(const std::uint8_t* p) { return from_half(static_cast<std::uint16_t>(p[0] | p[1] << 8)); }
+
+}  // namespace
+
+std::uint32_t get_code(const TileShape& shape, const std::uint8_t* tile, int slot, int dim) {
+    return read_code(coded(shape), shape, tile, slot, dim);
+}
+
+void set_code(const TileShape& shape, std::uint8_t* tile, int slot, int dim, std::uint32_t code) {
+    write_code(coded(shape), shape, tile, slot, dim, code);
 }
 
 void tile_get_row(const TileShape& shape, const std::uint8_t* tile, int slot, std::uint8_t* row) {
-    check(shape, slot);
-    const CodecInfo& info = codec_info(shape.codec);
-    const std::size_t bits = info.bits;
-    if (info.rotated) std::fill_n(row, shape.head_dim * bits / 8, std::uint8_t{0});
+    check(shape, slot, shape.head_dim);
+    const CodecInfo& info = coded(shape);
+    const std::size_t bits = info.bits, bytes = shape.head_dim * bits / 8;
+    std::fill_n(row, bytes, std::uint8_t{0});
     for (int dim = 0; dim < shape.head_dim; ++dim) {
-        const std::size_t index = panel_index(info.panel, shape.side, shape.head_dim, slot, dim);
-        if (!info.rotated) {
-            copy_half(row + 2 * dim, tile + 2 * index);
-            continue;
-        }
         const std::size_t bit = dim * bits;
-        const std::uint32_t code = get_code(shape.codec, tile, index) << bit % 8;
-        row[bit / 8] |= static_cast<std::uint8_t>(code);
-        if (bit % 8 + bits > 8) row[bit / 8 + 1] |= static_cast<std::uint8_t>(code >> 8);
+        const std::uint32_t code = read_code(info, shape, tile, slot, dim) << bit % 8;
+        for (std::size_t b = 0; b < bit % 8 + bits; b += 8) row[(bit + b) / 8] |= static_cast<std::uint8_t>(code >> b);
     }
-    if (info.rotated) copy_half(row + shape.head_dim * bits / 8, tile + tile_code_bytes(shape) + 2 * slot);
+    if (info.rotated) std::copy_n(tile + scale_at(shape, slot), 2, row + bytes);
 }
 
 void tile_set_row(const TileShape& shape, std::uint8_t* tile, int slot, const std::uint8_t* row) {
-    check(shape, slot);
-    const CodecInfo& info = codec_info(shape.codec);
+    check(shape, slot, shape.head_dim);
+    const CodecInfo& info = coded(shape);
     const std::size_t bits = info.bits;
     for (int dim = 0; dim < shape.head_dim; ++dim) {
-        const std::size_t index = panel_index(info.panel, shape.side, shape.head_dim, slot, dim);
-        if (!info.rotated) {
-            copy_half(tile + 2 * index, row + 2 * dim);
-            continue;
-        }
         const std::size_t bit = dim * bits;
-        std::uint32_t code = row[bit / 8];
-        if (bit % 8 + bits > 8) code |= static_cast<std::uint32_t>(row[bit / 8 + 1]) << 8;
-        set_code(shape.codec, tile, index, code >> bit % 8);  // set_code keeps the low `bits`
+        std::uint32_t code = 0;
+        for (std::size_t b = 0; b < bit % 8 + bits; b += 8) code |= static_cast<std::uint32_t>(row[(bit + b) / 8]) << b;
+        write_code(info, shape, tile, slot, dim, code >> bit % 8);  // keeps the low `bits`
     }
-    if (info.rotated) copy_half(tile + tile_code_bytes(shape) + 2 * slot, row + shape.head_dim * bits / 8);
+    if (info.rotated) std::copy_n(row + shape.head_dim * bits / 8, 2, tile + scale_at(shape, slot));
+}
+
+void tile_encode(const TileShape& shape, std::uint8_t* tile, int slot, std::span<const float> x, NormMode mode) {
+    check(shape, slot, x.size());
+    if (is_composite(shape.codec)) return composite_encode(shape, tile, slot, x, mode);
+    const CodecInfo& info = codec_info(shape.codec);
+    if (!info.rotated) {
+        if (!std::ranges::all_of(x, [](float v) { return std::isfinite(v); }))
+            throw std::domain_error("tile: the vector holds a NaN or an infinity; check the model's activations");
+        for (int i = 0; i < shape.head_dim; ++i) write_code(info, shape, tile, slot, i, to_half(x[i]));
+        return;
+    }
+    const QuantizedVector q = Quantizer(shape.codec, shape.head_dim, mode).quantize(x);
+    for (int i = 0; i < shape.head_dim; ++i) write_code(info, shape, tile, slot, i, q.codes[i]);
+    store_half(tile + scale_at(shape, slot), to_half(q.scale));
+}
+
+void tile_decode_rotated(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> y) {
+    check(shape, slot, y.size());
+    if (is_composite(shape.codec)) return composite_decode_slot(shape, tile, slot, y);
+    const CodecInfo& info = codec_info(shape.codec);
+    if (!info.rotated) {
+        for (int i = 0; i < shape.head_dim; ++i) y[i] = from_half(static_cast<std::uint16_t>(read_code(info, shape, tile, slot, i)));
+        return;
+    }
+    QuantizedVector q{std::vector<std::uint8_t>(shape.head_dim), load_half(tile + scale_at(shape, slot))};
+    for (int i = 0; i < shape.head_dim; ++i) q.codes[i] = static_cast<std::uint8_t>(read_code(info, shape, tile, slot, i));
+    Quantizer(shape.codec, shape.head_dim).dequantize_rotated(q, y);
 }
 
 }  // namespace turboquant

@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "turboquant/attention/attention.h"
-#include "turboquant/codec/quantizer.h"
+#include "turboquant/codec/half.h"
+#include "turboquant/codec/tile.h"
 
 namespace turboquant {
 

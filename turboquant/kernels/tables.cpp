@@ -6,11 +6,15 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "turboquant/codec/codebook.h"
 #include "turboquant/codec/composite.h"
 #include "turboquant/codec/rotation.h"
 #include "turboquant/codec/trellis.h"
+#include "turboquant/kernels/panel.h"
 
 namespace turboquant {
 namespace {
@@ -48,15 +52,25 @@ void fill_trellis(CodecTables& t) {
     for (std::uint32_t j = 0; j < 64; ++j) t.trellis_subset[j] = static_cast<std::uint8_t>(book.subset(2 * j));
 }
 
+void decode_composite_panel(const TileShape& shape, const std::uint8_t* tile, float* panel) {
+    composite_decode(shape, tile, panel);
+    if (shape.side == Side::key) return;
+    const std::vector<float> columns(panel, panel + static_cast<std::ptrdiff_t>(shape.head_dim) * kTileKeys);
+    for (int dim = 0; dim < shape.head_dim; ++dim)
+        for (int slot = 0; slot < kTileKeys; ++slot)
+            panel[panels::index(Levels::real, Side::value, shape.head_dim, slot, dim)] =
+                columns[static_cast<std::size_t>(dim) * kTileKeys + slot];
+}
+
 std::unique_ptr<CodecTables> build(CodecId codec, int head_dim) {
     auto t = std::make_unique<CodecTables>();
     const CodecInfo& info = codec_info(codec);
     t->codec = codec;
     t->bits = info.bits;
     t->head_dim = head_dim;
-    t->i8 = info.panel == PanelKind::i8;
+    t->i8 = panel_kind(codec) == PanelKind::i8;
     t->rotated = info.rotated;
-    t->decode = is_composite(codec) ? &composite_decode : nullptr;
+    t->decode = is_composite(codec) ? &decode_composite_panel : nullptr;
     const Rotation& r = rotation_for(head_dim);
     t->pow2 = r.pow2();
     t->odd = r.odd();
@@ -73,20 +87,27 @@ std::unique_ptr<CodecTables> build(CodecId codec, int head_dim) {
 
 }  // namespace
 
-const CodecTables& codec_tables(CodecId codec, int head_dim) {
+const CodecTables* find_codec_tables(CodecId codec, int head_dim) {
     constexpr std::size_t n_codecs = std::size(kCodecs), n_dims = std::size(kHeadDims);
     static std::array<std::unique_ptr<CodecTables>, n_codecs * n_dims> owner;
     static std::array<std::atomic<const CodecTables*>, n_codecs * n_dims> ready;
     static std::mutex mutex;
     std::size_t c = 0, d = 0;
-    while (c + 1 < n_codecs && kCodecs[c].id != codec) ++c;
-    while (d + 1 < n_dims && kHeadDims[d] != head_dim) ++d;
+    while (c < n_codecs && kCodecs[c].id != codec) ++c;
+    while (d < n_dims && kHeadDims[d] != head_dim) ++d;
+    if (c == n_codecs || d == n_dims) return nullptr;
     const std::size_t i = c * n_dims + d;
-    if (const CodecTables* t = ready[i].load(std::memory_order_acquire)) return *t;
+    if (const CodecTables* t = ready[i].load(std::memory_order_acquire)) return t;
     const std::lock_guard lock(mutex);
-    if (!owner[i]) owner[i] = build(codec, kHeadDims[d]);
+    if (!owner[i]) owner[i] = build(codec, head_dim);
     ready[i].store(owner[i].get(), std::memory_order_release);
-    return *owner[i];
+    return owner[i].get();
+}
+
+const CodecTables& codec_tables(CodecId codec, int head_dim) {
+    if (const CodecTables* t = find_codec_tables(codec, head_dim)) return *t;
+    throw std::invalid_argument("kernels: no tables for codec " + std::to_string(static_cast<int>(codec)) + " with heads of " +
+                                std::to_string(head_dim) + " values; see kCodecs and kHeadDims in codec/codec.h");
 }
 
 }  // namespace turboquant

@@ -46,7 +46,9 @@ struct CodecTables {
     const float *signs_in, *signs_out, *hartley;
 };
 
-/// Shared instance, built on first use, thread-safe. head_dim must be supported.
+/// Shared instance, built on first use, thread-safe; null if there is no such codec or the head size is not supported.
+const CodecTables* find_codec_tables(CodecId codec, int head_dim);
+/// The same where both are known to be good. Throws std::invalid_argument if they are not.
 const CodecTables& codec_tables(CodecId codec, int head_dim);
 
 }  // namespace turboquant

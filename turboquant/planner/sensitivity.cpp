@@ -7,8 +7,9 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "turboquant/codec/quantizer.h"
 #include "turboquant/codec/random.h"
+#include "turboquant/codec/rotation.h"
+#include "turboquant/codec/tile.h"
 
 namespace turboquant {
 
