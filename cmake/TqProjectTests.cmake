@@ -25,4 +25,13 @@ if(TQ_BUILD_GGML)
     TQ_STOCK_LOGITS="$<TARGET_FILE:stock_logits>" TQ_STOCK_PYTHON_SCRIPT="${PROJECT_SOURCE_DIR}/tests/stock/stock_logits.py"
     TQ_LLAMA_PYTHON="${TQ_LLAMA_PYTHON}")
   gtest_discover_tests(test_stock TEST_PREFIX stock. DISCOVERY_TIMEOUT 60)
+
+  # Python's llama_cpp as it is installed, and the commands of README.md.
+  if(NOT TQ_SANITIZE)
+    add_test(NAME python.module COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tests/python/module_test.py ${TQ_LLAMA_PYTHON} $<TARGET_FILE:ggml-turboquant>
+      ${PROJECT_SOURCE_DIR}/models/demo.gguf)
+    add_test(NAME project.readme COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/scripts/check_readme.py --build ${PROJECT_BINARY_DIR}
+      --python ${TQ_LLAMA_PYTHON})
+    set_tests_properties(python.module project.readme PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1200)
+  endif()
 endif()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import llama_cpp
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+import turboquant
+
 
 def main(library, model_file, device, text_file, n_ctx, logits_file):
     kv_mib = []
@@ -22,14 +25,13 @@ def main(library, model_file, device, text_file, n_ctx, logits_file):
             sys.stderr.write(text.decode(errors="replace"))
 
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
-    ggml = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib/libggml.so"))
-    ggml.ggml_backend_load.restype = ggml.ggml_backend_dev_by_name.restype = ctypes.c_void_p
+    ggml = llama_cpp.llama_cpp._lib
+    ggml.ggml_backend_dev_by_name.restype = ctypes.c_void_p
     ggml.ggml_version.restype = ctypes.c_char_p
     params = llama_cpp.llama_model_default_params()
     devices = (ctypes.c_void_p * 2)()
     if device != "f16":
-        if not ggml.ggml_backend_load(library.encode()):
-            sys.exit(f"ggml {ggml.ggml_version().decode()} does not load {library}")
+        turboquant.load(library)
         devices[0] = ggml.ggml_backend_dev_by_name(device.encode())
         if not devices[0]:
             sys.exit(f"no device {device}")

@@ -10,9 +10,8 @@ namespace turboquant::ggml {
 namespace {
 
 constexpr const char* kNeedsFlashAttention =
-    "flash attention is off for this model or context (its cache is then laid out in a way that cannot be compressed): run with -fa on, or "
-    "without a "
-    "turboquant device";
+    "flash attention is off for this model or context (its cache is then laid out in a way that cannot be compressed): run with -fa on "
+    "(flash_attn=True in Python), or without a turboquant device";
 
 const float* floats(const ggml_tensor* t) { return static_cast<const float*>(t->data); }
 
@@ -40,7 +39,8 @@ std::string unservable(const Device& d, const ggml_tensor* op) {
     for (const ggml_tensor* src : op->src)
         if (src && kv_extra(src))
             return std::string("this model reads its KV cache with ") + ggml_op_desc(op) +
-                   ", which a compressed cache cannot serve. If flash attention is off, run with -fa on; else run this model without a "
+                   ", which a compressed cache cannot serve. If flash attention is off, run with -fa on (flash_attn=True in Python); else "
+                   "run this model without a "
                    "turboquant device";
     return {};
 }
