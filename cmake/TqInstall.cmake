@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 set(_tq_config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/turboquant)
 
 install(TARGETS turboquant EXPORT turboquant-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-foreach(layer codec attention planner kernels cuda cache)
+foreach(layer codec spec attention planner kernels cuda cache)
   if(IS_DIRECTORY ${PROJECT_SOURCE_DIR}/turboquant/${layer})
     install(DIRECTORY turboquant/${layer} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/turboquant FILES_MATCHING PATTERN "*.h")
   endif()

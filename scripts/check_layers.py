@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # Lowest first. Layers in one row do not include each other.
-ROWS = [["codec"], ["attention", "planner"], ["kernels"], ["cuda"], ["cache"], ["ggml"], ["cli"]]
+ROWS = [["codec"], ["spec"], ["attention", "planner"], ["kernels"], ["cuda"], ["cache"], ["ggml"], ["cli"]]
 RANK = {layer: rank for rank, row in enumerate(ROWS) for layer in row}
 CORE_RANK = RANK["cache"]
 FOREIGN = re.compile(r"(ggml|gguf|llama)[-\w]*\.h$")

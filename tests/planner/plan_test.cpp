@@ -5,7 +5,7 @@
 
 #include <filesystem>
 
-#include "turboquant/cache/kv_spec.h"
+#include "turboquant/spec/kv_spec.h"
 
 namespace turboquant {
 namespace {
@@ -15,12 +15,14 @@ Plan example() {
     p.model_hash = "0123abcd", p.model_name = "a \"model\"", p.n_layers = 4;
     p.budget = 4.25, p.bits_per_value = 4.1875, p.predicted_kld = 0.0027;
     p.calibration = "written by the model, seed 1", p.calibration_tokens = 4096;
-    p.options = "offset=off";
+    p.options.offset = false;
     p.layers = {{0, CodecId::turbo8, CodecId::turbo4, 1e-5, 2e-3},
                 {1, CodecId::turbo3, CodecId::turbo4, 0.1, 0.25},
                 {3, CodecId::turbo3, CodecId::turbo2, 0, 0}};
     return p;
 }
+
+std::string text_of(const Plan& p) { return to_string(to_spec(p)); }
 
 std::string error_of(const std::string& json) {
     try {
@@ -43,7 +45,7 @@ TEST(Plan, RoundTrip) {
 }
 
 TEST(Plan, SpecTextIsWhatTheCacheReads) {
-    const std::string text = spec_text(example());
+    const std::string text = text_of(example());
     EXPECT_EQ(text, "k=turbo3,v=turbo4,k0=turbo8,v3=turbo2,offset=off");
     const KvSpec spec = parse_kv_spec(text);
     for (const PlannedLayer& l : example().layers) {
@@ -53,18 +55,18 @@ TEST(Plan, SpecTextIsWhatTheCacheReads) {
     EXPECT_FALSE(spec.offset);
     Plan without_v = example();
     for (PlannedLayer& l : without_v.layers) l.v.reset();
-    without_v.options.clear();
-    EXPECT_EQ(parse_kv_spec(spec_text(without_v)).codecs(Side::key, 0), CodecId::turbo8);
+    without_v.options = {};
+    EXPECT_EQ(to_spec(without_v).codecs(Side::key, 0), CodecId::turbo8);
 }
 
 TEST(Plan, KeyScalesTravelWithIt) {
     Plan p = example();
-    p.options.clear();
-    const std::string without = spec_text(p);
+    p.options = {};
+    const std::string without = text_of(p);
     p.layers[1].k_scales = "aaZb";
     EXPECT_EQ(parse_plan(to_json(p)), p);
-    EXPECT_EQ(parse_kv_spec(spec_text(p)).k_scales, (std::map<int, std::string>{{1, "aaZb"}}));
-    EXPECT_EQ(formats_text(p), without) << "to show";
+    EXPECT_EQ(to_spec(p).k_scales, (std::map<int, std::string>{{1, "aaZb"}}));
+    EXPECT_EQ(brief_text(to_spec(p)), without + ", key channels scaled") << "to show";
     std::string json = to_json(p);
     json.replace(json.find("aaZb"), 4, "aa-b");
     EXPECT_TRUE(has(error_of(json), "letters"));
@@ -75,7 +77,7 @@ TEST(Plan, FormatsPerHead) {
     p.layers[1].k = HeadCodecs({CodecId::tcq2, CodecId::tcq5}), p.layers[2].v = HeadCodecs({CodecId::turbo4, CodecId::tcq1});
     EXPECT_EQ(parse_plan(to_json(p)), p);
     EXPECT_TRUE(has(to_json(p), "\"k\":\"tcq2/tcq5\"")) << to_json(p);
-    EXPECT_EQ(spec_text(p), "k=turbo3,v=turbo4,k0=turbo8,k1=tcq2/tcq5,v3=turbo4/tcq1,offset=off");
+    EXPECT_EQ(text_of(p), "k=turbo3,v=turbo4,k0=turbo8,k1=tcq2/tcq5,v3=turbo4/tcq1,offset=off");
     std::string json = to_json(p);
     json.replace(json.find("tcq2/tcq5"), 9, "tcq2/raw");
     EXPECT_TRUE(has(error_of(json), "keys of layer 1")) << error_of(json);

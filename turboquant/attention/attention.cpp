@@ -8,8 +8,8 @@
 
 #include "turboquant/attention/turns.h"
 #include "turboquant/codec/half.h"
-#include "turboquant/codec/head_codecs.h"
 #include "turboquant/codec/rotation.h"
+#include "turboquant/spec/head_codecs.h"
 
 namespace turboquant {
 namespace {

@@ -26,7 +26,7 @@ struct TileView {
     const std::uint8_t* tiles = nullptr;  ///< tile 0 of KV head 0
     std::size_t head_stride = 0;          ///< bytes between the same tile of successive KV heads
     std::size_t tile_stride = 0;          ///< bytes between successive tiles of one KV head
-    const HeadTiles* heads = nullptr;     ///< [n_head_kv], formats that mix (codec/head_codecs.h); null: all heads are as `shape` says
+    const HeadTiles* heads = nullptr;     ///< [n_head_kv], formats that mix (spec/head_codecs.h); null: all heads are as `shape` says
 
     TileShape head_shape(int head) const {
         return heads ? TileShape{heads[head].codec, shape.side, shape.head_dim, shape.n_outliers} : shape;

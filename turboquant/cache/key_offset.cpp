@@ -8,7 +8,8 @@
 
 #include "turboquant/attention/turns.h"
 #include "turboquant/cache/saved_row.h"
-#include "turboquant/codec/channel_scales.h"
+#include "turboquant/spec/channel_scales.h"
+#include "turboquant/codec/fnv.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
@@ -16,9 +17,9 @@ namespace {
 
 /// FNV-1a, never 0.
 std::uint32_t hash_letters(std::string_view letters) {
-    std::uint32_t h = 2166136261u;
-    for (const char c : letters) h = (h ^ static_cast<std::uint8_t>(c)) * 16777619u;
-    return h ? h : 1;
+    Fnv1a<std::uint32_t> hash;
+    hash.add_all(letters);
+    return hash.value() ? hash.value() : 1;
 }
 
 }  // namespace

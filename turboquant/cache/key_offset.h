@@ -35,7 +35,7 @@ class KeyOffset {
     void set_rope(const RopeParams& rope);
     bool has_rope() const { return has_rope_; }
 
-    /// Channel scales (codec/channel_scales.h): what is encoded is s * (k - R(p) mu), channel by channel. Before anything is encoded.
+    /// Channel scales (spec/channel_scales.h): what is encoded is s * (k - R(p) mu), channel by channel. Before anything is encoded.
     /// Throws std::invalid_argument if there are not n_head*head_dim of them; check_scales() if a pair that RoPE rotates has two.
     void set_scales(std::string_view letters);
     void check_scales() const;

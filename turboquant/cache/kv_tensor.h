@@ -18,6 +18,7 @@
 #include "turboquant/cache/positions.h"
 #include "turboquant/cache/saved_row.h"
 #include "turboquant/cache/tile_store.h"
+#include "turboquant/spec/head_codecs.h"
 
 namespace turboquant {
 

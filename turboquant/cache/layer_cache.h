@@ -53,7 +53,7 @@ class LayerCache {
     /// What is done to keys before they are quantized, where their format allows it.
     struct KeyTreatment {
         bool remove_offset = true;
-        std::string_view scales;  ///< letters (codec/channel_scales.h), or empty
+        std::string_view scales;  ///< letters (spec/channel_scales.h), or empty
     };
     /// Fixes the head size of a side. Idempotent. Throws std::invalid_argument as KvTensor::bind_head_dim and KeyOffset::set_scales, and if
     /// scales are asked for where keys serve as values, too.

@@ -11,7 +11,7 @@
 
 #include "turboquant/attention/attention.h"
 #include "turboquant/cache/exact_rows.h"
-#include "turboquant/codec/head_codecs.h"
+#include "turboquant/spec/head_codecs.h"
 
 namespace turboquant {
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "turboquant/codec/fnv.h"
+
 namespace turboquant {
 namespace {
 
@@ -24,10 +26,10 @@ constexpr std::uint32_t exact_check_word(std::uint32_t pos, std::uint32_t hash) 
 
 /// Check of the header's fields (FNV-1a, folded). A damaged header must not be believed: attention's tables reach to the largest position.
 std::uint16_t header_check(const std::uint8_t* p, std::size_t bytes) {
-    std::uint32_t h = 2166136261u;
+    Fnv1a<std::uint32_t> hash;
     for (std::size_t i = 4; i < bytes; i++)
-        if (i != 7) h = (h ^ p[i]) * 16777619u;
-    return static_cast<std::uint16_t>(h ^ h >> 16);
+        if (i != 7) hash.add(p[i]);
+    return static_cast<std::uint16_t>(hash.value() ^ hash.value() >> 16);
 }
 
 std::uint8_t version(const PackedHeader& h) { return h.codecs.mixed() ? kMixedVersion : h.scale_hash ? kScaledVersion : kVersion; }
@@ -60,9 +62,9 @@ std::optional<HeadCodecs> codecs_of(std::span<const std::uint8_t> ids) {
 }  // namespace
 
 std::uint32_t hash_mu(std::span<const std::uint16_t> mu) {
-    std::uint32_t h = 2166136261u;
-    for (const std::uint16_t v : mu) h = ((h ^ (v & 0xffu)) * 16777619u ^ (v >> 8)) * 16777619u;
-    return h ? h : 1;
+    Fnv1a<std::uint32_t> hash;
+    for (const std::uint16_t v : mu) hash.add(v & 0xff), hash.add(v >> 8);
+    return hash.value() ? hash.value() : 1;
 }
 
 std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu) {

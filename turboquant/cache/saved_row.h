@@ -22,7 +22,7 @@
 #include <span>
 #include <vector>
 
-#include "turboquant/codec/head_codecs.h"
+#include "turboquant/spec/head_codecs.h"
 #include "turboquant/codec/tile.h"
 
 namespace turboquant {

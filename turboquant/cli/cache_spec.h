@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "ggml.h"
-#include "turboquant/cache/kv_spec.h"
+#include "turboquant/spec/kv_spec.h"
 
 namespace turboquant::cli {
 

@@ -178,7 +178,7 @@ void add_inspect(CLI::App& app, const GlobalOptions& global) {
         fmt::print("{}: {} tokens, text {}\n\n{}\n{}\n", r.model, r.n_tokens, r.text, to_table(r), r.verdict);
         if (r.plan)
             fmt::print("\nPlan for {:g} bits ({:.3f} used, predicted mean KLD {:.5f}): --kv {}\n", r.plan->budget, r.plan->bits_per_value,
-                       *r.plan->predicted_kld, formats_text(*r.plan));
+                       *r.plan->predicted_kld, brief_text(to_spec(*r.plan)));
     });
 }
 

@@ -9,12 +9,6 @@
 #include "fmt/format.h"
 
 namespace turboquant::cli {
-namespace {
-
-constexpr std::string_view kAuto = "auto:";
-
-}  // namespace
-
 void add_window_options(CLI::App& command, WindowSizes& windows) {
     command.add_option("--sink", windows.sink, "First tokens that stay in f16, too, for all formats of ours (default: up to 4)")
         ->check(CLI::Range(0, 65536));
@@ -23,23 +17,15 @@ void add_window_options(CLI::App& command, WindowSizes& windows) {
 }
 
 KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes windows) {
-    std::string items;
-    if (windows.sink != WindowSizes::kAuto) items += fmt::format(",sink={}", windows.sink);
-    if (windows.recent != WindowSizes::kAuto) items += fmt::format(",recent={}", windows.recent);
     for (const std::string& text : texts) {
         Argument a;
-        if (text.starts_with(kAuto)) {
-            const std::string rest = text.substr(kAuto.size());
-            const std::size_t comma = std::min(rest.find(','), rest.size());
-            a.budget = parse_budget(rest.substr(0, comma));
-            a.items = rest.substr(comma) + items;
-            if (!a.items.empty()) a.items.erase(0, 1);
-            if (!a.items.empty()) parse_cache_spec("k=raw,v=raw," + a.items);
+        if (is_auto_word(text)) {
+            a.automatic = std::get<AutoWord>(parse_kv_word(text));
+            a.automatic->options.windows.set(windows);
             a.spec.name = text;
-        } else if (text.ends_with(".json")) {
+        } else if (is_plan_file_word(text)) {
             a.plan = read_plan_file(text);
-            a.spec = parse_cache_spec(spec_text(*a.plan));
-            a.spec.name = text;
+            a.spec = {text, to_spec(*a.plan)};
         } else {
             a.spec = parse_cache_spec(text);
         }
@@ -52,7 +38,7 @@ KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes wind
 std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& model_path, int n_ctx, PlannerOptions options,
                                             std::vector<std::optional<Plan>>* plans) const {
     std::vector<CacheSpec> specs;
-    std::map<std::string, std::unique_ptr<Planner>> planners;  // one for all budgets with the same items
+    std::map<std::string, std::unique_ptr<Planner>> planners;  // one for all budgets with the same options
     for (const Argument& a : arguments_) {
         specs.push_back(a.spec);
         if (a.plan) {
@@ -60,15 +46,14 @@ std::vector<CacheSpec> KvArguments::resolve(ModelFile& file, const std::string& 
             check_model(*a.plan, id.hash, id.name);
         }
         if (plans) plans->push_back(a.plan);
-        if (!a.budget) continue;
-        options.spec_options = a.items;
-        auto& planner = planners[a.items];
+        if (!a.automatic) continue;
+        options.spec = a.automatic->options;
+        auto& planner = planners[to_string(options.spec)];
         if (!planner) planner = std::make_unique<Planner>(file, model_path, options);
-        const Plan plan = planner->plan(*a.budget, n_ctx);
+        const Plan plan = planner->plan(a.automatic->budget, n_ctx);
         fmt::print(stderr, "{}: {:.3f} bits per value, predicted mean KLD {:.5f}: {}{}\n", a.spec.name, plan.bits_per_value,
-                   *plan.predicted_kld, formats_text(plan), planner->key_scales().empty() ? "" : ", key channels scaled");
-        specs.back() = parse_cache_spec(spec_text(plan));
-        specs.back().name = a.spec.name;
+                   *plan.predicted_kld, brief_text(to_spec(plan)), planner->key_scales().empty() ? "" : ", key channels scaled");
+        specs.back().ours = to_spec(plan);
         if (plans) plans->back() = plan;
     }
     return specs;

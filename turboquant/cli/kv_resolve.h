@@ -1,9 +1,4 @@
-// What `--kv` takes beyond the words of cache_spec.h: plan files, and plans made on the spot.
-//
-//   auto:BUDGET[,ITEM...]   the best formats within BUDGET (planner.h: "4.25" bits per value, or "512MiB" at the command's context),
-//   measured on this model; ITEMs as in
-//                           a SPEC hold for all layers: auto:4.25,offset=off
-//   FILE.json               a plan written by `turboquant plan`
+// What `--kv` takes beyond the words of cache_spec.h (spec/words.h): plan files, and plans made on the spot, measured on this model.
 #pragma once
 
 #include <string>
@@ -37,8 +32,7 @@ class KvArguments {
     struct Argument {
         CacheSpec spec;                ///< of plan files: the plan's
         std::optional<Plan> plan;      ///< from a file
-        std::optional<Budget> budget;  ///< of auto
-        std::string items;
+        std::optional<AutoWord> automatic;
     };
     std::vector<Argument> arguments_;
 };

@@ -10,6 +10,7 @@
 #include "fmt/format.h"
 #include "gguf.h"
 #include "turboquant/cli/command.h"
+#include "turboquant/codec/fnv.h"
 
 namespace turboquant::cli {
 
@@ -18,14 +19,14 @@ ModelId identify_model(const std::string& path) {
                                                                    gguf_free);
     std::ifstream in(path, std::ios::binary);
     if (!gguf || !in) throw CommandError(fmt::format("cannot read '{}' as a GGUF file; download or convert it again", path));
-    std::uint64_t hash = 0xcbf29ce484222325u;
+    Fnv1a<std::uint64_t> hash;
     std::vector<char> bytes;
     const auto add = [&](std::size_t from, std::size_t n) {
         bytes.resize(n);
         in.clear();
         in.seekg(static_cast<std::streamoff>(from));
         in.read(bytes.data(), static_cast<std::streamsize>(n));
-        for (const char c : bytes) hash = (hash ^ static_cast<std::uint8_t>(c)) * 0x100000001b3u;
+        hash.add_all(bytes);
     };
     const std::size_t data = gguf_get_data_offset(gguf.get());
     add(0, data);  // all metadata and the list of tensors, as they stand in the file
@@ -35,7 +36,7 @@ ModelId identify_model(const std::string& path) {
     }
     const std::int64_t key = gguf_find_key(gguf.get(), "general.name");
     const bool named = key >= 0 && gguf_get_kv_type(gguf.get(), key) == GGUF_TYPE_STRING;
-    return {fmt::format("{:016x}", hash), named ? gguf_get_val_str(gguf.get(), key) : std::filesystem::path(path).filename().string()};
+    return {fmt::format("{:016x}", hash.value()), named ? gguf_get_val_str(gguf.get(), key) : std::filesystem::path(path).filename().string()};
 }
 
 }  // namespace turboquant::cli

@@ -18,6 +18,7 @@ struct PlanOptions {
     double bits = 0;
     int n_ctx = 0;
     bool measure = false;
+    std::string options;
     PlannerOptions planner;
 };
 
@@ -51,7 +52,7 @@ void make_plan(const PlanOptions& o, const GlobalOptions& global) {
     fmt::print("{}\n", to_table(planner, plan));
     fmt::print("{:.3f} bits per value of {:.3f}; mean KLD predicted {:.6f}{}\n--kv {}\n", plan.bits_per_value, plan.budget,
                *plan.predicted_kld, plan.measured_kld ? fmt::format(", measured on the calibration text {:.6f}", *plan.measured_kld) : "",
-               formats_text(plan));
+               brief_text(to_spec(plan)));
     if (const auto& scales = planner.key_scales(); !scales.empty())
         fmt::print("key channels scaled: takes {:.1f} % off the divergence that turbo2, 3 and 4 keys cause\n",
                    100 * (1 - planner.scale_gain()));
@@ -74,13 +75,16 @@ void add_plan(CLI::App& app, const GlobalOptions& global) {
         ->check(CLI::Range(1, 1 << 30));
     cmd->add_option("-o,--output", o->output, "Plan file to write (JSON)");
     cmd->add_flag("--measure", o->measure, "Measure the plan's divergence on the calibration text");
-    cmd->add_option("--options", o->planner.spec_options, "Further items of the SPEC for all layers, like offset=off");
+    cmd->add_option("--options", o->options, "Further items of the SPEC for all layers, like offset=off");
     cmd->add_option("--calib-tokens", o->planner.calib_tokens, "Tokens to calibrate on (default: about a minute's worth)")
         ->check(CLI::Range(128, 1 << 20));
     cmd->add_flag("--per-head", o->planner.per_head, "A format per KV head, however long it takes to measure (default: if it is quick)");
     cmd->add_option("--seed", o->planner.seed, "Seed of the text that the model writes")->capture_default_str();
     cmd->add_option("-t,--threads", o->planner.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
-    cmd->callback([o, &global] { make_plan(*o, global); });
+    cmd->callback([o, &global] {
+        o->planner.spec = parse_spec_options(o->options);
+        make_plan(*o, global);
+    });
 }
 
 }  // namespace turboquant::cli

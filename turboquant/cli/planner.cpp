@@ -10,7 +10,7 @@
 #include "fmt/format.h"
 #include "turboquant/cli/kv_statistics.h"
 #include "turboquant/cli/table.h"
-#include "turboquant/codec/channel_scales.h"
+#include "turboquant/spec/channel_scales.h"
 #include "turboquant/codec/tile.h"
 #include "turboquant/planner/allocate.h"
 #include "turboquant/planner/key_balance.h"
@@ -42,21 +42,6 @@ constexpr double kProportional = 0.1;  // nats
 double size_unit(const Slot& s, CodecId codec) { return static_cast<double>(tile_bytes({codec, s.side, s.head_dim})) * s.n_heads; }
 
 }  // namespace
-
-Budget parse_budget(const std::string& text) {
-    std::size_t end = 0;
-    double value = 0;
-    try {
-        value = std::stod(text, &end);
-    } catch (const std::exception&) {
-    }
-    const std::map<std::string, double> units{{"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}};
-    const std::string unit = text.substr(end);
-    if (end == 0 || !(value > 0) || !std::isfinite(value) || (!unit.empty() && !units.contains(unit)))
-        throw CommandError(
-            fmt::format("'{}' is no budget; give bits per value, like 4.25, or memory, like 512MiB (KiB, MiB, GiB, KB, MB, GB)", text));
-    return unit.empty() ? Budget{value, 0} : Budget{0, value * units.at(unit)};
-}
 
 Planner::Planner(ModelFile& file, const std::string& path, PlannerOptions options)
     : file_(&file), id_(identify_model(path)), options_(std::move(options)) {
@@ -111,7 +96,7 @@ void Planner::measure_slots() {
                 ? generate_text(plain.model.get(), n_sequences, length, options_.seed, options_.n_threads)
                 : text_from_file(llama_model_get_vocab(plain.model.get()), options_.calib_file, n_sequences, length);
     ProgressBar bar("plan", runs);
-    meter_ = std::make_unique<KldMeter>(*file_, text_, spec_of("k=raw,v=raw"), ContextOptions{.n_threads = options_.n_threads});
+    meter_ = std::make_unique<KldMeter>(*file_, text_, spec_of(uniform_spec(CodecId::raw, CodecId::raw)), ContextOptions{.n_threads = options_.n_threads});
     const KvMemory& m = meter_->reference_memory();
     fixed_bits_ = std::max(0.0, m.bits_per_value - 16) * n_values(probe_ctx_) / static_cast<double>(probe_ctx_);
     bar.add(1);
@@ -136,7 +121,7 @@ void Planner::measure_slots() {
 void Planner::measure_scales(llama_model* model) {
     // Formats to try the scales with: each alone is off by a few percent, about what there may be to gain.
     constexpr CodecId kTried[] = {CodecId::turbo2, CodecId::turbo3, CodecId::turbo4};
-    if (!removes_offset()) return;
+    if (!options_.spec.offset) return;
     KvProbe probe(model, static_cast<int>(text_.sequences.at(0).size()), options_.n_threads);
     KvStatistics statistics;
     for (const auto& tokens : text_.sequences) probe.run(tokens, [&](const KvRows& rows) { statistics.add(rows); });
@@ -156,8 +141,8 @@ void Planner::measure_scales(llama_model* model) {
     if (scales.empty()) return;
     double log_gain = 0;
     for (const CodecId codec : kTried) {
-        std::string formats = "k=raw,v=raw";
-        for (const int layer : layers) formats += fmt::format(",k{}={}", layer, codec_info(codec).name);
+        KvSpec formats = uniform_spec(CodecId::raw, CodecId::raw);
+        for (const int layer : layers) formats.set(Side::key, layer, codec);
         key_scales_.clear();
         const double without = meter_->measure(spec_of(formats)).mean;
         key_scales_ = scales;
@@ -167,22 +152,20 @@ void Planner::measure_scales(llama_model* model) {
     if (!(scale_gain_ < 1)) key_scales_.clear();
 }
 
-bool Planner::removes_offset() const { return spec_of("turbo4").ours->offset; }
-
 // With the options and the scales that hold for all layers.
-CacheSpec Planner::spec_of(const std::string& formats) const {
-    std::string text = formats + (options_.spec_options.empty() ? "" : "," + options_.spec_options);
-    for (const auto& [layer, letters] : key_scales_) text += fmt::format(",scale{}={}", layer, letters);
-    CacheSpec spec = parse_cache_spec(text);
-    spec.name = brief_text(*spec.ours);
-    return spec;
+CacheSpec Planner::spec_of(KvSpec formats) const {
+    formats.options() = options_.spec;
+    formats.k_scales = key_scales_;
+    return CacheSpec{brief_text(formats), formats};
 }
 
 // Beside a head that is measured alone the others are as good as exact.
-std::string Planner::spec_with(const Slot& slot, CodecId codec) const {
+KvSpec Planner::spec_with(const Slot& slot, CodecId codec) const {
     std::vector<CodecId> heads(static_cast<std::size_t>(slot.of_heads), slot.head < 0 ? codec : CodecId::turbo8);
     heads[std::max(0, slot.head)] = codec;
-    return fmt::format("k=raw,v=raw,{}{}={}", slot.side == Side::key ? 'k' : 'v', slot.layer, to_string(HeadCodecs(heads)));
+    KvSpec spec = uniform_spec(CodecId::raw, CodecId::raw);
+    spec.set(slot.side, slot.layer, HeadCodecs(heads));
+    return spec;
 }
 
 // Cells of a slot in a context: all, or the window that the probe saw.
@@ -191,11 +174,10 @@ double Planner::cells(const Slot& s, int n_ctx) const {
 }
 
 double Planner::window_bits(int n_ctx) const {
-    const WindowSizes windows = spec_of("turbo4").ours->windows;
     double bits = 0;
     for (const Slot& s : slots_) {
         const auto n = static_cast<std::int64_t>(cells(s, n_ctx));
-        bits += windows.resolve(n).bits(n, static_cast<std::int64_t>(s.head_dim) * s.n_heads);
+        bits += options_.spec.windows.resolve(n).bits(n, static_cast<std::int64_t>(s.head_dim) * s.n_heads);
     }
     return bits;
 }
@@ -204,7 +186,7 @@ double Planner::window_bits(int n_ctx) const {
 double Planner::offset_bits() const {
     double bits = 0;
     for (const Slot& s : slots_)
-        if (s.side == Side::key && removes_offset()) bits += (16 + 8.0 * key_scales_.contains(s.layer)) * s.head_dim * s.n_heads;
+        if (s.side == Side::key && options_.spec.offset) bits += (16 + 8.0 * key_scales_.contains(s.layer)) * s.head_dim * s.n_heads;
     return bits;
 }
 
@@ -293,7 +275,7 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
     plan.bits_per_value = (unit_bits * static_cast<double>(best.size) + fixed) / values;
     plan.predicted_kld = best.cost + floor_;
     plan.calibration = text_.source, plan.calibration_tokens = static_cast<int>(text_.n_tokens());
-    plan.options = options_.spec_options;
+    plan.options = options_.spec;
     std::map<int, std::array<std::vector<CodecId>, 2>> chosen;
     std::map<int, PlannedLayer> layers;
     for (std::size_t g = 0; g < together.size(); g++) {
@@ -316,9 +298,8 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
 }
 
 Divergence Planner::measure(const Plan& plan) {
-    CacheSpec spec = parse_cache_spec(spec_text(plan));
-    spec.name = formats_text(plan);
-    return meter_->measure(spec);
+    const KvSpec spec = to_spec(plan);
+    return meter_->measure({brief_text(spec), spec});
 }
 
 }  // namespace turboquant::cli

@@ -12,6 +12,7 @@
 #include "turboquant/cli/model_id.h"
 #include "turboquant/planner/plan.h"
 #include "turboquant/planner/sensitivity.h"
+#include "turboquant/spec/words.h"
 
 namespace turboquant::cli {
 
@@ -21,16 +22,8 @@ struct PlannerOptions {
     std::uint32_t seed = 1;
     int n_threads = 0;
     bool per_head = false;       ///< measure and choose formats per KV head however long it takes
-    std::string spec_options{};  ///< items of a SPEC that hold for the measurements and the plan, e.g. "offset=off"
+    SpecOptions spec{};     ///< hold for the measurements and the plan
 };
-
-/// A budget as a user writes it: bits per value, or bytes at a context size.
-struct Budget {
-    double bits = 0;
-    double bytes = 0;  ///< if bits is 0
-};
-/// "4.25" or "512MiB" (KiB, MiB, GiB; KB, MB, GB). Throws CommandError.
-Budget parse_budget(const std::string& text);
 
 /// The keys or the values of one layer, or of one KV head of it.
 struct Slot {
@@ -52,7 +45,7 @@ class Planner {
 
     const std::vector<Slot>& slots() const { return slots_; }
     const Calibration& calibration() const { return text_; }
-    /// Letters by layer (codec/channel_scales.h), after the first plan(); empty if scaling does not help this model.
+    /// Letters by layer (spec/channel_scales.h), after the first plan(); empty if scaling does not help this model.
     const std::map<int, std::string>& key_scales() const { return key_scales_; }
     /// Divergence with scales over that without, keys of all scaled layers in turbo2, 3 and 4 (geometric mean).
     double scale_gain() const { return scale_gain_; }
@@ -76,10 +69,9 @@ class Planner {
     double offset_bits() const;
     std::vector<std::vector<std::size_t>> groups(bool per_head) const;
     double cost(const Slot& slot, CodecId codec) const;
-    std::string spec_with(const Slot& slot, CodecId codec) const;
+    KvSpec spec_with(const Slot& slot, CodecId codec) const;
     void measure_scales(llama_model* model);
-    CacheSpec spec_of(const std::string& formats) const;
-    bool removes_offset() const;
+    CacheSpec spec_of(KvSpec formats) const;
 
     ModelFile* file_;
     ModelId id_;

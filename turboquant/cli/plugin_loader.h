@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "turboquant/cache/kv_spec.h"
+#include "turboquant/spec/kv_spec.h"
 #include "turboquant/ggml/plugin.h"
 
 namespace turboquant::cli {

@@ -287,7 +287,7 @@ void KvBuffer::choose_formats(int head_dim) {
             l.v = formats[i];
     }
     for (const auto& [number, layer] : layers) plan.layers.push_back(layer);
-    device_.note_choice(auto_name(device_.auto_bits) + " without measurements: " + spec_text(plan) +
+    device_.note_choice(auto_name(device_.auto_bits) + " without measurements: " + to_string(to_spec(plan)) +
                         "; `turboquant plan` measures the model and does better");
 }
 

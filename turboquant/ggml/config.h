@@ -1,15 +1,13 @@
 // The one configuration variable of the plugin, read once at load: for what a device name cannot say.
-//   TURBOQUANT_KV = SPEC[,abi=any]               SPEC as in --kv (cache/kv_spec.h)
-//                 | FILE.json[,abi=any]          a plan written by `turboquant plan`
-//                 | auto:BITS[,ITEM...][,abi=any]  the best formats within BITS per value that can be had without measuring
-//                                              (planner/prior.h); ITEMs as in a SPEC: offset=off
+//   TURBOQUANT_KV = TEXT[,abi=any]   TEXT as in --kv (spec/words.h): a SPEC, a plan's FILE.json, or auto:BITS, which are the best formats
+//                                    within BITS per value that can be had without measuring (planner/prior.h)
 #pragma once
 
 #include <optional>
 #include <string>
 
-#include "turboquant/cache/kv_spec.h"
 #include "turboquant/planner/plan.h"
+#include "turboquant/spec/words.h"
 
 namespace turboquant::ggml {
 
@@ -22,10 +20,8 @@ struct Config {
     bool any_abi = false;  ///< skip the version check
 };
 
-/// Throws std::invalid_argument as parse_kv_spec and read_plan_file, and on a budget that is no number of bits.
+/// Throws std::invalid_argument as parse_kv_word and read_plan_file, and on a budget that is no number of bits.
 Config parse_config(const char* text);
-/// "auto:4.25".
-std::string auto_name(double bits);
 /// From the environment.
 Config load_config();
 

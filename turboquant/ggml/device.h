@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "turboquant/cache/kv_spec.h"
+#include "turboquant/spec/kv_spec.h"
 #include "turboquant/ggml/host.h"
 #include "turboquant/ggml/placement.h"
 #include "turboquant/ggml/plugin.h"

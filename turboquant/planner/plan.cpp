@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #include "nlohmann/json.hpp"
-#include "turboquant/codec/channel_scales.h"
+#include "turboquant/spec/channel_scales.h"
 
 namespace turboquant {
 namespace {
@@ -45,7 +45,7 @@ Plan from_json(const Json& j) {
         p.calibration = j.at("calibration").value("source", "");
         p.calibration_tokens = j.at("calibration").value("tokens", 0);
     }
-    p.options = j.value("options", "");
+    p.options = parse_spec_options(j.value("options", ""));
     std::set<int> seen;
     for (const Json& row : j.at("layers")) {
         PlannedLayer l;
@@ -67,23 +67,15 @@ Plan from_json(const Json& j) {
     return p;
 }
 
-/// "k=WORD" for the commonest word of a side, and ",kN=WORD" for the other layers.
-struct SideText {
-    std::string base, exceptions;
-};
-
-SideText side_text(const std::map<int, HeadCodecs>& layers, char letter, CodecId fallback) {
+/// The commonest format of a side.
+CodecId commonest(const std::map<int, HeadCodecs>& layers) {
     std::map<CodecId, int> count;
     for (const auto& [layer, codecs] : layers)
         if (!codecs.mixed()) count[codecs.of(0)]++;
-    CodecId base = fallback;
+    CodecId base = CodecId::raw;
     for (const auto& [id, n] : count)
         if (n > count[base]) base = id;
-    SideText text{std::string{letter, '='}.append(codec_info(base).name), ""};
-    for (const auto& [layer, codecs] : layers)
-        if (codecs != base)
-            text.exceptions.append(",").append(1, letter).append(std::to_string(layer)).append("=").append(to_string(codecs));
-    return text;
+    return base;
 }
 
 }  // namespace
@@ -96,7 +88,7 @@ std::string to_json(const Plan& p) {
               {"predicted_kld", number_or_null(p.predicted_kld)},
               {"measured_kld", number_or_null(p.measured_kld)},
               {"calibration", {{"source", p.calibration}, {"tokens", p.calibration_tokens}}},
-              {"options", p.options}};
+              {"options", to_string(p.options)}};
     std::string out = "{\n";
     for (const auto& [key, value] : head.items()) out += "  " + Json(key).dump() + ": " + value.dump() + ",\n";
     out += "  \"layers\": [";
@@ -160,21 +152,18 @@ void check_slots(const Plan& plan, const std::set<std::pair<int, Side>>& slots) 
                                     ". Make one for this model with `turboquant plan`");
 }
 
-std::string formats_text(const Plan& plan) {
-    std::map<int, HeadCodecs> k, v;
+KvSpec to_spec(const Plan& plan) {
+    KvSpec spec;
+    spec.options() = plan.options;
     for (const PlannedLayer& l : plan.layers) {
-        k.insert_or_assign(l.layer, l.k);
-        if (l.v) v.insert_or_assign(l.layer, *l.v);
+        spec.set(Side::key, l.layer, l.k);
+        if (l.v) spec.set(Side::value, l.layer, *l.v);
+        if (!l.k_scales.empty()) spec.k_scales[l.layer] = l.k_scales;
     }
-    const SideText keys = side_text(k, 'k', CodecId::raw), values = side_text(v, 'v', CodecId::raw);
-    return keys.base + "," + values.base + keys.exceptions + values.exceptions + (plan.options.empty() ? "" : "," + plan.options);
-}
-
-std::string spec_text(const Plan& plan) {
-    std::string text = formats_text(plan);
-    for (const PlannedLayer& l : plan.layers)
-        if (!l.k_scales.empty()) text += ",scale" + std::to_string(l.layer) + "=" + l.k_scales;
-    return text;
+    spec.k = commonest(spec.k_layers), spec.v = commonest(spec.v_layers);
+    std::erase_if(spec.k_layers, [&](const auto& l) { return l.second == spec.k; });
+    std::erase_if(spec.v_layers, [&](const auto& l) { return l.second == spec.v; });
+    return spec;
 }
 
 }  // namespace turboquant

@@ -8,11 +8,11 @@
 //     "predicted_kld": 0.0027,                      mean, nats; null: unknown
 //     "measured_kld": 0.0028,                       on the calibration text; null: not measured
 //     "calibration": {"source": "...", "tokens": 4096},
-//     "options": "offset=on",                       further items of the SPEC (cache/kv_spec.h), for all layers
+//     "options": "offset=on",                       options of the SPEC (spec/kv_spec.h), for all layers
 //     "layers": [{"layer": 0, "k": "turbo5", "v": "turbo4", "k_kld": 0.0002, "v_kld": 0.0001, "k_scales": "aaZZbb..."}, ...]
 //   }
 // k and v name one format, or one per KV head: "tcq3/tcq5".
-// k_scales, where keys are scaled: a letter per channel of all KV heads (codec/channel_scales.h).
+// k_scales, where keys are scaled: a letter per channel of all KV heads (spec/channel_scales.h).
 // Only turboquant_plan, model.hash and layers with their k and v are required, so that a plan can be written by hand; v is null in models
 // without V.
 #pragma once
@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "turboquant/codec/head_codecs.h"
+#include "turboquant/spec/kv_spec.h"
 
 namespace turboquant {
 
@@ -48,7 +48,7 @@ struct Plan {
     std::optional<double> predicted_kld, measured_kld;
     std::string calibration;  ///< description of the text
     int calibration_tokens = 0;
-    std::string options;
+    SpecOptions options;               ///< for all layers
     std::vector<PlannedLayer> layers;  ///< those with a KV cache, ascending
 
     friend bool operator==(const Plan&, const Plan&) = default;
@@ -72,10 +72,8 @@ void check_model(const Plan& plan, std::string_view model_hash, std::string_view
 /// Throws std::invalid_argument, naming the layers, if a cache of these layers and sides is not the one the plan was made for.
 void check_slots(const Plan& plan, const std::set<std::pair<int, Side>>& slots);
 
-/// The SPEC text of the plan (cache/kv_spec.h): the commonest word of each side as k= and v=, the others layer by layer, then the options
-/// and the scales of the keys.
-std::string spec_text(const Plan& plan);
-/// The same without the scales, which are long: to show.
-std::string formats_text(const Plan& plan);
+/// The cache that the plan describes: the commonest format of each side as k and v, the others layer by layer, with the options and the
+/// scales of the keys.
+KvSpec to_spec(const Plan& plan);
 
 }  // namespace turboquant

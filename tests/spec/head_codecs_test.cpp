@@ -1,4 +1,4 @@
-#include "turboquant/codec/head_codecs.h"
+#include "turboquant/spec/head_codecs.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Channel scales as letters.
-#include "turboquant/codec/channel_scales.h"
+#include "turboquant/spec/channel_scales.h"
 
 #include <gtest/gtest.h>
 

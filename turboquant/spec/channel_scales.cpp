@@ -1,4 +1,4 @@
-#include "turboquant/codec/channel_scales.h"
+#include "turboquant/spec/channel_scales.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "turboquant/cache/kv_spec.h"
+#include "turboquant/spec/kv_spec.h"
 
 #include <gtest/gtest.h>
 

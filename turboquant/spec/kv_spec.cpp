@@ -1,4 +1,4 @@
-#include "turboquant/cache/kv_spec.h"
+#include "turboquant/spec/kv_spec.h"
 
 #include <algorithm>
 #include <array>
@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "turboquant/codec/channel_scales.h"
+#include "turboquant/spec/channel_scales.h"
 
 namespace turboquant {
 namespace {
@@ -64,6 +64,42 @@ std::optional<int> layer_of(std::string_view key, std::string_view what) {
     return error == std::errc() && end == key.data() + key.size() && layer >= 0 ? std::optional(layer) : std::nullopt;
 }
 
+/// KEY=WORD, or WORD alone.
+struct Item {
+    std::string_view key, word;
+};
+
+/// Calls f for each of the items, which commas part.
+template <class F>
+void for_each_item(std::string_view text, F&& f) {
+    for (std::size_t at = 0; at <= text.size();) {
+        const std::size_t comma = std::min(text.find(',', at), text.size());
+        const std::string_view item = text.substr(at, comma - at);
+        at = comma + 1;
+        const std::size_t eq = item.find('=');
+        f(eq == item.npos ? Item{{}, item} : Item{item.substr(0, eq), item.substr(eq + 1)});
+    }
+}
+
+constexpr const char* kKnownOptions = "offset, norm, outlier, sink, recent";
+
+/// Takes in an item that is an option; false if it is none.
+bool take_option(SpecOptions& options, const Item& item) {
+    if (item.key == "offset")
+        options.offset = choice(item.key, item.word, kSwitch);
+    else if (item.key == "norm")
+        options.norm_mode = choice(item.key, item.word, kNormModes);
+    else if (item.key == "outlier")
+        options.outlier_ratio = ratio(item.word);
+    else if (item.key == "sink")
+        options.windows.sink = window(item.key, item.word);
+    else if (item.key == "recent")
+        options.windows.recent = window(item.key, item.word);
+    else
+        return false;
+    return true;
+}
+
 }  // namespace
 
 HeadCodecs KvSpec::codecs(Side side, int layer) const {
@@ -72,18 +108,20 @@ HeadCodecs KvSpec::codecs(Side side, int layer) const {
     return found != exceptions.end() ? found->second : HeadCodecs(side == Side::key ? k : v);
 }
 
+KvSpec uniform_spec(CodecId k, CodecId v, const SpecOptions& options) {
+    KvSpec spec;
+    spec.options() = options;
+    spec.k = k, spec.v = v;
+    return spec;
+}
+
 KvSpec parse_kv_spec(std::string_view text) {
     KvSpec spec;
     bool have_k = false, have_v = false;
     if (text.empty()) throw std::invalid_argument("empty KV format; known: " + known_codec_words());
-    for (std::size_t at = 0; at <= text.size();) {
-        const std::size_t comma = std::min(text.find(',', at), text.size());
-        const std::string_view item = text.substr(at, comma - at);
-        at = comma + 1;
-        const std::size_t eq = item.find('=');
-        const std::string_view key = eq == item.npos ? std::string_view{} : item.substr(0, eq);
-        const std::string_view word = eq == item.npos ? item : item.substr(eq + 1);
-        if (eq == item.npos) {
+    for_each_item(text, [&](const Item& item) {
+        const auto& [key, word] = item;
+        if (key.empty()) {
             const CodecId id = codec_word(word);
             if (have_k || have_v)
                 throw std::invalid_argument("KV format '" + std::string(text) + "': '" + std::string(word) +
@@ -100,25 +138,41 @@ KvSpec parse_kv_spec(std::string_view text) {
         else if (const auto scaled = layer_of(key, "scale")) {
             parse_scales(word);
             spec.k_scales[*scaled] = word;
-        } else if (key == "offset")
-            spec.offset = choice(key, word, kSwitch);
-        else if (key == "norm")
-            spec.norm_mode = choice(key, word, kNormModes);
-        else if (key == "outlier")
-            spec.outlier_ratio = ratio(word);
-        else if (key == "sink")
-            spec.windows.sink = window(key, word);
-        else if (key == "recent")
-            spec.windows.recent = window(key, word);
-        else
+        } else if (!take_option(spec, item))
             throw std::invalid_argument("unknown key '" + std::string(key) + "' in KV format '" + std::string(text) +
-                                        "'; known: k, v, k<LAYER>, v<LAYER>, offset, norm, outlier, sink, recent, scale<LAYER>");
-    }
+                                        "'; known: k, v, k<LAYER>, v<LAYER>, scale<LAYER>, " + kKnownOptions);
+    });
     if (!spec.offset && !spec.k_scales.empty())
         throw std::invalid_argument("key channels are scaled only where the key offset is removed; take out offset=off or the scales");
     if (!have_k || !have_v)
         throw std::invalid_argument("KV format '" + std::string(text) + "' names only one side; give both: k=WORD,v=WORD");
     return spec;
+}
+
+SpecOptions parse_spec_options(std::string_view text) {
+    SpecOptions options;
+    if (text.empty()) return options;
+    for_each_item(text, [&](const Item& item) {
+        if (!take_option(options, item))
+            throw std::invalid_argument("'" + std::string(item.key.empty() ? item.word : item.key) + "' in '" + std::string(text) +
+                                        "' is no option that holds for all layers; known: " + kKnownOptions);
+    });
+    return options;
+}
+
+std::string to_string(const SpecOptions& options) {
+    std::string out;
+    const auto add = [&out](const std::string& item) { out += (out.empty() ? "" : ",") + item; };
+    if (!options.offset) add("offset=off");
+    if (options.outlier_ratio != kOutlierRatio) {
+        std::array<char, 32> text;
+        add("outlier=" + std::string(text.data(), std::to_chars(text.data(), text.data() + text.size(), options.outlier_ratio).ptr));
+    }
+    for (const auto& [word, mode] : kNormModes)
+        if (mode == options.norm_mode) add("norm=" + std::string(word));
+    if (options.windows.sink != WindowSizes::kAuto) add("sink=" + std::to_string(options.windows.sink));
+    if (options.windows.recent != WindowSizes::kAuto) add("recent=" + std::to_string(options.windows.recent));
+    return out;
 }
 
 std::string to_string(const KvSpec& spec) {
@@ -127,15 +181,7 @@ std::string to_string(const KvSpec& spec) {
     std::string out = spec.k == spec.v && !layered ? name(spec.k) : "k=" + name(spec.k) + ",v=" + name(spec.v);
     for (const auto& [layer, codecs] : spec.k_layers) out += ",k" + std::to_string(layer) + "=" + to_string(codecs);
     for (const auto& [layer, codecs] : spec.v_layers) out += ",v" + std::to_string(layer) + "=" + to_string(codecs);
-    if (!spec.offset) out += ",offset=off";
-    if (spec.outlier_ratio != kOutlierRatio) {
-        std::array<char, 32> text;
-        out += ",outlier=" + std::string(text.data(), std::to_chars(text.data(), text.data() + text.size(), spec.outlier_ratio).ptr);
-    }
-    for (const auto& [word, mode] : kNormModes)
-        if (mode == spec.norm_mode) out += ",norm=" + std::string(word);
-    if (spec.windows.sink != WindowSizes::kAuto) out += ",sink=" + std::to_string(spec.windows.sink);
-    if (spec.windows.recent != WindowSizes::kAuto) out += ",recent=" + std::to_string(spec.windows.recent);
+    if (const std::string options = to_string(spec.options()); !options.empty()) out += "," + options;
     for (const auto& [layer, letters] : spec.k_scales) out += ",scale" + std::to_string(layer) + "=" + letters;
     return out;
 }
