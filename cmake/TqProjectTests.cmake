@@ -19,7 +19,7 @@ if(TQ_BUILD_GGML)
   target_link_libraries(stock_logits PRIVATE llama ggml::ggml tq_options)
   add_dependencies(stock_logits ggml-turboquant)
   add_executable(test_stock stock/stock_test.cpp)
-  target_link_libraries(test_stock PRIVATE turboquant_cli_lib tq_options GTest::gtest_main)
+  target_link_libraries(test_stock PRIVATE turboquant_llama tq_options GTest::gtest_main)
   target_compile_definitions(test_stock PRIVATE
     TQ_DEMO_MODEL="${PROJECT_SOURCE_DIR}/models/demo.gguf" TQ_BACKEND="$<TARGET_FILE:ggml-turboquant>" TQ_SANITIZERS="${_sanitizers}"
     TQ_STOCK_LOGITS="$<TARGET_FILE:stock_logits>" TQ_STOCK_PYTHON_SCRIPT="${PROJECT_SOURCE_DIR}/tests/stock/stock_logits.py"

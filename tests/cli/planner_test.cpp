@@ -1,16 +1,12 @@
 // Plans from outside: what is measured, what they give, and what is refused.
-#include "turboquant/cli/planner.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
 #include "nlohmann/json.hpp"
 #include "support.h"
-#include "turboquant/cli/command.h"
-#include "turboquant/cli/kv_resolve.h"
-#include "turboquant/cli/log.h"
-#include "turboquant/cli/model_id.h"
+#include "turboquant/llama/model_id.h"
+#include "turboquant/planner/plan.h"
 
 namespace turboquant::cli {
 namespace {
@@ -21,15 +17,6 @@ using nlohmann::json;
 const std::string kModel = " -t 1 -m " + kDemo + " ";
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
-
-std::string error_of(auto&& f) {
-    try {
-        f();
-    } catch (const std::exception& e) {
-        return e.what();
-    }
-    return {};
-}
 
 /// A text from another seed than the planner's: what is evaluated was never calibrated on.
 const std::string& eval_text() {
@@ -42,79 +29,12 @@ const std::string& eval_text() {
     return path;
 }
 
-TEST(Budget, BitsAndBytes) {
-    EXPECT_EQ(parse_budget("4.25").bits, 4.25);
-    EXPECT_EQ(parse_budget("512MiB").bytes, 512.0 * 1024 * 1024);
-    EXPECT_EQ(parse_budget("1.5GB").bytes, 1.5e9);
-    EXPECT_EQ(parse_budget("512MiB").bits, 0);
-    for (const char* bad : {"", "four", "-3", "0", "4.25x", "nan", "inf", "5 MiB", "MiB"})
-        EXPECT_TRUE(has(error_of([&] { parse_budget(bad); }), "512MiB")) << bad;
-}
-
-TEST(ModelId, OneByteIsAnotherModel) {
-    const ModelId demo = identify_model(TQ_DEMO_MODEL);
-    EXPECT_EQ(demo.hash.size(), 16u);
-    EXPECT_EQ(demo.hash, identify_model(TQ_DEMO_MODEL).hash);
-    std::string bytes = read_all(TQ_DEMO_MODEL);
-    EXPECT_EQ(identify_model(write_file("copy.gguf", bytes)).hash, demo.hash) << "the file's name does not count";
-    const std::size_t name = bytes.find("general.name") + 24;
-    bytes[name]++;
-    EXPECT_NE(identify_model(write_file("copy.gguf", bytes)).hash, demo.hash);
-    EXPECT_TRUE(has(error_of([] { identify_model(write_file("no.gguf", "no model")); }), "GGUF"));
-}
-
-TEST(KvProbe, SeesShapesAndKeysOnTheirWay) {
-    install_log(false);
-    const GlobalOptions global;
-    ModelFile file(TQ_DEMO_MODEL, global);
-    const ModelFile::Loaded loaded = file.load(parse_cache_spec("f16"));
-    KvProbe probe(loaded.model.get(), 512, 1);
-    const auto layers = probe.layers();
-    ASSERT_EQ(layers.size(), 6u);
-    for (int i = 0; i < 6; i++) {
-        const KvLayerShape& l = layers[static_cast<std::size_t>(i)];
-        EXPECT_EQ(l.layer, i);
-        EXPECT_EQ(l.k_head_dim, 64);
-        EXPECT_EQ(l.v_head_dim, 64);
-        EXPECT_EQ(l.k_heads, 2);
-        EXPECT_EQ(l.v_heads, 2);
-        EXPECT_EQ(l.n_cells, 512);
-        EXPECT_TRUE(l.rope);
-    }
-    // RoPE turns, so it keeps norms; and it does nothing at position 0.
-    const std::vector<llama_token> tokens(300, 100);
-    std::map<std::pair<int, KvSource>, std::vector<float>> seen;
-    probe.run(tokens, [&](const KvRows& r) {
-        for (int t = 0; t < r.n_tokens; t++)
-            for (int h = 0; h < r.n_heads; h++) {
-                const auto row = r.row(t, h);
-                auto& all = seen[{r.layer, r.source}];
-                all.insert(all.end(), row.begin(), row.end());
-            }
-    });
-    EXPECT_EQ(seen.size(), 24u);
-    const std::size_t group = seen[{3, KvSource::query}].size() / (300 * 2 * 64);
-    EXPECT_GE(group, 1u);
-    for (const auto& [what, values] : seen) EXPECT_EQ(values.size(), 300u * 2 * 64 * (what.second == KvSource::query ? group : 1));
-    const auto &before = seen[{3, KvSource::key_before_rope}], &after = seen[{3, KvSource::key}];
-    for (std::size_t v = 0; v < before.size(); v += 64) {
-        double norm_before = 0, norm_after = 0, difference = 0;
-        for (std::size_t i = v; i < v + 64; i++) {
-            norm_before += before[i] * before[i], norm_after += after[i] * after[i];
-            difference += std::abs(before[i] - after[i]);
-        }
-        ASSERT_GT(norm_before, 0);
-        EXPECT_NEAR(norm_after / norm_before, 1, 1e-4);
-        EXPECT_EQ(difference == 0, v < 128) << "token " << v / 128;
-    }
-}
-
 TEST(PlanCommand, PlanBeatsUniformAtFewerBitsAndHoldsItsPrediction) {
     const std::string plan = (temp_dir() / "plan.json").string();
     const Outcome r = run_command("plan" + kModel + "--bits 4.28 -c 512 --calib-tokens 1024 --measure -o " + plan);
     ASSERT_EQ(r.exit_code, 0) << r.err;
     const Plan p = read_plan_file(plan);
-    EXPECT_EQ(p.model_hash, identify_model(TQ_DEMO_MODEL).hash);
+    EXPECT_EQ(p.model_hash, llama::identify_model(TQ_DEMO_MODEL).hash);
     EXPECT_EQ(p.layers.size(), 6u);
     EXPECT_LE(p.bits_per_value, 4.28);
     EXPECT_GT(p.bits_per_value, 4.28 - 0.17 / 2) << "no more room is left than one bit of one head of a layer";

@@ -6,7 +6,6 @@
 
 #include "nlohmann/json.hpp"
 #include "support.h"
-#include "turboquant/cli/decode_speed.h"
 #include "turboquant/cli/report_page.h"
 
 namespace turboquant::cli {
@@ -24,12 +23,6 @@ int count(const std::string& text, const std::string& part) {
 
 std::string report(const std::string& rest) {
     return "report" + kModel + "-f " + demo_text() + " -c 256 --chunks 1 --kv turbo4 --kv q4_0 " + rest;
-}
-
-TEST(DecodeSpeed, DefaultDepthsLeaveRoomForTheTimedTokens) {
-    EXPECT_EQ(default_depths(2048), (std::vector<int>{0, 512, 1024, 2048 - kTimedTokens}));
-    EXPECT_EQ(default_depths(64), (std::vector<int>{0, 16, 32}));
-    EXPECT_EQ(default_depths(8), (std::vector<int>{0}));
 }
 
 TEST(Report, KeepsTheNumbersWhereNoPageCanBeDrawn) {

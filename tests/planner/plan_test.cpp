@@ -38,7 +38,7 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 TEST(Plan, RoundTrip) {
     Plan p = example();
     EXPECT_EQ(parse_plan(to_json(p)), p);
-    p.measured_kld = 0.003, p.predicted_kld.reset(), p.options.clear(), p.layers[1].v.reset();
+    p.measured_kld = 0.003, p.predicted_kld.reset(), p.options = {}, p.layers[1].v.reset();
     EXPECT_EQ(parse_plan(to_json(p)), p);
     EXPECT_TRUE(has(to_json(p), "\n    {\"layer\":0,\"k\":\"turbo8\",\"v\":\"turbo4\""))
         << "a layer per line, to be edited: " << to_json(p);

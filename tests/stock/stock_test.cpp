@@ -9,11 +9,11 @@
 #include <sstream>
 
 #include "gtest/gtest.h"
-#include "turboquant/cli/log.h"
-#include "turboquant/cli/session.h"
-#include "turboquant/cli/text.h"
+#include "turboquant/llama/log.h"
+#include "turboquant/llama/session.h"
+#include "turboquant/llama/text.h"
 
-namespace turboquant::cli {
+namespace turboquant::llama {
 namespace {
 
 namespace fs = std::filesystem;
@@ -42,7 +42,7 @@ struct StockRun {
 class Stock : public testing::TestWithParam<const char*> {
   protected:
     void SetUp() override {
-        install_log(false);
+        install_log();
         dir_ = fs::temp_directory_path() / ("turboquant-stock-test-" + std::to_string(getpid()));
         fs::create_directories(dir_);
         std::ofstream(dir_ / "text.txt") << test_text();
@@ -70,7 +70,7 @@ class Stock : public testing::TestWithParam<const char*> {
     void expect_as_our_command(const StockRun& run) {
         ASSERT_EQ(run.exit_code, 0);
         const CacheSpec spec = parse_cache_spec(GetParam());
-        ModelFile file(TQ_DEMO_MODEL, GlobalOptions{});
+        ModelFile file(TQ_DEMO_MODEL, ModelOptions{});
         Session session(file, file.load(spec), spec, ContextOptions{.n_ctx = kContext, .n_threads = 2});
         const std::vector<llama_token> tokens = tokenize(session.vocab(), test_text(), true);
         const int n = static_cast<int>(tokens.size());
@@ -104,4 +104,4 @@ INSTANTIATE_TEST_SUITE_P(Formats, Stock, testing::Values("turbo4", "turbo2", "ra
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace
-}  // namespace turboquant::cli
+}  // namespace turboquant::llama

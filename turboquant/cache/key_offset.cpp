@@ -8,9 +8,9 @@
 
 #include "turboquant/attention/turns.h"
 #include "turboquant/cache/saved_row.h"
-#include "turboquant/spec/channel_scales.h"
 #include "turboquant/codec/fnv.h"
 #include "turboquant/codec/quantizer.h"
+#include "turboquant/spec/channel_scales.h"
 
 namespace turboquant {
 namespace {

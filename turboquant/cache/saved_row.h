@@ -22,8 +22,8 @@
 #include <span>
 #include <vector>
 
-#include "turboquant/spec/head_codecs.h"
 #include "turboquant/codec/tile.h"
+#include "turboquant/spec/head_codecs.h"
 
 namespace turboquant {
 

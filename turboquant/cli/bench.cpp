@@ -15,13 +15,17 @@
 #include "nlohmann/json.hpp"
 #include "turboquant/cli/bench_cache.h"
 #include "turboquant/cli/command.h"
-#include "turboquant/cli/kv_resolve.h"
+#include "turboquant/cli/kv_options.h"
 #include "turboquant/cli/table.h"
+#include "turboquant/cli/terminal.h"
 #include "turboquant/cli/thread_team.h"
 #include "turboquant/kernels/kernels.h"
+#include "turboquant/llama/cache_spec.h"
 
 namespace turboquant::cli {
 namespace {
+
+using namespace llama;
 
 struct BenchOptions {
     std::vector<std::string> kv{"turbo4", "turbo3", "turbo2"};
@@ -71,7 +75,7 @@ double read_bandwidth() {
 }
 
 /// Median time of each contender in seconds. They take turns, so that all see the same state of the machine.
-std::vector<double> interleaved_medians(const std::vector<std::function<void()>>& contenders, double seconds_each, ProgressBar& bar) {
+std::vector<double> interleaved_medians(const std::vector<std::function<void()>>& contenders, double seconds_each, Work& work) {
     constexpr std::size_t kMinReps = 5, kMaxReps = 2000;
     std::vector<std::vector<double>> times(contenders.size());
     for (const auto& f : contenders) f();
@@ -84,7 +88,7 @@ std::vector<double> interleaved_medians(const std::vector<std::function<void()>>
             const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
             times[i].push_back(s);
             spent += s;
-            bar.add(s);
+            work.add(s);
         }
     std::vector<double> medians;
     for (auto& t : times) {
@@ -147,23 +151,24 @@ std::vector<Row> bench(BenchOptions o, bool attention) {
     }
 
     std::vector<Row> rows;
-    ProgressBar bar("bench", o.seconds * static_cast<double>(specs.size() * o.tokens.size()));
+    const Monitor monitor = terminal_monitor();
+    Work work(monitor, "bench", o.seconds * static_cast<double>(specs.size() * o.tokens.size()));
     for (const int n_kv : o.tokens) {
         BenchShape shape = o.shape;
         shape.n_kv = n_kv, shape.n_tokens = o.query_tokens;
         const BenchData data(shape);
         std::vector<std::unique_ptr<BenchCache>> caches;
-        std::vector<std::function<void()>> work;
+        std::vector<std::function<void()>> contenders;
         for (const CacheSpec& spec : specs) {
             caches.push_back(make_bench_cache(spec, shape, data));
             BenchCache* cache = caches.back().get();
             cache->encode();
             if (attention)
-                work.emplace_back([cache] { cache->attend(); });
+                contenders.emplace_back([cache] { cache->attend(); });
             else
-                work.emplace_back([cache] { cache->encode(); });
+                contenders.emplace_back([cache] { cache->encode(); });
         }
-        const std::vector<double> seconds = interleaved_medians(work, o.seconds, bar);
+        const std::vector<double> seconds = interleaved_medians(contenders, o.seconds, work);
         // What is fast but wrong is no result: every contender must come near ggml's f16.
         for (auto& cache : caches) cache->attend();
         const double stored = 2.0 * n_kv * shape.n_head_kv;  // vectors, keys and values

@@ -7,9 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "turboquant/cli/cache_spec.h"
+#include "turboquant/llama/cache_spec.h"
 
 namespace turboquant::cli {
+
+using llama::CacheSpec;
 
 struct BenchShape {
     int n_head = 32, n_head_kv = 8, head_dim = 128;

@@ -1,10 +1,10 @@
 // `turboquant formats`: the words that --kv takes.
 #include "CLI/CLI.hpp"
 #include "fmt/format.h"
-#include "turboquant/cli/cache_spec.h"
 #include "turboquant/cli/command.h"
 #include "turboquant/cli/table.h"
 #include "turboquant/codec/tile.h"
+#include "turboquant/llama/cache_spec.h"
 
 namespace turboquant::cli {
 namespace {
@@ -28,7 +28,8 @@ void print_formats() {
         "Formats to compare with, masks included (docs/outliers.md). Of outlier<b>, this is what a head without outliers takes\n\n{}\n",
         bits_table(true));
     std::vector<std::vector<std::string>> rows{{"--kv", "bits"}};
-    for (const ggml_type t : llama_cache_types()) rows.push_back({ggml_type_name(t), fmt::format("{:.3f}", bits_per_value(t))});
+    for (const ggml_type t : llama::llama_cache_types())
+        rows.push_back({ggml_type_name(t), fmt::format("{:.3f}", llama::bits_per_value(t))});
     fmt::print("llama.cpp's own caches, without turboquant's backend. Keys and values apart: k=q8_0,v=q4_0\n\n{}", format_table(rows));
 }
 

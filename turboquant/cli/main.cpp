@@ -8,7 +8,7 @@
 #include "fmt/format.h"
 #include "ggml.h"
 #include "turboquant/cli/command.h"
-#include "turboquant/cli/log.h"
+#include "turboquant/llama/log.h"
 
 int main(int argc, char** argv) {
     using namespace turboquant::cli;
@@ -19,7 +19,8 @@ int main(int argc, char** argv) {
     app.set_version_flag("--version", fmt::format("turboquant {} (ggml {})", TQ_VERSION, ggml_version()));
     app.add_flag("-v,--verbose", global.verbose, "Show llama.cpp's own log");
     app.add_option("--backend", global.backend_path, "libggml-turboquant.so to load (default: ../lib beside this program)");
-    app.parse_complete_callback([&global] { install_log(global.verbose); });
+    app.parse_complete_callback(
+        [&global] { turboquant::llama::install_log(global.verbose ? +[](const char* text) { std::fputs(text, stderr); } : nullptr); });
     add_run(app, global);
     add_eval(app, global);
     add_bench(app, global);

@@ -7,11 +7,14 @@
 #include "CLI/CLI.hpp"
 #include "fmt/format.h"
 #include "turboquant/cli/command.h"
-#include "turboquant/cli/planner.h"
+#include "turboquant/cli/kv_options.h"
 #include "turboquant/cli/table.h"
+#include "turboquant/measure/planner.h"
 
 namespace turboquant::cli {
 namespace {
+
+using namespace measure;
 
 struct PlanOptions {
     std::string model, memory, output;
@@ -44,8 +47,8 @@ std::string to_table(const Planner& planner, const Plan& plan) {
 void make_plan(const PlanOptions& o, const GlobalOptions& global) {
     const Budget budget = o.memory.empty() ? Budget{o.bits, 0} : parse_budget(o.memory);
     if (budget.bits > 0 && !o.memory.empty()) throw CommandError(fmt::format("--memory {}: give a unit, like 512MiB", o.memory));
-    ModelFile file(o.model, global);
-    Planner planner(file, o.model, o.planner);
+    llama::ModelFile file = open_model(o.model, global);
+    Planner planner(file, o.planner);
     Plan plan = planner.plan(budget, o.n_ctx);
     if (o.measure) plan.measured_kld = planner.measure(plan).mean;
     if (!o.output.empty()) write_plan_file(plan, o.output);

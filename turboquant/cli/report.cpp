@@ -10,14 +10,20 @@
 #include "ggml.h"
 #include "nlohmann/json.hpp"
 #include "turboquant/cli/command.h"
-#include "turboquant/cli/decode_speed.h"
-#include "turboquant/cli/eval.h"
-#include "turboquant/cli/inspect.h"
+#include "turboquant/cli/documents.h"
+#include "turboquant/cli/kv_options.h"
 #include "turboquant/cli/report_page.h"
-#include "turboquant/cli/text.h"
+#include "turboquant/llama/kv_probe.h"
+#include "turboquant/llama/text.h"
+#include "turboquant/measure/decode_speed.h"
+#include "turboquant/measure/evaluate.h"
+#include "turboquant/measure/inspect.h"
 
 namespace turboquant::cli {
 namespace {
+
+using namespace llama;
+using namespace measure;
 
 using nlohmann::ordered_json;
 
@@ -26,7 +32,7 @@ struct ReportOptions {
     std::vector<int> depths;  ///< empty: default_depths
     double bits = 4.25;
     bool no_plan = false;
-    std::string output, json, python;
+    std::string model, output, json, python;
 };
 
 /// Without --kv. Types of llama.cpp's whose blocks do not fit into this model's heads are left out: llama.cpp would refuse them.
@@ -56,7 +62,7 @@ const char* family(const EvalResult& r) {
 ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
     EvalOptions& e = o.eval;
     if (e.context.n_threads == 0) e.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    ModelFile file(e.model, global);
+    ModelFile file = open_model(o.model, global);
     if (e.kv.empty()) e.kv = default_formats(file, e.context.n_threads);
     const std::vector<EvalResult> results = evaluate(file, e);
     ordered_json rows = to_json(results), plans = ordered_json::array();
@@ -70,7 +76,7 @@ ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
     // A plan beside the formats is shown; one more is made only if there is none.
     InspectOptions inspect_options{.text_file = e.calib_file, .bits = plans.empty() && !o.no_plan ? o.bits : 0};
     inspect_options.n_threads = e.context.n_threads;
-    const Inspection inspection = inspect(file, e.model, inspect_options);
+    const Inspection inspection = inspect(file, inspect_options);
     if (inspection.plan)
         plans.push_back(
             {{"kv", fmt::format("auto:{:g}", inspection.plan->budget)}, {"plan", ordered_json::parse(to_json(*inspection.plan))}});
@@ -84,7 +90,7 @@ ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
     const std::vector<DecodeSpeed> speeds = decode_speed(file, specs, tokens, depths, e.context);
     return {{"turboquant_report", 1},
             {"model", inspection.model},
-            {"file", std::filesystem::path(e.model).filename().string()},
+            {"file", std::filesystem::path(o.model).filename().string()},
             {"ggml", ggml_version()},
             {"threads", e.context.n_threads},
             {"format_bits", format_bits},
@@ -118,7 +124,7 @@ void report(ReportOptions o, const GlobalOptions& global) {
     write_document(gather(o, global), kept);
     try {
         draw_page(python, kept, o.output);
-    } catch (const CommandError& e) {
+    } catch (const std::runtime_error& e) {
         throw CommandError(fmt::format("{}\nThe numbers are in {}; report.py {} -o {} draws them without measuring again", e.what(), kept,
                                        kept, o.output));
     }
@@ -131,7 +137,7 @@ void report(ReportOptions o, const GlobalOptions& global) {
 void add_report(CLI::App& app, const GlobalOptions& global) {
     auto o = std::make_shared<ReportOptions>();
     CLI::App* cmd = app.add_subcommand("report", "Everything that is measured on a model, as one HTML page");
-    cmd->add_option("-m,--model", o->eval.model, "Model file (GGUF)")->required();
+    cmd->add_option("-m,--model", o->model, "Model file (GGUF)")->required();
     cmd->add_option("-f,--file", o->eval.text_file, "Text to evaluate on")->required();
     cmd->add_option("-o,--output", o->output, "Page to write (HTML)")->required();
     cmd->add_option("--json", o->json, "Write the numbers to this file, too");

@@ -4,12 +4,14 @@
 #include <spawn.h>
 #include <sys/wait.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <vector>
 
 #include "fmt/format.h"
 #include "turboquant/cli/command.h"
+#include "turboquant/llama/beside_program.h"
 
 extern char** environ;
 
@@ -21,15 +23,8 @@ constexpr const char* kRemedy = "install matplotlib (pip install matplotlib), or
 
 /// Build tree, install tree and source tree.
 std::string find_script() {
-    std::error_code error;
-    const fs::path bin = fs::read_symlink("/proc/self/exe", error).parent_path();
-    std::string tried;
-    for (const fs::path& dir : {bin / ".." / TQ_DATADIR, fs::path(TQ_SOURCE_DIR) / "share"}) {
-        const fs::path file = (dir / "turboquant" / "report.py").lexically_normal();
-        if (fs::exists(file, error)) return file;
-        tried += "\n    " + file.string();
-    }
-    throw CommandError(fmt::format("report.py was not found; install it beside this program (make install). Looked for:{}", tried));
+    const std::array<fs::path, 2> folders{"../" TQ_DATADIR, TQ_SOURCE_DIR "/share"};
+    return llama::find_beside_program("turboquant/report.py", folders, "install it beside this program (make install)");
 }
 
 /// Exit code of a program found in PATH, 127 if there is none; its messages are dropped if `quiet`.

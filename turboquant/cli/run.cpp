@@ -5,12 +5,16 @@
 #include "CLI/CLI.hpp"
 #include "fmt/format.h"
 #include "turboquant/cli/command.h"
-#include "turboquant/cli/kv_resolve.h"
-#include "turboquant/cli/session.h"
-#include "turboquant/cli/text.h"
+#include "turboquant/cli/kv_options.h"
+#include "turboquant/llama/session.h"
+#include "turboquant/llama/text.h"
+#include "turboquant/measure/kv_resolve.h"
 
 namespace turboquant::cli {
 namespace {
+
+using namespace llama;
+using measure::KvArguments;
 
 struct RunOptions {
     std::string model, prompt, prompt_file, kv{kCodecs[0].name}, calib_file;
@@ -59,9 +63,8 @@ void run(RunOptions o, const GlobalOptions& global) {
     const KvArguments arguments({o.kv}, o.windows);
     const std::string prompt = o.prompt_file.empty() ? o.prompt : read_text_file(o.prompt_file);
     if (prompt.empty()) throw CommandError("the prompt is empty; give one with -p TEXT or -f FILE");
-    ModelFile file(o.model, global);
-    const CacheSpec spec =
-        arguments.resolve(file, o.model, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads}).at(0);
+    ModelFile file = open_model(o.model, global);
+    const CacheSpec spec = arguments.resolve(file, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads}).at(0);
     ModelFile::Loaded loaded = file.load(spec);
     const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(loaded.model.get()), prompt, true);
     const auto needed = tokens.size() + static_cast<std::size_t>(o.n_predict);
@@ -79,10 +82,8 @@ void run(RunOptions o, const GlobalOptions& global) {
         fmt::print(stderr, "warning: the model was trained on contexts of {} tokens; text beyond that may be poor\n", trained);
 
     const std::int64_t start = llama_time_us();
-    const auto n_batch = static_cast<std::size_t>(llama_n_batch(session.context()));
     const int last = static_cast<int>(tokens.size()) - 1;
-    for (std::size_t at = 0; at < tokens.size(); at += n_batch)
-        session.decode(std::span(tokens).subspan(at, std::min(n_batch, tokens.size() - at)), static_cast<int>(at), last, last + 1);
+    session.feed(tokens, 0, last, last + 1, 0, nullptr, [](int, int, const float*) {});
     const std::int64_t prompt_us = llama_time_us() - start;
 
     const SamplerPtr sampler = make_sampler(o);

@@ -8,8 +8,7 @@
 namespace turboquant {
 
 template <std::unsigned_integral T>
-    requires(sizeof(T) == 4 || sizeof(T) == 8)
-class Fnv1a {
+requires(sizeof(T) == 4 || sizeof(T) == 8) class Fnv1a {
   public:
     constexpr void add(std::uint8_t byte) { value_ = (value_ ^ byte) * static_cast<T>(sizeof(T) == 4 ? 0x01000193u : 0x100000001b3u); }
     /// All bytes of text, or of a file.

@@ -5,8 +5,6 @@
 namespace turboquant::ggml {
 namespace {
 
-bool is_reshaping(const Ops& ops, const ggml_tensor* t) { return t->op == ops.view || t->op == ops.reshape || t->op == ops.permute; }
-
 /// Rows are [head_dim, n_head, n_tokens] seen as [n_embd, n_tokens]: the shape before that view tells the head size.
 std::int64_t head_dim_of_rows(const Ops& ops, const ggml_tensor* rows) {
     const ggml_tensor* t = rows;
@@ -16,8 +14,7 @@ std::int64_t head_dim_of_rows(const Ops& ops, const ggml_tensor* rows) {
 
 /// The ROPE op that made these keys, or null: no RoPE, or hidden behind another op.
 const ggml_tensor* rope_of_rows(const Ops& ops, const ggml_tensor* rows) {
-    const ggml_tensor* t = rows;
-    while (is_reshaping(ops, t) && t->src[0]) t = t->src[0];
+    const ggml_tensor* t = producer(ops, rows);
     const bool usable = t->op == ops.rope && t->src[1] && t->src[1]->type == GGML_TYPE_I32 && t->src[1]->ne[0] >= rows->ne[1] &&
                         (t->op_params[2] & kRopeVision) != kRopeVision;
     return usable ? t : nullptr;
@@ -53,22 +50,6 @@ void bind_rope(const Device& d, const ggml_tensor* set_rows) {
 }
 
 }  // namespace
-
-RopeParams rope_params(const ggml_tensor* rope) {
-    RopeParams p;
-    p.n_dims = rope->op_params[1];
-    p.pairs = rope->op_params[2] & kRopeSplitPairs || rope->op_params[2] & kRopeMultiAxis ? RopePairs::split : RopePairs::adjacent;
-    p.n_ctx_orig = rope->op_params[4];
-    p.freq_base = float_param(rope, 5);
-    p.freq_scale = float_param(rope, 6);
-    p.ext_factor = float_param(rope, 7);
-    p.attn_factor = float_param(rope, 8);
-    p.beta_fast = float_param(rope, 9);
-    p.beta_slow = float_param(rope, 10);
-    p.n_offset = rope->op_params[15];
-    p.freq_factors = rope->src[2] ? static_cast<const float*>(rope->src[2]->data) : nullptr;
-    return p;
-}
 
 void bind_from_op(const Device& d, const ggml_tensor* op) {
     if (op->op == d.ops.flash_attn) {

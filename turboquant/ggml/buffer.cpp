@@ -4,8 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <new>
@@ -15,6 +13,7 @@
 
 #include "turboquant/cache/cpu/cpu_store.h"
 #include "turboquant/ggml/config.h"
+#include "turboquant/ggml/kv_names.h"
 #include "turboquant/planner/prior.h"
 
 namespace turboquant::ggml {
@@ -140,17 +139,14 @@ ggml_backend_buffer_i buffer_interface() {
 }  // namespace
 
 std::optional<Side> kv_side(const ggml_tensor* t) {
-    const std::string_view name = t->name;
-    const std::size_t l = name.rfind("_l");
-    if (!name.starts_with("cache_") || l == name.npos || l == 0 || l + 2 >= name.size() ||
-        !std::all_of(name.begin() + l + 2, name.end(), [](char c) { return std::isdigit(static_cast<unsigned char>(c)); }))
-        return std::nullopt;
-    if (name[l - 1] == 'k') return Side::key;
-    if (name[l - 1] == 'v') return Side::value;
-    return std::nullopt;  // cache_r, cache_s: recurrent state
+    const auto name = parse_kv_name(t->name);
+    return name ? std::optional(name->side) : std::nullopt;
 }
 
-int kv_layer(const std::string& name) { return std::atoi(name.c_str() + name.rfind('l') + 1); }
+int kv_layer(const std::string& name) {
+    const auto parsed = parse_kv_name(name);
+    return parsed ? parsed->layer : -1;
+}
 
 KvExtra* kv_extra(const ggml_tensor* t) { return is_kv(t) ? static_cast<KvExtra*>(root(t)->extra) : nullptr; }
 

@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "turboquant/spec/kv_spec.h"
 #include "turboquant/ggml/host.h"
 #include "turboquant/ggml/placement.h"
 #include "turboquant/ggml/plugin.h"
 #include "turboquant/planner/plan.h"
+#include "turboquant/spec/kv_spec.h"
 
 namespace turboquant::ggml {
 

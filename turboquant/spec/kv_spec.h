@@ -12,8 +12,8 @@
 //        | sink=N | recent=N          the first N and the most recent N tokens of every sequence stay in fp16, too (windows.h); 1/256 of the
 //                                     context both together unless said otherwise
 // clang-format on
-// llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here. What else may stand in
-// a SPEC's place (auto:BITS, FILE.json): words.h.
+// llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here. What else may stand
+// in a SPEC's place (auto:BITS, FILE.json): words.h.
 #pragma once
 
 #include <map>

@@ -38,6 +38,8 @@ KvWord parse_kv_word(std::string_view text) {
         const std::string_view rest = text.substr(kAuto.size());
         const std::size_t comma = std::min(rest.find(','), rest.size());
         const Budget budget = parse_budget(rest.substr(0, comma));
+        if (comma + 1 == rest.size())
+            throw std::invalid_argument("'" + std::string(text) + "' ends with a comma; name an option behind it, or leave it out");
         return AutoWord{budget, parse_spec_options(comma < rest.size() ? rest.substr(comma + 1) : std::string_view{})};
     }
     if (is_plan_file_word(text)) return PlanFileWord{std::string(text)};

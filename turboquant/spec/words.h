@@ -1,5 +1,5 @@
-// What may stand where a cache is specified, at the command line and in the configuration variable: the formats themselves, a budget to find
-// them for, or a file that holds them.
+// What may stand where a cache is specified, at the command line and in the configuration variable: the formats themselves, a budget to
+// find them for, or a file that holds them.
 //
 // clang-format off
 //   TEXT = SPEC                      kv_spec.h

@@ -1,0 +1,99 @@
+// A model file looked at: its identity, and its cache through KvProbe.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "turboquant/llama/kv_probe.h"
+#include "turboquant/llama/log.h"
+#include "turboquant/llama/model_id.h"
+#include "turboquant/llama/session.h"
+
+namespace turboquant::llama {
+namespace {
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+std::string error_of(auto&& f) {
+    try {
+        f();
+    } catch (const std::exception& e) {
+        return e.what();
+    }
+    return {};
+}
+
+std::string read_all(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    std::ostringstream s;
+    s << in.rdbuf();
+    return s.str();
+}
+
+std::string write_file(const char* name, const std::string& bytes) {
+    const auto path = std::filesystem::path(testing::TempDir()) / ("turboquant-llama-test-" + std::string(name));
+    std::ofstream(path, std::ios::binary) << bytes;
+    return path;
+}
+
+TEST(ModelId, OneByteIsAnotherModel) {
+    const ModelId demo = identify_model(TQ_DEMO_MODEL);
+    EXPECT_EQ(demo.hash.size(), 16u);
+    EXPECT_EQ(demo.hash, identify_model(TQ_DEMO_MODEL).hash);
+    std::string bytes = read_all(TQ_DEMO_MODEL);
+    EXPECT_EQ(identify_model(write_file("copy.gguf", bytes)).hash, demo.hash) << "the file's name does not count";
+    const std::size_t name = bytes.find("general.name") + 24;
+    bytes[name]++;
+    EXPECT_NE(identify_model(write_file("copy.gguf", bytes)).hash, demo.hash);
+    EXPECT_TRUE(has(error_of([] { identify_model(write_file("no.gguf", "no model")); }), "GGUF"));
+}
+
+TEST(KvProbe, SeesShapesAndKeysOnTheirWay) {
+    install_log();
+    ModelFile file(TQ_DEMO_MODEL, {});
+    const ModelFile::Loaded loaded = file.load(parse_cache_spec("f16"));
+    KvProbe probe(loaded.model.get(), 512, 1);
+    const auto layers = probe.layers();
+    ASSERT_EQ(layers.size(), 6u);
+    for (int i = 0; i < 6; i++) {
+        const KvLayerShape& l = layers[static_cast<std::size_t>(i)];
+        EXPECT_EQ(l.layer, i);
+        EXPECT_EQ(l.k_head_dim, 64);
+        EXPECT_EQ(l.v_head_dim, 64);
+        EXPECT_EQ(l.k_heads, 2);
+        EXPECT_EQ(l.v_heads, 2);
+        EXPECT_EQ(l.n_cells, 512);
+        EXPECT_TRUE(l.rope);
+    }
+    // RoPE turns, so it keeps norms; and it does nothing at position 0.
+    const std::vector<llama_token> tokens(300, 100);
+    std::map<std::pair<int, KvSource>, std::vector<float>> seen;
+    probe.run(tokens, [&](const KvRows& r) {
+        for (int t = 0; t < r.n_tokens; t++)
+            for (int h = 0; h < r.n_heads; h++) {
+                const auto row = r.row(t, h);
+                auto& all = seen[{r.layer, r.source}];
+                all.insert(all.end(), row.begin(), row.end());
+            }
+    });
+    EXPECT_EQ(seen.size(), 24u);
+    const std::size_t group = seen[{3, KvSource::query}].size() / (300 * 2 * 64);
+    EXPECT_GE(group, 1u);
+    for (const auto& [what, values] : seen) EXPECT_EQ(values.size(), 300u * 2 * 64 * (what.second == KvSource::query ? group : 1));
+    const auto &before = seen[{3, KvSource::key_before_rope}], &after = seen[{3, KvSource::key}];
+    for (std::size_t v = 0; v < before.size(); v += 64) {
+        double norm_before = 0, norm_after = 0, difference = 0;
+        for (std::size_t i = v; i < v + 64; i++) {
+            norm_before += before[i] * before[i], norm_after += after[i] * after[i];
+            difference += std::abs(before[i] - after[i]);
+        }
+        ASSERT_GT(norm_before, 0);
+        EXPECT_NEAR(norm_after / norm_before, 1, 1e-4);
+        EXPECT_EQ(difference == 0, v < 128) << "token " << v / 128;
+    }
+}
+
+}  // namespace
+}  // namespace turboquant::llama

@@ -1,0 +1,77 @@
+// A model's keys and values as they are on their way into the cache, and the cache's shape, through llama.cpp's evaluation callback:
+// whatever the architecture, what is written to a tensor named cache_k_l<N> by SET_ROWS is the keys of layer N.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "llama.h"
+#include "turboquant/cache/rope.h"
+
+namespace turboquant::llama {
+
+/// One layer's cache. Zero heads: that side is not stored (a model without V).
+struct KvLayerShape {
+    int layer = 0;
+    int k_head_dim = 0, k_heads = 0;
+    int v_head_dim = 0, v_heads = 0;
+    std::int64_t n_cells = 0;  ///< in the probe's context; fewer than its n_ctx in a sliding-window layer
+    bool rope = false;         ///< keys come straight out of a ROPE operation
+    RopeParams rope_params{};  ///< of that, without frequency factors
+};
+
+enum class KvSource { key, key_before_rope, value, query };  ///< query: with RoPE, as attention gets it
+
+/// Values of one layer for a batch of tokens: value(token, head, dim) at data + token*token_stride + head*head_stride + dim, in floats.
+struct KvRows {
+    int layer = 0;
+    KvSource source = KvSource::key;
+    int head_dim = 0, n_heads = 0, n_tokens = 0;
+    const float* data = nullptr;
+    std::size_t head_stride = 0, token_stride = 0;
+
+    std::span<const float> row(int token, int head) const {
+        return {data + static_cast<std::size_t>(token) * token_stride + static_cast<std::size_t>(head) * head_stride,
+                static_cast<std::size_t>(head_dim)};
+    }
+};
+
+class KvProbe {
+  public:
+    /// A context of llama.cpp's own f16 cache. Throws Error if it cannot be made or the model's cache is of a kind that is not
+    /// understood.
+    KvProbe(llama_model* model, int n_ctx, int n_threads);
+    KvProbe(const KvProbe&) = delete;  // llama.cpp holds a pointer to this object
+    KvProbe& operator=(const KvProbe&) = delete;
+
+    /// Ascending by layer. Learned from a few tokens at construction.
+    std::vector<KvLayerShape> layers() const;
+    int n_ctx() const { return n_ctx_; }
+
+    /// Decodes one sequence from an empty cache; calls sink for each layer, source and batch. key_before_rope only for layers with `rope`.
+    /// Throws Error.
+    void run(std::span<const llama_token> tokens, const std::function<void(const KvRows&)>& sink);
+
+  private:
+    static bool see_node(ggml_tensor* t, bool ask, void* self);
+    bool ask(ggml_tensor* t);
+    void learn(const ggml_tensor* t);
+    void emit(KvRows rows, const ggml_tensor* t);
+    void decode(std::span<const llama_token> tokens);
+
+    int n_ctx_;
+    std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};
+    std::map<int, KvLayerShape> shapes_;
+    /// Operations whose results are read: a tensor's name alone is not unique ("Kcur-0" before and after RoPE). Value: layer of a ROPE over
+    /// keys, else -1.
+    std::map<std::pair<std::string, int>, int> wanted_;
+    std::set<const ggml_tensor*> computed_;
+    const std::function<void(const KvRows&)>* sink_ = nullptr;
+};
+
+}  // namespace turboquant::llama
