@@ -55,18 +55,28 @@ struct FragmentValue {
     int lane, row, octet, place;
 };
 
-constexpr FragmentValue fragment_value(CodecId codec, Side side, int head_dim, int slot, int dim) {
+/// What the order asks of a codec. Device code, which cannot read the table of codecs, brings its own.
+struct FragmentFormat {
+    Family family;
+    int bits;
+};
+constexpr FragmentFormat fragment_format(CodecId codec) { return {codec_info(codec).family, codec_info(codec).bits}; }
+
+constexpr FragmentValue fragment_value(FragmentFormat format, Side side, int head_dim, int slot, int dim) {
     const int n = fragment_rows(head_dim), p = fragment_position(slot), e = p / 8;
     if (side == Side::value) {
         const int i = dim % (2 * n), c = p & 1;
         return {4 * (dim / (2 * n)) + p % 8 / 2, i % n, e / 2, 4 * (i / n) + (e & 1) + 2 * c};
     }
     const int lane = 4 * (p % 8) + dim / (4 * n), i = dim % (4 * n);
-    if (codec_info(codec).family == Family::trellis) return {lane, i % n, e % 4, 4 * (e / 4) + i / n};
+    if (format.family == Family::trellis) return {lane, i % n, e % 4, 4 * (e / 4) + i / n};
     const int half = n / 2;  // whole octets of one key
     const bool shared = i >= 8 * half;
     const int octet = e / 2 * n + (shared ? 2 * half : e % 2 * half + i / 8);
     return {lane, octet / 4, octet % 4, shared ? 4 * (e % 2) + i % 4 : i % 8};
+}
+constexpr FragmentValue fragment_value(CodecId codec, Side side, int head_dim, int slot, int dim) {
+    return fragment_value(fragment_format(codec), side, head_dim, slot, dim);
 }
 
 /// The code as it is stored: a permutation of the codes, the identity except for tcq4, whose level is found by magnitude: there the point's
@@ -84,8 +94,7 @@ struct FragmentBit {
 };
 
 /// Place of bit `bit` of the stored code; raw: of the fp16 value.
-constexpr FragmentBit fragment_bit(CodecId codec, Side side, int head_dim, int slot, int dim, int bit) {
-    const CodecInfo& info = codec_info(codec);
+constexpr FragmentBit fragment_bit(FragmentFormat info, Side side, int head_dim, int slot, int dim, int bit) {
     const int n = fragment_rows(head_dim);
     if (info.family == Family::raw) {
         const int e = fragment_position(slot) / 8, c = fragment_position(slot) % 8;
@@ -96,7 +105,7 @@ constexpr FragmentBit fragment_bit(CodecId codec, Side side, int head_dim, int s
         const int i = dim % (4 * n);
         return {4 * c + dim / (4 * n), 4 * (n * (e / 2) + i / 4) + 2 * (i / 2 % 2) + e % 2, 16 * (i & 1) + bit};
     }
-    const FragmentValue v = fragment_value(codec, side, head_dim, slot, dim);
+    const FragmentValue v = fragment_value(info, side, head_dim, slot, dim);
     const int k = v.octet, nibble = 4 * v.place;
     if (info.family == Family::trellis) {
         if (bit == info.bits - 1) return {v.lane, v.row, nibble + k};
@@ -127,6 +136,9 @@ constexpr FragmentBit fragment_bit(CodecId codec, Side side, int head_dim, int s
             if (info.bits == 5) return {v.lane, words + 4, nibble + k};
             return {v.lane, words + 4 + k / 2, nibble + 2 * (k % 2) + bit - 4};
     }
+}
+constexpr FragmentBit fragment_bit(CodecId codec, Side side, int head_dim, int slot, int dim, int bit) {
+    return fragment_bit(fragment_format(codec), side, head_dim, slot, dim, bit);
 }
 
 /// Byte of a lane's word in a tile whose lanes hold n_words each.
