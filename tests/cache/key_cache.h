@@ -61,7 +61,7 @@ struct Cache {
         cells.place(rows, pos);
         return kv->encode_keys(serial(), {x.data() + from * kEmbd, kEmbd, rows}, cells);
     }
-    std::vector<std::uint16_t> save(int first, int n) const {
+    std::vector<std::uint16_t> save(int first, int n) {
         std::vector<std::uint16_t> out(n * kEmbd);
         for (int i = 0; i < n; i++) kv->save_row(first + i, cells, std::span(out).subspan(i * kEmbd, kEmbd));
         return out;

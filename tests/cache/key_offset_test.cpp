@@ -183,7 +183,8 @@ TEST_P(KeyOffsetCache, StateMovesBetweenFormatsAndOffsets) {
     EXPECT_LT(b.error(y, 0, 100), 0.002);
     // One row alone does not tell its offset to a cache of another format that does not have it.
     Cache c(CodecId::turbo6);
-    EXPECT_EQ(c.kv->restore_rows(serial(), 300, 1, saved.data(), c.cells, true), RestoreResult::offset_missing);
+    EXPECT_EQ(c.kv->restore_rows(serial(), 300, 1, saved.data(), c.cells, true), RestoreResult::ok) << "more may come";
+    EXPECT_EQ(c.kv->finish_restore(serial(), c.cells), RestoreResult::offset_missing);
 }
 
 // llama.cpp hands over a saved sequence in runs of neighbouring cells, down to single rows.

@@ -101,10 +101,23 @@ std::vector<std::uint16_t> KeyOffset::mu_halves(int id) const {
 void KeyOffset::freeze(int id, std::span<const std::uint16_t> mu) {
     Entry& e = entries_[id];
     std::transform(mu.begin(), mu.end(), e.mu.begin(), from_half);
+    set_frozen(e, {mu.begin(), mu.end()});
+    set_quarters(e);
+}
+
+void KeyOffset::set_frozen(Entry& e, std::vector<std::uint16_t> mu) {
     e.frozen = true;
     e.expected = false;
     e.hash = hash_mu(mu);
-    set_quarters(e);
+    if (recall(e.hash)) return;
+    if (remembered_.size() == kRemembered) remembered_.pop_front();
+    remembered_.emplace_back(e.hash, std::move(mu));
+}
+
+const std::vector<std::uint16_t>* KeyOffset::recall(std::uint32_t hash) const {
+    for (const auto& [known, mu] : remembered_)
+        if (known == hash) return &mu;
+    return nullptr;
 }
 
 void KeyOffset::expect(int id, std::uint32_t hash) {
@@ -117,24 +130,26 @@ void KeyOffset::freeze_all() {
     for (std::size_t id = 0; id < entries_.size(); id++) {
         Entry& e = entries_[id];
         if (e.frozen || e.measured == 0) continue;
-        e.frozen = true;
-        e.hash = hash_mu(mu_halves(static_cast<int>(id)));
+        set_frozen(e, mu_halves(static_cast<int>(id)));
         e.kept.clear();
     }
 }
 
 const KeptRow* KeyOffset::find_kept(int id, std::int64_t row, std::int32_t pos) const {
     const std::vector<KeptRow>& kept = at(id).kept;
-    const auto found = std::lower_bound(kept.begin(), kept.end(), pos, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
-    return found != kept.end() && found->pos == pos && found->row == row ? &*found : nullptr;
+    auto found = std::lower_bound(kept.begin(), kept.end(), pos, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
+    for (; found != kept.end() && found->pos == pos; ++found)
+        if (found->row == row) return &*found;
+    return nullptr;
 }
 
 bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
-                        std::span<const std::int32_t> pos) {
+                        std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside) {
     Entry& e = entries_[id];
     if (e.frozen) return false;
     for (std::size_t i = 0; i < rows.size(); i++) {
-        const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), pos[i], [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
+        const std::int32_t end = pos[i] + (!beside.empty() && beside[i]);
+        const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), end, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
         e.kept.erase(at, e.kept.end());
         if (e.kept.size() >= kMeasureRows) continue;
         KeptRow row{rows[i], pos[i], std::vector<std::uint16_t>(e.mu.size())};
@@ -146,10 +161,7 @@ bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span
     if (n == e.measured) return false;
     e.measured = n;
     measure(e);
-    if (n >= kMeasureRows) {
-        e.frozen = true;
-        e.hash = hash_mu(mu_halves(id));
-    }
+    if (n >= kMeasureRows) set_frozen(e, mu_halves(id));
     return true;
 }
 

@@ -10,10 +10,12 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "turboquant/cache/kept_row.h"
@@ -60,14 +62,20 @@ class KeyOffset {
     /// follows.
     void expect(int id, std::uint32_t hash);
     bool expected(int id) const { return at(id).expected; }
+    /// A frozen offset by its hash, fp16 values, also of an id that has been used for another sequence since (the last kRemembered are
+    /// kept): a state that went out of this cache comes back to it even if its rows are too few to tell their offset. Null: not known.
+    const std::vector<std::uint16_t>* recall(std::uint32_t hash) const;
+    static constexpr std::size_t kRemembered = 64;
     /// What was measured so far stays for all ids (kept rows are about to become wrong).
     void freeze_all();
     /// Forgets everything (the cache was emptied).
     void reset() { entries_.clear(); }
 
-    /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0). A row at position p ends what was kept behind p: the sequence
-    /// was cut back. Returns true if mu changed: then kept(id) must be encoded again, and settle(id) called. Nothing to do once frozen.
-    bool observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
+    /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0). A row at position p ends what was kept from p on: the
+    /// sequence was cut back; `beside`, if not empty, marks rows that stand beside others (CellPositions) and end only what was kept behind
+    /// p. Returns true if mu changed: then kept(id) must be encoded again, and settle(id) called. Nothing to do once frozen.
+    bool observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
+                 std::span<const std::uint8_t> beside = {});
     /// Kept while measuring, without what a tag would change (saved_row.h); they are encoded from these values.
     std::span<const KeptRow> kept(int id) const { return at(id).kept; }
     const KeptRow* find_kept(int id, std::int64_t row, std::int32_t pos) const;
@@ -100,6 +108,7 @@ class KeyOffset {
     RopeTable rope_table() const;
     void measure(Entry& e) const;
     void set_quarters(Entry& e) const;
+    void set_frozen(Entry& e, std::vector<std::uint16_t> mu);
 
     struct Turns {
         std::vector<double> frequencies;
@@ -116,6 +125,7 @@ class KeyOffset {
     std::vector<float> freq_factors_;
     std::shared_ptr<const Turns> turns_;
     std::vector<Entry> entries_;
+    std::deque<std::pair<std::uint32_t, std::vector<std::uint16_t>>> remembered_;
 };
 
 }  // namespace turboquant

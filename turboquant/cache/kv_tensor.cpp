@@ -76,6 +76,7 @@ void KvTensor::reset() {
     first_.clear();
     pieces_.clear();
     pending_.clear();
+    waiting_.clear();
     if (exact_) exact_->clear();
 }
 
@@ -113,12 +114,15 @@ void KvTensor::observe(const StoreRows& batch, const CellPositions& cells) {
     measured_.clear();
     for (std::size_t i = 0, end; i < rows.size(); i = end) {
         const int id = cells.offset_id(rows[i]);
-        batch_pos_.clear();
-        for (end = i; end < rows.size() && cells.offset_id(rows[end]) == id && (cells.at(rows[end]) >= 0 || end == i); end++)
+        batch_pos_.clear(), batch_beside_.clear();
+        for (end = i; end < rows.size() && cells.offset_id(rows[end]) == id && (cells.at(rows[end]) >= 0 || end == i); end++) {
             batch_pos_.push_back(cells.at(rows[end]));
+            batch_beside_.push_back(cells.beside(rows[end]));
+        }
         offset_->begin(id, cells.generation(id));
         if (batch_pos_[0] < 0 || offset_->frozen(id)) continue;
-        const bool changed = offset_->observe(id, batch.x + i * batch.stride, batch.stride, rows.subspan(i, end - i), batch_pos_);
+        const bool changed =
+            offset_->observe(id, batch.x + i * batch.stride, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
         measured_.push_back({id, i, changed ? 0 : end - i});
     }
 }

@@ -4,10 +4,12 @@
 // known when memory is laid out: reserve the worst case, bind it later.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,9 +24,12 @@
 
 namespace turboquant {
 
-/// `offset_missing`: keys saved with an offset removed that the rows at hand do not tell (too few of them), or into a cache with offset
-/// removal off. `scales_differ`: keys saved with channel scales that this cache does not have.
-enum class RestoreResult { ok, not_finite, offset_missing, scales_differ };
+/// Why rows of a saved state were lost: they are zero vectors then, as if they had not been written. `damaged`: the row is none that was
+/// ever saved, or holds values that are not finite. `offset_missing`: keys saved with an offset removed that the rows at hand do not tell,
+/// or into a cache with offset removal off. `scales_differ`: keys saved with channel scales that this cache does not have.
+enum class RestoreResult { ok, damaged, offset_missing, scales_differ };
+/// What to say of two parts of a state.
+inline RestoreResult worse(RestoreResult a, RestoreResult b) { return std::max(a, b); }
 
 class KvTensor {
   public:
@@ -75,16 +80,18 @@ class KvTensor {
     /// Decoded row in the model's space, offset included (n_embd values).
     void read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
 
-    /// Saved form of a row (saved_row.h). Restoring it gives the same bytes: saved state is lossless.
-    void save_row(std::int64_t row, const CellPositions& cells, std::span<std::uint16_t> out) const;
+    /// Saved form of a row (saved_row.h). Restoring it gives the same bytes: saved state is lossless. Rows of one state are saved in
+    /// ascending order (SaveOrder).
+    void save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const;
     /// Rows first .. first+n-1 from saved form, in[i*n_embd..]. Also rows of other formats of ours and of llama.cpp's own f16 cache. Rows
-    /// that cannot be restored become zero, and the result says why. `places`: this tensor sets the positions and offset ids of the cells
-    /// (the first key tensor with offset removal), the other key tensors of the cache follow it.
+    /// that are lost become zero, and the result says why; of some only finish_restore() knows. `places`: this tensor sets the positions
+    /// and offset ids of the cells (the first key tensor with offset removal), the other key tensors of the cache follow it.
     RestoreResult restore_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
                                bool places);
 
-    /// Must precede any use of restored rows: exact keys whose offset did not come with other rows are measured anew, as if just written.
-    void finish_restore(StoreContext& ctx, const CellPositions& cells);
+    /// Must precede any use of restored rows: exact keys whose offset did not come with other rows are measured anew, as if just written;
+    /// compressed ones are lost.
+    RestoreResult finish_restore(StoreContext& ctx, CellPositions& cells);
 
     /// Moves the keys of row r by shift[r] positions (context shift). What was measured so far stays.
     void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
@@ -104,8 +111,22 @@ class KvTensor {
     bool encode_first_rows(StoreContext& ctx);
     void measure();
     bool encode_kept(StoreContext& ctx, int id, const CellPositions& cells, std::span<const std::int64_t> only);
-    void encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure);
+    /// Rows to be encoded, those that are restored but cannot be copied.
+    struct Decoded {
+        std::vector<std::int64_t> rows;
+        std::vector<float> x;
+    };
+    using SavedRow = std::span<const std::uint16_t>;
     void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells);
+    bool same_form(const PackedHeader& h) const;
+    std::optional<std::vector<std::uint16_t>> known_mu(std::uint32_t hash) const;
+    void adopt_offset(int id, const PackedHeader& h);
+    RestoreResult restore_packed(std::int64_t row, SavedRow saved, const PackedHeader& h, const CellPositions& cells, Decoded& decoded);
+    RestoreResult restore_plain(std::int64_t row, SavedRow saved, const CellPositions& cells, Decoded& decoded);
+    RestoreResult retry_waiting(const CellPositions& cells, bool last, Decoded& decoded);
+    bool encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells);
+    void encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure);
+    void lose_offset(int id, CellPositions& cells);
 
     Geometry g_;
     StoreFactory make_store_;
@@ -117,7 +138,14 @@ class KvTensor {
 
     std::vector<Measured> measured_;  // of the batch at hand; members, to be used again
     std::vector<std::int32_t> batch_pos_;
+    std::vector<std::uint8_t> batch_beside_;
 
+    struct Waiting {
+        std::int64_t row;
+        std::vector<std::uint16_t> saved;
+    };
+    bool restoring_ = false;                    ///< rows came since the last finish_restore()
+    std::vector<Waiting> waiting_;              ///< compressed keys that were restored, of which the offset is to come
     std::vector<std::int64_t> pending_;         ///< exact keys that were restored, but not compressed yet: their offset is to come
     std::map<std::uint32_t, MuPieces> pieces_;  ///< by hash, of the state that is being restored
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "turboquant/cache/kv_tensor.h"
 #include "turboquant/cache/saved_row.h"
@@ -49,7 +50,7 @@ void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<
     if (offset_) offset_->give_back(cells.at(row) >= 0 ? cells.offset_id(row) : 0, x, cells.at(row));
 }
 
-void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<std::uint16_t> out) const {
+void KvTensor::save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const {
     if (const KeptRow* kept = first_.find(row)) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         return;
@@ -66,9 +67,10 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
     }
     const int id = cells.offset_id(row);
     const std::int32_t pos = offset_ ? cells.at(row) : -1;
+    cells.save_order().begin(this, row);
     if (const KeptRow* kept = pos >= 0 && !offset_->frozen(id) ? offset_->find_kept(id, row, pos) : nullptr) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
-        tag_keys(out, pos, id);
+        tag_keys(out, pos, cells.save_order().name(id));
         return;
     }
     if (const auto keys = exact_ && pos >= 0 && offset_->frozen(id) && out.size() >= kTagValues ? exact_->find(row) : std::nullopt) {
@@ -78,7 +80,10 @@ void KvTensor::save_row(std::int64_t row, const CellPositions& cells, std::span<
     }
     PackedHeader header{g_.codecs, head_dim(), pos, 0, offset_ ? offset_->scale_hash() : 0};
     std::vector<std::uint16_t> mu;
-    if (pos >= 0) mu = offset_->mu_halves(id), header.mu_hash = hash_mu(mu);
+    if (pos >= 0) {
+        mu = offset_->mu_halves(id), header.mu_hash = hash_mu(mu);
+        header.piece = cells.save_order().number(row, id);
+    }
     store_->rows_out(row, 1, pack_row(out, header, mu).data());
 }
 
@@ -92,99 +97,162 @@ void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, cons
     int known = -1;
     for (int id = 0; hash && id < CellPositions::kMaxOffsets; id++) {
         offset_->begin(id, cells.generation(id));
-        if (offset_->mu_hash(id) == hash) known = id;
+        if (offset_->mu_hash(id) == hash && !cells.lost(id)) known = id;
     }
     const auto name = hash ? std::pair(-1, hash) : std::pair(tag.offset_id, 0u);
     const int id = cells.restore(row, pos, name, known);
     offset_->begin(id, cells.generation(id));
 }
 
+bool KvTensor::same_form(const PackedHeader& h) const {
+    return h.codecs == g_.codecs && h.head_dim == head_dim() && h.scale_hash == (offset_ ? offset_->scale_hash() : 0);
+}
+
+std::optional<std::vector<std::uint16_t>> KvTensor::known_mu(std::uint32_t hash) const {
+    if (const auto pieces = pieces_.find(hash); pieces != pieces_.end())
+        if (auto mu = pieces->second.complete()) return mu;
+    const std::vector<std::uint16_t>* mu = offset_->recall(hash);
+    return mu ? std::optional(*mu) : std::nullopt;
+}
+
+// An id that is new here takes over the offset of the state it restores, at once or when all of it has come.
+void KvTensor::adopt_offset(int id, const PackedHeader& h) {
+    const bool is_new = !offset_->frozen(id) && offset_->kept(id).empty();
+    if (!is_new && !(offset_->expected(id) && offset_->mu_hash(id) == h.mu_hash)) return;
+    if (const auto mu = known_mu(h.mu_hash))
+        offset_->freeze(id, *mu);
+    else if (is_new && same_form(h))
+        offset_->expect(id, h.mu_hash);
+}
+
+// Rows of this very format go back bit for bit, the others are decoded and encoded.
+RestoreResult KvTensor::restore_packed(std::int64_t row, SavedRow saved, const PackedHeader& h, const CellPositions& cells,
+                                       Decoded& decoded) {
+    const int id = offset_ && cells.at(row) >= 0 ? cells.offset_id(row) : -1;
+    if (id >= 0 && h.mu_hash) adopt_offset(id, h);  // of a damaged row, too: others are not to be measured on it
+    RestoreResult result = RestoreResult::ok;
+    if (!scales_finite(saved, h))
+        result = RestoreResult::damaged;
+    else if (h.scale_hash && (!offset_ || offset_->scale_hash() != h.scale_hash))
+        result = RestoreResult::scales_differ;
+    else if (h.mu_hash && !offset_)
+        result = RestoreResult::offset_missing;
+    std::vector<float> x(g_.n_embd);
+    if (result == RestoreResult::ok) {
+        if (same_form(h) && h.mu_hash == (id >= 0 ? offset_->mu_hash(id) : 0)) {
+            store_->rows_in(row, 1, packed_codes(saved, h).data());
+            return result;
+        }
+        const auto mu = h.mu_hash ? known_mu(h.mu_hash) : std::nullopt;
+        if (h.mu_hash && !mu) {
+            waiting_.push_back({row, {saved.begin(), saved.end()}});
+            return result;
+        }
+        decode_packed(saved, h, x);
+        if (h.mu_hash || h.scale_hash) {
+            KeyOffset other(n_head(), head_dim());
+            if (offset_->has_rope()) other.set_rope(offset_->rope());
+            if (h.scale_hash) other.set_scales(offset_->scale_letters());
+            other.begin(0, 0);
+            if (mu) other.freeze(0, *mu);
+            other.give_back(0, x, h.mu_hash ? h.pos : -1);
+        }
+    }
+    decoded.rows.push_back(row);
+    decoded.x.insert(decoded.x.end(), x.begin(), x.end());
+    return result;
+}
+
+RestoreResult KvTensor::restore_plain(std::int64_t row, SavedRow saved, const CellPositions& cells, Decoded& decoded) {
+    std::vector<std::uint16_t> values(saved.begin(), saved.end());
+    if (exact_ && g_.side == Side::key) clear_tag(values);
+    std::vector<float> x(g_.n_embd);
+    const RestoreResult result = decode_plain(values, x) ? RestoreResult::ok : RestoreResult::damaged;
+    if (exact_ && cells.at(row) >= 0) {
+        exact_->put(kernels(), x.data(), row);
+        if (offset_ && read_tag(saved).mu_hash && !offset_->frozen(cells.offset_id(row))) {
+            pending_.push_back(row);
+            return result;
+        }
+    }
+    decoded.rows.push_back(row);
+    decoded.x.insert(decoded.x.end(), x.begin(), x.end());
+    return result;
+}
+
+// `last`: no more rows come; those that still wait are lost.
+RestoreResult KvTensor::retry_waiting(const CellPositions& cells, bool last, Decoded& decoded) {
+    RestoreResult result = RestoreResult::ok;
+    const std::vector<Waiting> waiting = std::exchange(waiting_, {});
+    for (const Waiting& w : waiting) result = worse(result, restore_packed(w.row, w.saved, *packed_header(w.saved), cells, decoded));
+    if (!last || waiting_.empty()) return result;
+    for (const Waiting& w : waiting_) {
+        decoded.rows.push_back(w.row);
+        decoded.x.resize(decoded.rows.size() * g_.n_embd);
+    }
+    waiting_.clear();
+    return RestoreResult::offset_missing;
+}
+
+bool KvTensor::encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells) {
+    if (decoded.rows.empty()) return true;
+    const StoreRows batch{decoded.x.data(), static_cast<std::size_t>(g_.n_embd), decoded.rows};
+    return offset_ ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
+}
+
 RestoreResult KvTensor::restore_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
                                      bool places) {
-    const std::size_t n_embd = g_.n_embd;
-    const auto saved = [&](std::int64_t i) { return std::span<const std::uint16_t>(in + i * n_embd, n_embd); };
-    std::vector<std::optional<PackedHeader>> headers(n);
+    const auto replaced = [&](std::int64_t row) { return row >= first && row < first + n; };
+    restoring_ = true;
     if (exact_) exact_->forget(first, n);
+    std::erase_if(pending_, replaced);
+    std::erase_if(waiting_, [&](const Waiting& w) { return replaced(w.row); });
     if (pieces_.size() > CellPositions::kMaxOffsets) pieces_.clear();
+
+    const std::size_t n_embd = g_.n_embd;
+    const auto saved = [&](std::int64_t i) { return SavedRow(in + i * n_embd, n_embd); };
+    std::vector<std::optional<PackedHeader>> headers(n);
     for (std::int64_t i = 0; i < n; i++) {
         headers[i] = packed_header(saved(i));
         if (headers[i] && headers[i]->mu_hash) pieces_.try_emplace(headers[i]->mu_hash, n_embd).first->second.add(saved(i), *headers[i]);
         if (offset_ && places) place_restored(first + i, headers[i] ? &*headers[i] : nullptr, read_tag(saved(i)), cells);
     }
-
-    // Rows of this very format go back bit for bit, the others are decoded and encoded.
-    const std::uint32_t scale_hash = offset_ ? offset_->scale_hash() : 0;
-    const auto same_form = [&](const PackedHeader& h) {
-        return h.codecs == g_.codecs && h.head_dim == head_dim() && h.scale_hash == scale_hash;
-    };
     RestoreResult result = RestoreResult::ok;
-    std::vector<std::int64_t> rows;
-    std::vector<float> x, one(n_embd);
+    Decoded decoded;
     for (std::int64_t i = 0; i < n; i++) {
-        const std::optional<PackedHeader>& h = headers[i];
         const std::int64_t row = first + i;
-        const int id = offset_ && cells.at(row) >= 0 ? cells.offset_id(row) : -1;
-        const auto mu = h && h->mu_hash ? pieces_.at(h->mu_hash).complete() : std::nullopt;
-        if (id >= 0) {
-            offset_->begin(id, cells.generation(id));
-            // An id that is new here takes over the offset of the state it restores.
-            const bool is_new = h && h->mu_hash && !offset_->frozen(id) && offset_->kept(id).empty();
-            if (mu && (is_new || (offset_->expected(id) && offset_->mu_hash(id) == h->mu_hash)))
-                offset_->freeze(id, *mu);
-            else if (is_new && same_form(*h))
-                offset_->expect(id, h->mu_hash);
-        }
-        const std::uint32_t here = id >= 0 ? offset_->mu_hash(id) : 0;
-        if (h && !scales_finite(saved(i), *h)) {
-            std::fill(one.begin(), one.end(), 0.0f);
-            result = RestoreResult::not_finite;
-            rows.push_back(row);
-            x.insert(x.end(), one.begin(), one.end());
-            continue;
-        }
-        if (h && same_form(*h) && h->mu_hash == here) {
-            store_->rows_in(row, 1, packed_codes(saved(i), *h).data());
-            continue;
-        }
-        if (h && h->scale_hash && (!offset_ || offset_->scale_hash() != h->scale_hash)) {
-            std::fill(one.begin(), one.end(), 0.0f);
-            result = RestoreResult::scales_differ;
-        } else if (h && h->mu_hash && (!mu || !offset_)) {  // what was removed from these keys is not known, or cannot be given back
-            std::fill(one.begin(), one.end(), 0.0f);
-            result = RestoreResult::offset_missing;
-        } else if (h) {
-            decode_packed(saved(i), *h, one);
-            if (h->mu_hash || h->scale_hash) {
-                KeyOffset other(n_head(), head_dim());
-                if (offset_->has_rope()) other.set_rope(offset_->rope());
-                if (h->scale_hash) other.set_scales(offset_->scale_letters());
-                other.begin(0, 0);
-                if (mu) other.freeze(0, *mu);
-                other.give_back(0, one, h->mu_hash ? h->pos : -1);
-            }
-        } else {
-            std::vector<std::uint16_t> values(saved(i).begin(), saved(i).end());
-            if (exact_ && g_.side == Side::key) clear_tag(values);
-            if (!decode_plain(values, one)) result = RestoreResult::not_finite;
-            if (exact_ && cells.at(row) >= 0) {
-                exact_->put(kernels(), one.data(), row);
-                if (id >= 0 && read_tag(saved(i)).mu_hash && !offset_->frozen(id)) {
-                    pending_.push_back(row);
-                    continue;
-                }
-            }
-        }
-        rows.push_back(row);
-        x.insert(x.end(), one.begin(), one.end());
+        if (offset_ && cells.at(row) >= 0) offset_->begin(cells.offset_id(row), cells.generation(cells.offset_id(row)));
+        result = worse(
+            result, headers[i] ? restore_packed(row, saved(i), *headers[i], cells, decoded) : restore_plain(row, saved(i), cells, decoded));
     }
+    result = worse(result, retry_waiting(cells, false, decoded));
     encode_pending(ctx, cells, false);
-    if (rows.empty()) return result;
-    const StoreRows batch{x.data(), n_embd, rows};
-    const bool finite = offset_ ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
-    return finite ? result : RestoreResult::not_finite;
+    return encode_decoded(ctx, decoded, cells) ? result : worse(result, RestoreResult::damaged);
 }
 
-void KvTensor::finish_restore(StoreContext& ctx, const CellPositions& cells) { encode_pending(ctx, cells, true); }
+RestoreResult KvTensor::finish_restore(StoreContext& ctx, CellPositions& cells) {
+    if (!std::exchange(restoring_, false)) return RestoreResult::ok;
+    encode_pending(ctx, cells, true);
+    Decoded decoded;
+    RestoreResult result = waiting_.empty() ? RestoreResult::ok : retry_waiting(cells, true, decoded);
+    encode_decoded(ctx, decoded, cells);
+    for (int id = 0; offset_ && id < CellPositions::kMaxOffsets; id++) {
+        offset_->begin(id, cells.generation(id));
+        if (!offset_->expected(id)) continue;
+        lose_offset(id, cells);
+        result = RestoreResult::offset_missing;
+    }
+    return result;
+}
+
+// What was removed from these keys will never be known: they become zero, and so does what is removed from later ones.
+void KvTensor::lose_offset(int id, CellPositions& cells) {
+    const std::vector<std::uint8_t> zero(layout().row_bytes());
+    for (std::int64_t row = 0; row < static_cast<std::int64_t>(cells.size()); row++)
+        if (cells.at(row) >= 0 && cells.offset_id(row) == id) store_->rows_in(row, 1, zero.data());
+    offset_->freeze(id, std::vector<std::uint16_t>(g_.n_embd));
+    cells.lose(id);
+}
 
 // Those whose offset is known by now; with `measure` all of them.
 void KvTensor::encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure) {
@@ -196,7 +264,8 @@ void KvTensor::encode_pending(StoreContext& ctx, const CellPositions& cells, boo
         (ready ? rows : later).push_back(row);
     }
     pending_ = later;
-    std::sort(rows.begin(), rows.end(), [&](std::int64_t a, std::int64_t b) {
+    // In the order in which they came where positions are equal: what is measured must not differ in its last bit.
+    std::stable_sort(rows.begin(), rows.end(), [&](std::int64_t a, std::int64_t b) {
         return std::pair(cells.offset_id(a), cells.at(a)) < std::pair(cells.offset_id(b), cells.at(b));
     });
     std::vector<float> x;

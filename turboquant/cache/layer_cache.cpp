@@ -78,14 +78,15 @@ bool LayerCache::removes_offset() const {
 }
 
 void LayerCache::finish_restore(StoreContext& ctx) {
-    if (has(Side::key)) tensor(Side::key).finish_restore(ctx, *cells_);
+    if (has(Side::key)) lost_ = worse(lost_, tensor(Side::key).finish_restore(ctx, *cells_));
 }
 
-bool LayerCache::write_keys(CacheContext& ctx, const StoreRows& batch, std::span<const std::int32_t> pos) {
+bool LayerCache::write_keys(CacheContext& ctx, const StoreRows& batch, std::span<const std::int32_t> pos,
+                            std::span<const std::uint8_t> beside) {
     finish_restore(ctx.store);
     if (cells_->setter == this) {
         if (!pos.empty())
-            cells_->place(batch.rows, pos);
+            cells_->place(batch.rows, pos, beside);
         else
             for (const std::int64_t row : batch.rows) cells_->forget(row);
     } else if (!cells_->setter) {
@@ -119,25 +120,22 @@ void LayerCache::scale_queries(CacheContext& ctx, AttentionArgs& a) const {
     a.q = ctx.scaled_q.data(), a.q_head_stride = d, a.q_token_stride = a.n_head * d;
 }
 
-/// Score terms that give back what offset removal took from the keys: q.R(p)mu. False if an offset is not known: of a restored state only a
-/// part arrived.
-bool LayerCache::set_score_term(CacheContext& ctx, std::int64_t stream, AttentionArgs& a) {
+/// Score terms that give back what offset removal took from the keys: q.R(p)mu.
+void LayerCache::set_score_term(CacheContext& ctx, std::int64_t stream, AttentionArgs& a) {
     KeyOffset& offset = *tensor(Side::key).offset();
     const std::vector<int> ids = visible_offsets(ctx, *cells_, stream, a);
-    if (ids.empty()) return true;
+    if (ids.empty()) return;
     const std::size_t row = 2 * offset.n_freq(), d = tensor(Side::key).head_dim();
     ctx.q_terms.resize(ids.size() * a.n_tokens * a.n_head * row);
     float* terms = ctx.q_terms.data();
     for (const int id : ids) {
         offset.begin(id, cells_->generation(id));
-        if (offset.expected(id)) return false;
         for (int t = 0; t < a.n_tokens; t++)
             for (int h = 0; h < a.n_head; h++, terms += row)
                 offset.query_terms(id, {a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv), {terms, row});
     }
     a.term = {offset.n_freq(),     ctx.q_terms.data(),           offset.turns(),
               ctx.cell_pos.data(), static_cast<int>(ids.size()), ctx.cell_terms.data()};
-    return true;
 }
 
 /// `plain` has the queries as the model made them.
@@ -163,8 +161,7 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
         a.q = streams[i].q, a.out = streams[i].out, a.mask = streams[i].mask;
         const AttentionArgs plain = a;
         if (removes_offset() && keys.offset()->scaled()) scale_queries(ctx, a);
-        if (removes_offset() && !set_score_term(ctx, stream, a))
-            return "a restored state holds too few rows to tell the offset that was removed from its keys";
+        if (removes_offset()) set_score_term(ctx, stream, a);
         const char* error = keys.exact() ? run_windowed(ctx, a, plain, stream) : keys.store().attend(ctx.store, values.store(), stream, a);
         if (error) return error;
     }

@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "turboquant/cache/kv_tensor.h"
@@ -63,9 +64,11 @@ class LayerCache {
     void set_rope(const std::optional<RopeParams>& rope);
     bool rope_known() const { return rope_known_; }
 
-    /// Writes keys, rows[i] = stream * n_cells + cell; `pos` are the positions of their tokens, empty if they are not known. Only one
-    /// layer's count: see set_rope. False if a value is not finite; its vector is zero then, the others are written.
-    bool write_keys(CacheContext& ctx, const StoreRows& batch, std::span<const std::int32_t> pos);
+    /// Writes keys, rows[i] = stream * n_cells + cell; `pos` are the positions of their tokens, empty if they are not known, `beside` as
+    /// CellPositions::place takes it. Only one layer's count: see set_rope. False if a value is not finite; its vector is zero then, the
+    /// others are written.
+    bool write_keys(CacheContext& ctx, const StoreRows& batch, std::span<const std::int32_t> pos,
+                    std::span<const std::uint8_t> beside = {});
     bool write_values(CacheContext& ctx, const StoreRows& batch);
 
     /// Attention of the queries streams[i] over stream first_stream + i. Of `a`, everything but q, out, mask, k, v and term is given;
@@ -77,8 +80,11 @@ class LayerCache {
 
     /// Bytes of the saved form of all rows (saved_row.h), 2*n_embd a row: `size` of them from `offset` on.
     void save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out);
-    /// The way back (KvTensor::restore_rows). Rows of which only a part comes keep the rest of their saved form.
+    /// The way back (KvTensor::restore_rows). Rows of which only a part comes keep the rest of their saved form. Rows that cannot be
+    /// restored are lost, nothing else is: they read as zeros.
     RestoreResult restore(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, const void* in);
+    /// Why keys restored since the last call were found to be lost only when they were used, or ok.
+    RestoreResult take_lost() { return std::exchange(lost_, RestoreResult::ok); }
     /// Moves the keys of row r by shift[r] positions (context shift).
     void shift(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
     /// Copies all cells of a stream; with the keys go the positions.
@@ -95,12 +101,13 @@ class LayerCache {
     void finish_restore(StoreContext& ctx);
     bool write(CacheContext& ctx, KvTensor& kv, StoreRows batch);
     void scale_queries(CacheContext& ctx, AttentionArgs& a) const;
-    bool set_score_term(CacheContext& ctx, std::int64_t stream, AttentionArgs& a);
+    void set_score_term(CacheContext& ctx, std::int64_t stream, AttentionArgs& a);
     const char* run_windowed(CacheContext& ctx, const AttentionArgs& a, const AttentionArgs& plain, std::int64_t stream);
 
     CellPositions* cells_;
     std::unique_ptr<KvTensor> tensors_[2];
     bool rope_known_ = false;
+    RestoreResult lost_ = RestoreResult::ok;
 };
 
 }  // namespace turboquant

@@ -5,7 +5,9 @@
 
 namespace turboquant {
 
-void CellPositions::put(std::int64_t row, std::int32_t pos, int id) {
+void CellPositions::put(std::int64_t row, std::int32_t pos, int id, bool beside) {
+    if (beside) beside_.resize(cells_.size());
+    if (!beside_.empty()) beside_[row] = beside;
     cells_[row] = pos + kMaxPosition * id;
     ids_[id].last_pos = pos;
     ids_[id].stream = row / n_cells_;
@@ -20,7 +22,7 @@ int CellPositions::begin_sequence() {
     for (int id = 0; id < kMaxOffsets; id++)
         if (!in_use.test(id) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
     if (best >= 0) {
-        ids_[best] = {ids_[best].generation + 1, -2, -1, ++clock_};
+        ids_[best] = {ids_[best].generation + 1, -2, -1, ++clock_, false};
         return best;
     }
     // More sequences left traces than there are ids: share the newest offset.
@@ -41,7 +43,17 @@ int CellPositions::continue_sequence(std::int64_t stream, std::int32_t pos, int 
     return best >= 0 ? best : begin_sequence();
 }
 
-void CellPositions::place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos) {
+/// The sequence whose last token stands at the same position, the one written last of several; -1: none does.
+int CellPositions::stay_beside(std::int64_t stream, std::int32_t pos, int previous) const {
+    const auto stands = [&](const Id& id) { return id.stream == stream && id.last_pos == pos; };
+    if (previous >= 0 && stands(ids_[previous])) return previous;
+    int best = -1;
+    for (int id = 0; id < kMaxOffsets; id++)
+        if (stands(ids_[id]) && (best < 0 || ids_[id].used > ids_[best].used)) best = id;
+    return best;
+}
+
+void CellPositions::place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside) {
     restored_.clear();
     int id = -1;
     for (std::size_t i = 0; i < rows.size(); i++) {
@@ -49,31 +61,35 @@ void CellPositions::place(std::span<const std::int64_t> rows, std::span<const st
             forget(rows[i]);
             continue;
         }
-        id = pos[i] == 0 ? begin_sequence() : continue_sequence(rows[i] / n_cells_, pos[i], id);
-        put(rows[i], pos[i], id);
+        const std::int64_t stream = rows[i] / n_cells_;
+        const int same = !beside.empty() && beside[i] ? stay_beside(stream, pos[i], id) : -1;
+        id = same >= 0 ? same : pos[i] == 0 ? begin_sequence() : continue_sequence(stream, pos[i], id);
+        put(rows[i], pos[i], id, same >= 0);
     }
 }
 
 void CellPositions::place_without_rope(std::span<const std::int64_t> rows) {
-    for (const std::int64_t row : rows) put(row, static_cast<std::int32_t>(row % n_cells_), 0);
+    for (const std::int64_t row : rows) put(row, static_cast<std::int32_t>(row % n_cells_), 0, false);
 }
 
 int CellPositions::restore(std::int64_t row, std::int32_t pos, std::pair<int, std::uint32_t> saved, int known) {
     const auto found = restored_.find(saved);
-    const int id = known >= 0 ? known : found != restored_.end() ? found->second : begin_sequence();
+    const int id = known >= 0 ? known : found != restored_.end() && !lost(found->second) ? found->second : begin_sequence();
     restored_[saved] = id;
-    put(row, pos, id);
+    put(row, pos, id, cells_[row] != pos + kMaxPosition * id && ids_[id].last_pos == pos);
     return id;
 }
 
 void CellPositions::copy_stream(std::int64_t src, std::int64_t dst) {
     std::copy_n(cells_.begin() + src * n_cells_, n_cells_, cells_.begin() + dst * n_cells_);
+    if (!beside_.empty()) std::copy_n(beside_.begin() + src * n_cells_, n_cells_, beside_.begin() + dst * n_cells_);
 }
 
 void CellPositions::clear() {
     std::fill(cells_.begin(), cells_.end(), -1);
+    beside_.clear();
     restored_.clear();
-    for (Id& id : ids_) id = {id.generation + 1, -2, -1, 0};
+    for (Id& id : ids_) id = {id.generation + 1};
 }
 
 void CellPositions::shift(std::span<const std::int32_t> shift, std::uint64_t& generation) {

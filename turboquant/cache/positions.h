@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "turboquant/cache/save_order.h"
+
 namespace turboquant {
 
 class LayerCache;
@@ -37,15 +39,22 @@ class CellPositions {
     /// An id is used again for another sequence when no cell has it any more; its generation then changes.
     std::uint32_t generation(int id) const { return ids_[id].generation; }
 
-    /// Tokens at positions pos[i] are about to be written to rows[i].
-    void place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos);
+    /// Tokens at positions pos[i] are about to be written to rows[i]. `beside`, if it is not empty, marks those that share their position
+    /// with the token before them in their sequence (M-RoPE: but for the first one, the tokens of an image).
+    void place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside = {});
     /// As place, for models without RoPE, where positions do not matter: all cells share offset 0.
     void place_without_rope(std::span<const std::int64_t> rows);
     void forget(std::int64_t row) { cells_[row] = -1; }
+    /// Whether the token of this row shares its position with the one before it in its sequence.
+    bool beside(std::int64_t row) const { return !beside_.empty() && beside_[row]; }
 
     /// A restored cell. `saved`: what names the offset in the saved state; equal names get the same id until the next place().
     /// `known`: an id that already has this offset, or -1.
     int restore(std::int64_t row, std::int32_t pos, std::pair<int, std::uint32_t> saved, int known);
+    /// A layer did not get the offset of this id with a restored state: nothing else is restored to it.
+    void lose(int id) { ids_[id].lost = true; }
+    bool lost(int id) const { return ids_[id].lost; }
+    SaveOrder& save_order() { return save_order_; }
 
     void copy_stream(std::int64_t src, std::int64_t dst);
     void clear();
@@ -65,16 +74,20 @@ class CellPositions {
         std::int32_t last_pos = -2;  ///< of the last token written
         std::int64_t stream = -1;
         std::uint64_t used = 0;  ///< time of the last token
+        bool lost = false;
     };
     int begin_sequence();
+    int stay_beside(std::int64_t stream, std::int32_t pos, int previous) const;
     int continue_sequence(std::int64_t stream, std::int32_t pos, int previous);
-    void put(std::int64_t row, std::int32_t pos, int id);
+    void put(std::int64_t row, std::int32_t pos, int id, bool beside);
 
     std::int64_t n_cells_;
     std::vector<std::int32_t> cells_;  ///< position + kMaxPosition * id, or -1
+    std::vector<bool> beside_;         ///< empty until a token is
     Id ids_[kMaxOffsets];
     std::uint64_t clock_ = 0, shifts_ = 0;
     std::map<std::pair<int, std::uint32_t>, int> restored_;
+    SaveOrder save_order_;
 };
 
 }  // namespace turboquant

@@ -11,6 +11,7 @@ namespace {
 constexpr std::uint16_t kMark = 0x7e54;
 constexpr std::uint8_t kNan = 0x7e;  // high byte of an fp16 NaN
 constexpr std::uint8_t kVersion = 1, kScaledVersion = 2, kMixedVersion = 3;
+constexpr std::uint8_t kNumbered = 3;  // added to these: the number of the piece stands in the position's highest byte
 constexpr std::size_t kHeaderBytes = 16, kScaledHeaderBytes = 20;
 constexpr std::size_t kTagBits = 64;
 constexpr int kHeadDimUnit = 16;
@@ -75,14 +76,19 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
     p[6] = static_cast<std::uint8_t>(header.head_dim / kHeadDimUnit);
     std::memcpy(p + 8, &header.pos, 4);
     std::memcpy(p + 12, &header.mu_hash, 4);
-    if (p[4] != kVersion) std::memcpy(p + kHeaderBytes, &header.scale_hash, 4);
+    if (version(header) != kVersion) std::memcpy(p + kHeaderBytes, &header.scale_hash, 4);
     for (int h = 0; header.codecs.mixed() && h < header.codecs.count(); h++)
         p[kScaledHeaderBytes + h] = static_cast<std::uint8_t>(header.codecs.of(h));
     const Division d = divide(row.size(), header);
+    const bool carries = !mu.empty() && header.pos >= 0;
+    const std::size_t by_position = carries ? static_cast<std::size_t>(header.pos) % d.n_pieces : 0;
+    const std::size_t piece = carries && header.piece >= 0 ? static_cast<std::size_t>(header.piece) % d.n_pieces : by_position;
+    // Where both agree the row is one that 0.1.0 reads.
+    if (piece != by_position) p[4] += kNumbered, p[11] = static_cast<std::uint8_t>(piece);
     const std::uint16_t check = header_check(p, d.header);
     p[2] = static_cast<std::uint8_t>(check), p[3] = kNan, p[7] = static_cast<std::uint8_t>(check >> 8);
-    if (!mu.empty() && header.pos >= 0) {
-        const std::size_t first = static_cast<std::size_t>(header.pos) % d.n_pieces * d.piece;
+    if (carries) {
+        const std::size_t first = piece * d.piece;
         std::memcpy(p + d.header + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first,
                     std::min(d.piece, 2 * mu.size() - first));
     }
@@ -95,15 +101,26 @@ std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     PackedHeader h;
     h.head_dim = p[6] * kHeadDimUnit;
     if (!head_dim_supported(h.head_dim) || row.size() % h.head_dim != 0) return std::nullopt;
-    const std::size_t n_head = row.size() / h.head_dim, bytes = header_bytes(p[4], n_head);
+    const bool numbered = p[4] > kMixedVersion;
+    const auto v = static_cast<std::uint8_t>(numbered ? p[4] - kNumbered : p[4]);
+    const std::size_t n_head = row.size() / h.head_dim, bytes = header_bytes(v, n_head);
     if (bytes > 2 * row.size() || p[3] != kNan || (p[2] | p[7] << 8) != header_check(p, bytes)) return std::nullopt;
     std::memcpy(&h.pos, p + 8, 4);
     std::memcpy(&h.mu_hash, p + 12, 4);
-    if (p[4] != kVersion) std::memcpy(&h.scale_hash, p + kHeaderBytes, 4);
-    const auto codecs = codecs_of(p[4] == kMixedVersion ? std::span(p + kScaledHeaderBytes, n_head) : std::span(p + 5, 1));
+    if (v != kVersion) std::memcpy(&h.scale_hash, p + kHeaderBytes, 4);
+    const auto codecs = codecs_of(v == kMixedVersion ? std::span(p + kScaledHeaderBytes, n_head) : std::span(p + 5, 1));
     if (!codecs) return std::nullopt;
     h.codecs = *codecs;
-    return p[4] == version(h) && divide(row.size(), h).piece ? std::optional(h) : std::nullopt;
+    const Division d = divide(row.size(), h);
+    if (v != version(h) || d.piece == 0) return std::nullopt;
+    if (numbered) {
+        h.piece = p[11];
+        h.pos &= 0xffffff;
+        if (h.mu_hash == 0 || static_cast<std::size_t>(h.piece) >= d.n_pieces) return std::nullopt;
+    } else if (h.mu_hash && h.pos >= 0) {
+        h.piece = static_cast<int>(static_cast<std::size_t>(h.pos) % d.n_pieces);
+    }
+    return h;
 }
 
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header) {
@@ -115,7 +132,7 @@ void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& heade
     if (header.mu_hash == 0 || header.pos < 0) return;
     const Division d = divide(row.size(), header);
     if (hash_ != header.mu_hash || seen_.size() != d.n_pieces) hash_ = header.mu_hash, seen_.assign(d.n_pieces, false);
-    const std::size_t piece = static_cast<std::size_t>(header.pos) % d.n_pieces, first = piece * d.piece;
+    const std::size_t piece = static_cast<std::size_t>(header.piece) % d.n_pieces, first = piece * d.piece;
     std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first, reinterpret_cast<const std::uint8_t*>(row.data()) + d.header + d.codes,
                 std::min(d.piece, 2 * mu_.size() - first));
     seen_[piece] = true;

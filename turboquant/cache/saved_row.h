@@ -14,7 +14,9 @@
 // Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version, u8 codec (of the first head), u8 head_dim / 16, u8 check (high
 // byte; of these fields and the next ones); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); in versions 2 (keys
 // with scaled channels) and 3 u32 hash of the scales (0: none); in version 3 (heads of different formats) u8 codec per head; then
-// row_bytes(codec, head_dim) bytes per head (codec/tile.h); then piece number position % n_pieces of mu's fp16 values, in what is left.
+// row_bytes(codec, head_dim) bytes per head (codec/tile.h); then a piece of mu's fp16 values, in what is left: number position % n_pieces
+// in versions 1 to 3. Versions 4 to 6 are the same rows with the number of the piece in the highest byte of the position: the rows of one
+// offset carry its pieces in turn, in the order in which they are saved, so that any n_pieces rows in a row have them all.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +35,8 @@ struct PackedHeader {
     std::int32_t pos = -1;
     std::uint32_t mu_hash = 0;
     std::uint32_t scale_hash = 0;  ///< of the scales of the key channels (KeyOffset); 0: not scaled
+    /// Number of the piece of mu, taken modulo their number when packed; -1: the position's (as 0.1.0 chose it).
+    int piece = -1;
 
     std::size_t head_bytes(int head) const { return row_bytes(codecs.of(head), head_dim); }
 };

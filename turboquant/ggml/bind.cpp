@@ -62,12 +62,17 @@ void bind_from_op(const Device& d, const ggml_tensor* op) {
     }
 }
 
-std::span<const std::int32_t> positions_of_rows(const Device& d, const ggml_tensor* set_rows) {
-    // With M-RoPE the first n_tokens entries are the temporal positions: all that text has.
+RowPositions positions_of_rows(const Device& d, const ggml_tensor* set_rows) {
+    // With M-RoPE the first n_tokens entries are the temporal positions: all that text has. The tokens of an image share one, its first
+    // token stands where text would.
     const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
     const auto* pos = rope ? static_cast<const std::int32_t*>(rope->src[1]->data) : nullptr;
     if (!pos) return {};
-    return {pos, static_cast<std::size_t>(set_rows->src[0]->ne[1])};
+    const std::int64_t n = set_rows->src[0]->ne[1];
+    RowPositions rows{{pos, static_cast<std::size_t>(n)}, {}};
+    if (!(rope->op_params[2] & kRopeMultiAxis) || rope->src[1]->ne[0] < 3 * n) return rows;
+    for (std::int64_t i = 0; i < n; i++) rows.beside.push_back(pos[n + i] != pos[i] || pos[2 * n + i] != pos[i]);
+    return rows;
 }
 
 }  // namespace turboquant::ggml

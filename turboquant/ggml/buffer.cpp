@@ -83,14 +83,7 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
     }
     SerialRun run;
     const RestoreResult result = e->layer->restore(run.ctx, e->side, t->view_offs + offset, size, data);
-    if (result == RestoreResult::ok) return;
-    const std::string why =
-        result == RestoreResult::not_finite ? "saved values that are not finite were set to zero"
-        : result == RestoreResult::scales_differ
-            ? "the state was saved with a plan that scales key channels; restore it with the same plan"
-            : "the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset";
-    if (result != RestoreResult::not_finite) e->incomplete = why;
-    context_of(buffer).device().refuse(std::string("cannot restore all of ") + root(t)->name + ": " + why);
+    context_of(buffer).report_lost(t, result);
 }
 
 void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, uint8_t value, size_t offset, size_t size) {
@@ -241,6 +234,18 @@ void KvBuffer::settle(int head_dim) {
     }
 }
 
+void KvBuffer::report_lost(const ggml_tensor* t, RestoreResult why) {
+    if (why == RestoreResult::ok || !reported_.insert(why).second) return;
+    const std::string text =
+        why == RestoreResult::damaged ? "the saved state is damaged: restore another copy, or process the prompt again"
+        : why == RestoreResult::scales_differ
+            ? "the state was saved with a plan that scales key channels: restore it with the same plan, or process the prompt again"
+            : "the state was saved with key offset removal, which is off here, or holds too few rows to tell the offset: process "
+              "the prompt again";
+    device_.refuse(std::string("cannot restore all of ") + root(t)->name + ": " + text +
+                   ". Tokens that did not come back count as not written; nothing else is affected");
+}
+
 void KvBuffer::announce() {
     if (announced_ || !std::ranges::all_of(tensors_, [](const auto& e) { return e->refused.empty() && e->bound(); })) return;
     announced_ = true;
@@ -292,7 +297,6 @@ void KvBuffer::clear() {
     if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
     for (const auto& c : cells_) c->clear();
     for (const auto& [name, layer] : layers_) layer->clear();
-    for (const auto& e : tensors_) e->incomplete.clear();
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {

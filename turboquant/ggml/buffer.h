@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -19,12 +20,9 @@ struct KvExtra {
     Side side = Side::key;
     std::uint8_t* memory = nullptr;  ///< of the tensor
     std::string refused{};           ///< why it cannot be served (head size, plan); every op on it fails
-    std::string incomplete{};        ///< why a state could not be restored: every op fails until the cache is cleared
 
     KvTensor& kv() const { return layer->tensor(side); }
     bool bound() const { return kv().bound(); }
-    /// Why ops on it fail, "" if they do not.
-    const std::string& problem() const { return refused.empty() ? incomplete : refused; }
 };
 
 /// What to do about a cache that a plan does not fit.
@@ -58,6 +56,10 @@ class KvBuffer {
     std::set<std::pair<int, Side>> slots() const;
     /// Says in one line what this cache is, as soon as the head sizes of all its layers are known.
     void announce();
+    /// Says that rows of a restored state were lost, once for every cause until the next batch is written: the tensors of all layers and
+    /// all their ranges have the same to say.
+    void report_lost(const ggml_tensor* t, RestoreResult why);
+    void begin_batch() { reported_.clear(); }
     void clear();
     void add_stats(turboquant_kv_stats& s, double& values) const;
 
@@ -70,6 +72,7 @@ class KvBuffer {
     std::vector<std::unique_ptr<CellPositions>> cells_;          ///< of each shape of cache
     std::map<std::string, std::unique_ptr<LayerCache>> layers_;  ///< by the name of their keys
     bool settled_ = false, announced_ = false;
+    std::set<RestoreResult> reported_;
 
     CellPositions& cells_for(const KvGeometry& g);
     void choose_formats(int head_dim);

@@ -19,11 +19,14 @@ std::string name_of(const ggml_tensor* t) { return std::string("'") + root(t)->n
 /// "'cache_k_l0': why ops on it fail".
 std::string problem_of(const ggml_tensor* t) {
     const KvExtra* e = kv_extra(t);
-    return name_of(t) + ": " + (!e ? "it is no tensor of this device" : e->problem().empty() ? "nothing was written to it" : e->problem());
+    return name_of(t) + ": " + (!e ? "it is no tensor of this device" : e->refused.empty() ? "nothing was written to it" : e->refused);
 }
 std::string not_finite(const ggml_tensor* t) {
     return "keys or values for " + name_of(t) + " are not finite (NaN or infinity in the model's activations)";
 }
+
+KvBuffer& buffer_of(const ggml_tensor* t) { return *static_cast<KvBuffer*>(root(t)->buffer->context); }
+void report_lost(const ggml_tensor* t) { buffer_of(t).report_lost(t, kv_extra(t)->layer->take_lost()); }
 
 }  // namespace
 
@@ -48,12 +51,12 @@ std::string unservable(const Device& d, const ggml_tensor* op) {
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     KvExtra* e = kv_extra(op);
     const ggml_tensor *x = op->src[0], *idx = op->src[1];
-    if (!e || !e->problem().empty()) return "cannot write " + problem_of(op);
+    if (!e || !e->refused.empty()) return "cannot write " + problem_of(op);
     const KvGeometry& g = e->kv().geometry();
     if (op->ne[0] != g.n_embd) return std::string(kNeedsFlashAttention);
     if (x->type != GGML_TYPE_F32 || x->ne[2] * x->ne[3] != 1) return "rows for " + name_of(op) + " are not a plain f32 matrix";
     bind_from_op(*ctx.device, op);
-    if (!e->problem().empty()) return "cannot write " + problem_of(op);
+    if (!e->refused.empty()) return "cannot write " + problem_of(op);
 
     const std::int64_t n = x->ne[1];
     const std::int64_t n_rows = g.n_cells * g.n_streams;
@@ -64,8 +67,15 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
     }
     const StoreRows batch{floats(x), x->nb[1] / sizeof(float), ctx.rows};
-    const bool finite = e->side == Side::key ? e->layer->write_keys(ctx.cache, batch, positions_of_rows(*ctx.device, op))
-                                             : e->layer->write_values(ctx.cache, batch);
+    bool finite;
+    if (e->side == Side::key) {
+        const RowPositions at = positions_of_rows(*ctx.device, op);
+        finite = e->layer->write_keys(ctx.cache, batch, at.pos, at.beside);
+        report_lost(op);
+        buffer_of(op).begin_batch();
+    } else {
+        finite = e->layer->write_values(ctx.cache, batch);
+    }
     return finite ? std::string() : not_finite(op);
 }
 
@@ -73,7 +83,7 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
     KvExtra *ke = kv_extra(k), *ve = kv_extra(v);
     for (const ggml_tensor* t : {k, v})
-        if (const KvExtra* e = kv_extra(t); !e || !e->problem().empty() || !e->bound()) return "cannot attend over " + problem_of(t);
+        if (const KvExtra* e = kv_extra(t); !e || !e->refused.empty() || !e->bound()) return "cannot attend over " + problem_of(t);
     if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2)))
         return "unexpected layout of the query or the mask in attention over " + name_of(k);
 
@@ -116,13 +126,14 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
              mask ? reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3])
                   : nullptr});
     const char* error = ke->layer->attend(ctx.cache, a, first_row / n_cells, ctx.streams);
+    report_lost(k);
     return error ? "attention over " + name_of(k) + ": " + error : std::string();
 }
 
 std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     KvExtra* e = kv_extra(op->src[0]);
     const ggml_tensor *x = op->src[0], *shift = op->src[1];
-    if (!e || !e->problem().empty() || !e->bound()) return "cannot shift " + problem_of(x);
+    if (!e || !e->refused.empty() || !e->bound()) return "cannot shift " + problem_of(x);
     if (op->view_src != x->view_src || e->side != Side::key)
         return "RoPE on " + name_of(op) + " is only supported in place (context shift)";
     if (op->op_params[2] & kRopeMultiAxis) return "context shift with M-RoPE positions is not supported; run without --context-shift";
