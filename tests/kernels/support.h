@@ -32,12 +32,15 @@ struct Case {
     int mla_out = 0;                            // > 0: v is k, so many values
     float sharpness = 1;                        // of the queries: how peaked the softmax is
     std::vector<CodecId> k_heads{}, v_heads{};  // formats per KV head instead of k, v
+    bool random_codes = false;                  // tiles of random bits (scales in [.5, 2)) instead of encoded vectors: many, fast
+    float term_size = 0;                        // rms of the score term in logits; 0: as it comes
 
     friend std::ostream& operator<<(std::ostream& o, const Case& c) {
         o << codec_info(c.k).name << "x" << c.k_dim << "/" << codec_info(c.v).name << "x" << c.v_dim << " heads " << c.n_head << "/"
           << c.n_head_kv << " tokens " << c.n_tokens << " kv " << c.n_kv << " mask " << static_cast<int>(c.mask) << "x" << c.mask_heads
           << " alibi " << c.max_bias << " cap " << c.softcap << " sinks " << c.sinks << " freq " << c.n_freq << (c.successive ? "s" : "")
           << " mla " << c.mla_out << " sharp " << c.sharpness;
+        if (c.random_codes) o << " random codes, term " << c.term_size;
         for (const CodecId id : c.k_heads) o << " k:" << codec_info(id).name;
         for (const CodecId id : c.v_heads) o << " v:" << codec_info(id).name;
         return o;
@@ -128,6 +131,7 @@ class Problem {
         const std::size_t d = view.shape.head_dim;
         tiles.assign(n_tiles() * view.tile_stride, 0);
         view.tiles = tiles.data();
+        if (c_.random_codes) return draw_rows(view, tiles, heads);
         x = normals(static_cast<std::size_t>(c_.n_head_kv) * c_.n_kv * d, 1);
         for (int j = 0; j < c_.n_kv; ++j) {
             const float size = std::exp(spread * static_cast<float>(random_.normal()));  // norms differ between vectors
@@ -139,6 +143,26 @@ class Problem {
                 tile_encode(shape(heads[h].codec, view.shape.side, view.shape.head_dim),
                             tiles.data() + j / kTileKeys * view.tile_stride + heads[h].at, j % kTileKeys,
                             {x.data() + (static_cast<std::size_t>(h) * c_.n_kv + j) * d, d});
+    }
+
+    void draw_rows(const TileView& view, std::vector<std::uint8_t>& tiles, const std::vector<HeadTiles>& heads) {
+        for (const HeadTiles& head : heads) {
+            const TileShape s = shape(head.codec, view.shape.side, view.shape.head_dim);
+            std::vector<std::uint8_t> row(row_bytes(s.codec, s.head_dim));
+            const auto put_half = [&](std::size_t at, float x) {
+                const std::uint16_t h = to_half(x);
+                row[at] = static_cast<std::uint8_t>(h), row[at + 1] = static_cast<std::uint8_t>(h >> 8);
+            };
+            for (int j = 0; j < c_.n_kv; ++j) {
+                for (std::uint8_t& b : row) b = static_cast<std::uint8_t>(random_.bits());
+                if (codec_info(s.codec).rotated)
+                    put_half(row.size() - 2, static_cast<float>(0.5 + 1.5 * random_.uniform()));
+                else
+                    for (std::size_t i = 0; i < row.size(); i += 2)
+                        put_half(i, static_cast<float>(random_.normal()) / std::sqrt(static_cast<float>(s.head_dim)));
+                tile_set_row(s, tiles.data() + j / kTileKeys * view.tile_stride + head.at, j % kTileKeys, row.data());
+            }
+        }
     }
 
     void fill_mask() {
@@ -164,7 +188,8 @@ class Problem {
 
     void fill_term() {
         const int n = 2 * c_.n_freq, max_pos = c_.n_kv + 10;
-        q_term = normals(2 * static_cast<std::size_t>(c_.n_tokens) * c_.n_head * n, 1);
+        const float size = c_.term_size > 0 ? c_.term_size / (std::sqrt(static_cast<float>(c_.n_freq)) * args.scale) : 1;
+        q_term = normals(2 * static_cast<std::size_t>(c_.n_tokens) * c_.n_head * n, size);
         std::vector<double> frequencies;
         for (int i = 0; i < c_.n_freq; ++i) frequencies.push_back(std::pow(10000.0, -static_cast<double>(i) / c_.n_freq));
         turns = make_turns(frequencies);

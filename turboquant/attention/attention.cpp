@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "turboquant/attention/turns.h"
+#include "turboquant/codec/codebook.h"
 #include "turboquant/codec/half.h"
 #include "turboquant/codec/rotation.h"
 #include "turboquant/spec/head_codecs.h"
@@ -33,13 +34,24 @@ void rotate(const Rotation& r, std::vector<double>& x, bool inverse) {
     for (int i = 0; i < d; ++i) x[i] = y[i] * b[i] / std::sqrt(static_cast<double>(p));
 }
 
+// One slot of a scalar format, by the int8 image of its codebook.
+void decode_int8(const TileShape& shape, const std::uint8_t* tile, int slot, std::span<float> y) {
+    const Codebook& book = codebook_for(codec_info(shape.codec).bits, shape.head_dim);
+    const std::uint8_t* scale = tile + tile_code_bytes(shape) + 2 * static_cast<std::size_t>(scale_index(shape.order, slot));
+    const float step = book.i8_step * from_half(static_cast<std::uint16_t>(scale[0] | scale[1] << 8));
+    for (int i = 0; i < shape.head_dim; ++i) y[i] = static_cast<float>(book.i8[get_code(shape, tile, slot, i)]) * step;
+}
+
 // All cells of one head, decoded: [n_kv][head_dim], rotated space (model's space for raw).
-std::vector<float> decode_head(const TileView& view, int head, int n_kv) {
+std::vector<float> decode_head(const TileView& view, int head, int n_kv, ReferenceLevels levels) {
+    const TileShape shape = view.head_shape(head);
+    const CodecInfo& info = codec_info(shape.codec);
+    const bool int8 = levels == ReferenceLevels::int8 && info.levels == Levels::int8 && info.family == Family::scalar;
     const std::size_t d = view.shape.head_dim;
     std::vector<float> rows(n_kv * d);
     for (int j = 0; j < n_kv; ++j)
-        tile_decode_rotated(view.head_shape(head), view.head_tiles(head) + j / kTileKeys * view.tile_stride, j % kTileKeys,
-                            {rows.data() + j * d, d});
+        (int8 ? decode_int8 : tile_decode_rotated)(shape, view.head_tiles(head) + j / kTileKeys * view.tile_stride, j % kTileKeys,
+                                                   {rows.data() + j * d, d});
     return rows;
 }
 
@@ -142,12 +154,12 @@ const char* check_attention_args(const AttentionArgs& a) {
     return nullptr;
 }
 
-void reference_attention(const AttentionArgs& a) {
+void reference_attention(const AttentionArgs& a, ReferenceLevels levels) {
     if (const char* error = check_attention_args(a)) throw std::invalid_argument(std::string("attention: ") + error);
     const int group = a.n_head / a.n_head_kv;
     for (int kv = 0; kv < a.n_head_kv; ++kv) {
-        const std::vector<float> keys = decode_head(a.k, kv, a.n_kv);
-        const std::vector<float> values = a.v_is_k ? keys : decode_head(a.v, kv, a.n_kv);
+        const std::vector<float> keys = decode_head(a.k, kv, a.n_kv, levels);
+        const std::vector<float> values = a.v_is_k ? keys : decode_head(a.v, kv, a.n_kv, levels);
         for (int t = 0; t < a.n_tokens; ++t)
             for (int h = kv * group; h < (kv + 1) * group; ++h) attend(a, t, h, keys, values);
     }

@@ -93,8 +93,12 @@ float alibi_slope(float max_bias, int n_head, int h);
 /// Says what is wrong with the arguments, or returns null if they are good (sizes, strides, null pointers, unsupported head_dim).
 const char* check_attention_args(const AttentionArgs& a);
 
+/// Levels that the reference decodes to: those of the codebook, or their int8 image (codec/codebook.h), where a format has one and it is
+/// not exact: the scalar formats of up to 4 bits. Kernels that keep everything else exact are held against the second.
+enum class ReferenceLevels : std::uint8_t { exact, int8 };
+
 /// The definition, in double precision from the decoded tiles. A row whose every cell is masked returns zeros.
 /// Throws std::invalid_argument with check_attention_args' text.
-void reference_attention(const AttentionArgs& a);
+void reference_attention(const AttentionArgs& a, ReferenceLevels levels = ReferenceLevels::exact);
 
 }  // namespace turboquant

@@ -1,0 +1,32 @@
+#include "tests/cuda/attention_rig.h"
+
+#ifdef TQ_HAS_CUDA
+#include "turboquant/codec/rotation.h"
+
+namespace turboquant::cuda::test {
+
+double exact_window_error(turboquant::test::Problem& compressed, turboquant::test::Problem& window) {
+    const turboquant::AttentionArgs& a = compressed.args;
+    const std::size_t d = a.k.shape.head_dim, n_rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
+    std::vector<float> lse(n_rows), window_lse(n_rows);
+    compressed.args.lse = lse.data(), window.args.lse = window_lse.data();
+    std::vector<float> expected = compressed.run([](const turboquant::AttentionArgs& x) { reference_attention(x, ReferenceLevels::int8); });
+    // The window's rows are in the rotated space: so must its queries be, and its result comes out of it.
+    window.q = compressed.q;
+    for (std::size_t r = 0; r < n_rows; ++r) rotation_for(static_cast<int>(d)).forward({window.q.data() + r * d, d});
+    std::vector<float> beside = window.run([](const turboquant::AttentionArgs& x) { reference_attention(x); });
+    for (std::size_t r = 0; r < n_rows; ++r) {
+        rotation_for(static_cast<int>(d)).inverse({beside.data() + r * d, d});
+        const double top = std::max(lse[r], window_lse[r]), wa = std::exp(lse[r] - top), wb = std::exp(window_lse[r] - top);
+        for (std::size_t i = 0; i < d; ++i)
+            expected[r * d + i] = static_cast<float>((wa * expected[r * d + i] + wb * beside[r * d + i]) / (wa + wb));
+    }
+    Rig rig({&a}, false, true);
+    rig.args.exact_k = rig.tiles_of({&window.args}, &turboquant::AttentionArgs::k);
+    rig.args.exact_v = rig.tiles_of({&window.args}, &turboquant::AttentionArgs::v);
+    rig.args.exact_n = rig.keep(std::vector<int>{window.args.n_kv})->as<std::int32_t>();
+    return std::sqrt(turboquant::test::relative_error(rig.run(), expected));
+}
+
+}  // namespace turboquant::cuda::test
+#endif

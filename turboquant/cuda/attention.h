@@ -1,0 +1,127 @@
+// Attention on the GPU over tiles in fragment order (fragment_order.h): decode (few query tokens), drafts, prefill. What is computed is
+// attention/attention.h's definition, with the int8 levels of the codebooks (codec/codebook.h) for formats of up to 4 bits.
+//
+// Plan and run are apart: a plan holds what depends on sizes alone and says how much device memory a run needs; nothing is allocated in a
+// run, and a run can be captured in a CUDA graph and replayed with other contents, positions and lengths up to those planned for.
+// All pointers in arguments are device pointers unless said otherwise.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "turboquant/codec/codec.h"
+#include "turboquant/cuda/impl/format_table.h"
+#include "turboquant/cuda/status.h"
+
+namespace turboquant::cuda {
+
+/// Constants of all formats at one head size, on the device: rotation and look-ups. Made once, shared by all layers and contexts.
+struct AttentionTables {
+    int head_dim = 0;
+    FormatTable formats[kFragmentCodecCount];
+    const float *signs_in = nullptr, *signs_out = nullptr, *hartley = nullptr;  ///< device
+    const std::uint32_t* lut = nullptr;                                         ///< device
+};
+std::size_t attention_table_bytes(int head_dim);
+/// Builds the tables in `device` (attention_table_bytes, owned by the caller); synchronizes `stream`.
+Status upload_attention_tables(AttentionTables& tables, int head_dim, void* device, Stream stream);
+
+/// What a plan depends on.
+struct AttentionShape {
+    int head_dim = 0, n_head = 0, n_head_kv = 0;
+    int n_tokens = 1;              ///< query tokens of each sequence
+    std::span<const int> n_kv;     ///< host: cells of each sequence, at most; run reads no more
+    bool exact_windows = false;    ///< rows kept in fp16 beside the compressed ones: one more part per head
+    bool uniform_lengths = false;  ///< plan as if all sequences had the longest's length: no table of parts is read
+};
+
+struct AttentionPlan {
+    int head_dim = 0, n_head = 0, n_head_kv = 0, n_tokens = 0, n_seq = 0, n_kv = 0;
+    int groups = 0;        ///< of four query rows per block; a row is (token, head of the group)
+    int n_row_blocks = 0;  ///< blocks that share a head's tiles
+    bool exact_windows = false;
+    int splits_each = 0;  ///< of every sequence; 0: as `items` say
+    struct Item {
+        std::int32_t seq, split, n_splits, first_item;
+    };
+    std::vector<Item> items;
+    int n_items = 0, most_splits = 0;
+    std::size_t workspace_bytes = 0;
+};
+
+/// Cuts a call so that its blocks fill `device` evenly. Errors: sizes that have no kernel, named.
+Status plan_attention(const Device& device, const AttentionShape& shape, AttentionPlan& plan);
+/// Readies `workspace` (plan.workspace_bytes, 256-byte aligned) for runs of the plan. Not to be captured; synchronizes `stream`.
+Status prepare_workspace(const AttentionPlan& plan, void* workspace, Stream stream);
+
+/// One side of the cache: tiles of all sequences and heads.
+struct Tiles {
+    const std::uint8_t* tiles = nullptr;  ///< tile 0 of KV head 0 of sequence 0, 16-byte aligned, as are the strides
+    std::size_t seq_stride = 0, head_stride = 0, tile_stride = 0;  ///< bytes
+    CodecId codec = CodecId::turbo4;
+    /// Formats per head, or null: [n_head_kv] bytes from `tiles` to each head's tile 0, and indices of the formats (format_index()).
+    const std::size_t* head_at = nullptr;
+    const std::uint8_t* head_format = nullptr;
+};
+/// What a format is called in Tiles::head_format; -1 for composites, which have no kernel and must not be put there.
+int format_index(CodecId codec);
+
+/// Score term (attention/attention.h) with its frequencies' tables (make_term_*).
+struct Term {
+    int n_freq = 0;                                        ///< 0: none
+    const float* q_term = nullptr;                         ///< [seq][n_terms][n_tokens][n_head][2*n_freq]
+    std::size_t q_seq_stride = 0;                          ///< floats between sequences
+    int n_terms = 1;                                       ///< at most kMaxTerms
+    const float* turns = nullptr;                          ///< make_term_turns
+    const void* panel = nullptr;                           ///< make_term_panel
+    const std::int32_t* tile_pos = nullptr;                ///< [seq][tile]: summarize_positions
+    const std::int32_t* cell_pos = nullptr;                ///< [seq][cell]; negative: this cell has no term
+    const std::uint8_t* cell_term = nullptr;               ///< [seq][cell], < n_terms; null: 0
+    std::size_t tile_seq_stride = 0, cell_seq_stride = 0;  ///< elements between sequences
+};
+inline constexpr int kMaxTerms = 4;
+
+constexpr int term_pad(int n_freq) { return (n_freq + 15) / 16 * 16; }
+/// cos, sin of positions 0..63, of 31.5, and of 0, 64, 128, .. up to max_position: [65 + max_position/64 + 1][term_pad][2] floats, for
+/// frequencies in radians per position. Shared by all layers that have the same.
+std::vector<float> make_term_turns(std::span<const double> frequencies, int max_position);
+/// The constant operand: 256*term_pad bytes.
+std::vector<std::uint32_t> make_term_panel(std::span<const double> frequencies);
+/// For each tile its first position, if its cells (those < n_kv) have successive ones and one term, else -1. Once per step, for all layers.
+/// cell_pos, cell_term, tile_pos: as in Term. seq_n_kv: [n_seq] or null: n_kv each.
+Status summarize_positions(const Term& term, int n_seq, int n_kv, const std::int32_t* seq_n_kv, std::int32_t* tile_pos, Stream stream);
+
+struct AttentionArgs {
+    const AttentionTables* tables = nullptr;
+    const float* q = nullptr;  ///< q[seq*q_seq_stride + token*q_token_stride + head*q_head_stride + i], model's space
+    float* out = nullptr;
+    std::size_t q_seq_stride = 0, q_token_stride = 0, q_head_stride = 0;        ///< in floats
+    std::size_t out_seq_stride = 0, out_token_stride = 0, out_head_stride = 0;  ///< in floats
+    Tiles k, v;
+    const std::int32_t* seq_n_kv = nullptr;  ///< [seq] cells now; null: as planned, all sequences alike
+
+    /// Rows kept exactly, as raw tiles in the space that the others are in (rotated, unless these are raw).
+    Tiles exact_k, exact_v;
+    const std::int32_t* exact_n = nullptr;  ///< [seq]
+    const float* exact_q = nullptr;         ///< strides as q; null: q
+    const std::uint16_t* exact_mask = nullptr;
+    std::size_t exact_mask_seq_stride = 0, exact_mask_token_stride = 0;
+
+    bool causal = false;                  ///< query token i of a sequence stands at cell n_kv - n_tokens + i and sees no later one
+    int window = 0;                       ///< > 0: sees only so many cells, its own included; cells are taken for positions
+    const std::uint16_t* mask = nullptr;  ///< fp16, added; -infinity hides
+    std::size_t mask_seq_stride = 0, mask_token_stride = 0, mask_head_stride = 0;  ///< in halves
+    int mask_heads = 1;
+    float scale = 1, logit_softcap = 0;
+    float max_bias = 0;            ///< ALiBi: the mask's values times each head's slope, as in ggml; nothing without a mask
+    const float* sinks = nullptr;  ///< [n_head] logits
+    Term term;
+    float* lse = nullptr;  ///< [seq][token][head]: log of the softmax's denominator
+};
+
+/// Enqueues the call on `stream`.
+Status run_attention(const AttentionPlan& plan, const AttentionArgs& args, void* workspace, Stream stream);
+
+}  // namespace turboquant::cuda

@@ -1,0 +1,98 @@
+// How an attention call is cut: row blocks, and parts of each sequence.
+#include <algorithm>
+
+#include "turboquant/cuda/attention.h"
+#include "turboquant/cuda/impl/shared_layout.h"
+#include "turboquant/cuda/workspace.h"
+
+namespace turboquant::cuda {
+namespace {
+
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+constexpr int kMaxSplits = 128;
+
+bool has_kernels(int head_dim) { return head_dim != 576 && head_dim_supported(head_dim); }
+
+// Parts of a sequence of n_tiles, if a part has about `per_part`: none is without work for a warp.
+int parts_of(int n_tiles, int per_part) { return std::clamp(ceil_div(n_tiles, per_part), 1, kMaxSplits); }
+
+// Tiles per part such that the blocks take the least time, in units of tiles of a warp: whole waves of resident blocks, each as long as its
+// longest part, and a merge where there is more than one part.
+int choose_part(const std::vector<int>& tiles, int heads, int resident) {
+    const int longest = *std::max_element(tiles.begin(), tiles.end());
+    double best_time = 1e300;
+    int best = longest;
+    for (int parts = 1; parts <= std::min(kMaxSplits, std::max(1, ceil_div(longest, kWarps))); ++parts) {
+        const int per_part = ceil_div(longest, parts);
+        long blocks = 0;
+        for (const int n : tiles) blocks += static_cast<long>(parts_of(n, per_part)) * heads;
+        const double waves = static_cast<double>((blocks + resident - 1) / resident);
+        // Blocks beyond the last whole wave share the machine among fewer: what counts is bandwidth, so a part-filled wave of many is not
+        // as long as a full one.
+        const double time = waves * (ceil_div(per_part, kWarps) + 1.5) + (parts > 1 ? 3 + parts * 0.05 : 0);
+        if (time < best_time * 0.995) best_time = time, best = per_part;
+    }
+    return best;
+}
+
+}  // namespace
+
+WorkspaceLayout workspace_layout(const AttentionPlan& plan) {
+    WorkspaceLayout w{};
+    const std::size_t units = static_cast<std::size_t>(plan.n_head_kv) * plan.n_row_blocks,
+                      rows = 4 * static_cast<std::size_t>(plan.groups);
+    std::size_t at = 0;
+    const auto take = [&at](std::size_t bytes) {
+        const std::size_t from = at;
+        at += (bytes + 255) / 256 * 256;
+        return from;
+    };
+    w.count = take(plan.n_seq * units * sizeof(unsigned));
+    w.items = take(plan.items.size() * sizeof(AttentionPlan::Item));
+    const std::size_t slots = plan.most_splits > 1 ? plan.n_items * units : 0;
+    w.part_ml = take(slots * rows * 2 * sizeof(float));
+    w.part = take(slots * rows * plan.head_dim * sizeof(float));
+    w.bytes = at;
+    return w;
+}
+
+Status plan_attention(const Device& device, const AttentionShape& s, AttentionPlan& plan) {
+    if (device.compute_capability < 80) return bad_argument("attention: the GPU is older than sm_80 (Ampere)");
+    if (s.head_dim == 576) return bad_argument("attention: head size 576 (MLA, values within keys) has no CUDA kernel; run it on the CPU");
+    if (!has_kernels(s.head_dim))
+        return bad_argument("attention: no CUDA kernel of this head size; there are 64, 80, 96, 112, 128, 192, 256, 512");
+    if (s.n_head <= 0 || s.n_head_kv <= 0 || s.n_head % s.n_head_kv)
+        return bad_argument("attention: the number of query heads is not a multiple of the number of KV heads");
+    if (s.n_tokens <= 0 || s.n_kv.empty()) return bad_argument("attention: no query tokens or no sequences");
+    for (const int n : s.n_kv)
+        if (n < 0) return bad_argument("attention: a sequence of negative length");
+
+    AttentionPlan p;
+    p.head_dim = s.head_dim, p.n_head = s.n_head, p.n_head_kv = s.n_head_kv, p.n_tokens = s.n_tokens;
+    p.n_seq = static_cast<int>(s.n_kv.size()), p.n_kv = *std::max_element(s.n_kv.begin(), s.n_kv.end());
+    p.exact_windows = s.exact_windows;
+    const int n_rows = s.n_tokens * (s.n_head / s.n_head_kv);
+    const GroupCounts counts = kernel_groups(s.head_dim);
+    for (const int g : counts.n)
+        if (g && (p.groups == 0 || 4 * p.groups < n_rows)) p.groups = g;
+    p.n_row_blocks = ceil_div(n_rows, 4 * p.groups);
+
+    std::vector<int> tiles;
+    for (const int n : s.n_kv) tiles.push_back(ceil_div(s.uniform_lengths ? p.n_kv : n, kTileKeys));
+    const int heads = p.n_head_kv * p.n_row_blocks;
+    const int part = choose_part(tiles, heads, std::max(1, device.n_sm * kernel_blocks(s.head_dim, p.groups)));
+    bool alike = true;
+    for (int i = 0; i < p.n_seq; ++i) {
+        const int n = parts_of(tiles[i], std::max(1, part)) + (s.exact_windows ? 1 : 0), first = p.n_items;
+        for (int k = 0; k < n; ++k) p.items.push_back({i, k, n, first});
+        p.n_items += n;
+        p.most_splits = std::max(p.most_splits, n);
+        alike &= n == p.items.front().n_splits;
+    }
+    if (alike) p.splits_each = p.most_splits, p.items.clear();
+    p.workspace_bytes = workspace_layout(p).bytes;
+    plan = std::move(p);
+    return {};
+}
+
+}  // namespace turboquant::cuda
