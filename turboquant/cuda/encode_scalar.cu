@@ -7,7 +7,7 @@ namespace turboquant::cuda {
 namespace {
 
 template <int tiles>
-__global__ void __launch_bounds__(kScalarThreads, tiles <= 2 ? 5 : 2) scalar_kernel(const __grid_constant__ EncodeCall call) {
+__global__ void __launch_bounds__(kScalarThreads, tiles == 1 ? 8 : tiles == 2 ? 5 : 2) scalar_kernel(const __grid_constant__ EncodeCall call) {
     extern __shared__ __align__(16) std::uint8_t shared[];
     encode_scalar<tiles>(call, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y),
                          {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}, shared);

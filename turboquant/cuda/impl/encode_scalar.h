@@ -29,7 +29,7 @@ constexpr std::size_t scalar_shared_bytes(int head_dim, int bits, int n_cells) {
 
 template <int tiles>
 TQ_DEVICE void encode_scalar(const EncodeCall& a, int block, int head, const Thread thread, std::uint8_t* shared_bytes) {
-    constexpr int kVectors = tiles == 1 ? 4 : tiles == 2 ? 2 : 1;  // of a warp at once
+    constexpr int kVectors = tiles <= 2 ? 2 : 1;  // of a warp at once
     const FormatTables& f = *a.heads[head].tables;
     if (f.family != Family::scalar) return;
     auto& shared = *reinterpret_cast<ScalarShared*>(shared_bytes);
@@ -77,13 +77,13 @@ TQ_DEVICE void encode_scalar(const EncodeCall& a, int block, int head, const Thr
         const int count = popc(members);
         for (int begin = thread.warp() * kVectors; begin < count; begin += thread.warps() * kVectors) {
             float x[kVectors][tiles][4];
-            int slot[kVectors];
+            int slot[kVectors], token[kVectors];
 #pragma unroll
             for (int v = 0; v < kVectors; ++v) {
                 const int i = shared.tokens.list[begin + v < count ? begin + v : begin];
-                slot[v] = static_cast<int>(shared.tokens.slot[i]);
-                load_vector<tiles>(a, head_dim, head, shared.tokens.token[i], lane, x[v]);
+                slot[v] = static_cast<int>(shared.tokens.slot[i]), token[v] = shared.tokens.token[i];
             }
+            load_vectors<tiles, kVectors>(a, head_dim, head, token, lane, x);
             // Step by step for all vectors of the warp, without branches in between: their latencies overlap.
             float square[kVectors], cc[kVectors], yc[kVectors], acc[kVectors][tiles][4];
             Norm norm[kVectors];
@@ -119,13 +119,15 @@ TQ_DEVICE void encode_scalar(const EncodeCall& a, int block, int head, const Thr
                         if (used) to[of_dim[c][i]] = static_cast<std::uint8_t>(code >> 2 ^ (negative ? all_ones : 0));
                     }
             }
-#pragma unroll
-            for (int v = 0; v < kVectors; ++v) cc[v] = warp_sum(cc[v]), yc[v] = warp_sum(yc[v]);
-#pragma unroll
-            for (int v = 0; v < kVectors; ++v)
-                if (lane == v && begin + v < count)
-                    *reinterpret_cast<std::uint16_t*>(tile + scales_at + scale_at(slot[v])) =
-                        stored_scale(norm[v], a.norm_mode, cc[v], yc[v]);
+            // A half of the warp is a vector's.
+            const float cc_sum = warp_sums<kVectors>(lane, cc), yc_sum = warp_sums<kVectors>(lane, yc);
+            constexpr int kShare = 32 / kVectors, kLast = kVectors - 1;
+            const bool is_last = lane >= kShare * kLast;
+            const Norm my_norm{is_last ? norm[kLast].norm : norm[0].norm, is_last ? norm[kLast].unit : norm[0].unit, 0};
+            const int my_slot = is_last ? slot[kLast] : slot[0];
+            if (lane % kShare == 0 && begin + lane / kShare < count)
+                *reinterpret_cast<std::uint16_t*>(tile + scales_at + scale_at(my_slot)) =
+                    stored_scale(my_norm, a.norm_mode, cc_sum, yc_sum);
         }
         sync_block();
         write_tile(f, a.side, thread, stage_bytes, image, shared.present[0] | static_cast<std::uint64_t>(shared.present[1]) << 32, tile);
@@ -140,8 +142,10 @@ TQ_DEVICE void encode_raw(const EncodeCall& a, int token, int head, const Thread
     constexpr int kTiles = (kMaxHeadDim + 127) / 128;
     const int lane = thread.lane(), slot = static_cast<int>(a.cells[token] % kTileKeys), n_words = 16 * f.rows;
     std::uint8_t* const tile = a.tiles + a.heads[head].at + static_cast<std::size_t>(a.cells[token] / kTileKeys) * a.tile_stride;
-    float x[kTiles][4];
-    load_vector<kTiles>(a, f.head_dim, head, token, lane, x);
+    const int tokens[1] = {token};
+    float all[1][kTiles][4];
+    load_vectors<kTiles, 1>(a, f.head_dim, head, tokens, lane, all);
+    auto& x = all[0];
     bool finite = true;
 #pragma unroll
     for (int c = 0; c < kTiles; ++c)

@@ -146,10 +146,10 @@ TQ_DEVICE void encode_trellis(const EncodeCall& a, int block, int head, const Th
 
     // Rotated coordinates c, i of the vectors at `index` of the block and after it; zeros where there is none.
     const auto rotated = [&](int index, float(&acc)[2][tiles][4], Norm(&norm)[2], std::uint32_t* not_finite) {
-        float x[2][tiles][4] = {}, square[2];
-#pragma unroll
-        for (int v = 0; v < 2; ++v)
-            if (shared.tokens.tile[index + v] >= 0) load_vector<tiles>(a, dim, head, shared.tokens.token[index + v], lane, x[v]);
+        float x[2][tiles][4], square[2];
+        const int token[2] = {shared.tokens.tile[index] < 0 ? -1 : shared.tokens.token[index],
+                              shared.tokens.tile[index + 1] < 0 ? -1 : shared.tokens.token[index + 1]};
+        load_vectors<tiles, 2>(a, dim, head, token, lane, x);
 #pragma unroll
         for (int v = 0; v < 2; ++v) square[v] = warp_sum(square_of<tiles>(x[v]));
         if (common_square(square[0]) && common_square(square[1])) {

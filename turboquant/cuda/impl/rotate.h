@@ -153,45 +153,91 @@ TQ_DEVICE std::uint16_t stored_scale(const Norm& n, NormMode mode, float cc, flo
     return half_bits(n.norm > 0 ? n.norm * factor / n.unit : 0);
 }
 
-/// Values of vector `token` of a head as the rotation takes them, scaled, less the key offset.
-template <int tiles>
-TQ_DEVICE void load_vector(const EncodeCall& a, int head_dim, int head, int token, int lane, float (&x)[tiles][4]) {
-    const std::size_t at = token * a.token_stride + head * a.head_stride;
+/// Values of vectors of a head as the rotation takes them, scaled, less the key offset; zeros for a token that is negative. All loads of a
+/// kind are issued before the first is waited for.
+template <int tiles, int n>
+TQ_DEVICE void load_vectors(const EncodeCall& a, int head_dim, int head, const int (&token)[n], int lane, float (&x)[n][tiles][4]) {
     const int first = 16 * (lane / 4) + 4 * (lane % 4);
+    // Lanes beyond the head's end read its beginning.
+    const auto dim = [&](int c) { return first + 128 * c < head_dim ? first + 128 * c : 0; };
+    const auto at = [&](int v, int c) {
+        return static_cast<std::size_t>(token[v] < 0 ? 0 : token[v]) * a.token_stride + head * a.head_stride + dim(c);
+    };
+    if (a.half_input) {
+        std::uint32_t words[n][tiles][2];
 #pragma unroll
-    for (int c = 0; c < tiles; ++c) {
-        const int d = first + 128 * c;
-        x[c][0] = x[c][1] = x[c][2] = x[c][3] = 0;
-        if (d >= head_dim) continue;
-        if (a.half_input) {
-            std::uint32_t p[2];
-            load_words(static_cast<const std::uint16_t*>(a.x) + at + d, p);
-            const auto low = unpack_halves(p[0]), high = unpack_halves(p[1]);
-            x[c][0] = low.x, x[c][1] = low.y, x[c][2] = high.x, x[c][3] = high.y;
-        } else {
-            load_floats(static_cast<const float*>(a.x) + at + d, x[c]);
-        }
-        if (a.scales) {
+        for (int v = 0; v < n; ++v)
+#pragma unroll
+            for (int c = 0; c < tiles; ++c) load_words(static_cast<const std::uint16_t*>(a.x) + at(v, c), words[v][c]);
+#pragma unroll
+        for (int v = 0; v < n; ++v)
+#pragma unroll
+            for (int c = 0; c < tiles; ++c) {
+                const auto low = unpack_halves(words[v][c][0]), high = unpack_halves(words[v][c][1]);
+                x[v][c][0] = low.x, x[v][c][1] = low.y, x[v][c][2] = high.x, x[v][c][3] = high.y;
+            }
+    } else {
+#pragma unroll
+        for (int v = 0; v < n; ++v)
+#pragma unroll
+            for (int c = 0; c < tiles; ++c) load_floats(static_cast<const float*>(a.x) + at(v, c), x[v][c]);
+    }
+    if (a.scales) {
+#pragma unroll
+        for (int c = 0; c < tiles; ++c) {
             float scale[4];
-            load_floats(a.scales + static_cast<std::size_t>(head) * head_dim + d, scale);
+            load_floats(a.scales + static_cast<std::size_t>(head) * head_dim + dim(c), scale);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) x[c][i] *= scale[i];
+            for (int v = 0; v < n; ++v)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) x[v][c][i] *= scale[i];
         }
     }
-    const int id = a.turns ? a.offset_ids[token] : -1;
-    if (id < 0) return;
-    const float* turn = a.turns + static_cast<std::size_t>(token) * 2 * head_dim;
-    const float* offset = a.offsets + id * a.offset_stride + static_cast<std::size_t>(head) * 2 * head_dim;
+    if (a.turns) {
 #pragma unroll
-    for (int c = 0; c < tiles; ++c) {
-        const int d = first + 128 * c;
-        if (d >= head_dim) continue;
-        float cosines[4], sines[4], even[4], odd[4];
-        load_floats(turn + d, cosines), load_floats(turn + head_dim + d, sines);
-        load_floats(offset + d, even), load_floats(offset + head_dim + d, odd);
+        for (int v = 0; v < n; ++v) {
+            const std::size_t t = token[v] < 0 ? 0 : token[v];
+            const int id = a.offset_ids[t];
+            const float* turn = a.turns + t * 2 * head_dim;
+            const float* offset = a.offsets + (id < 0 ? 0 : id) * a.offset_stride + static_cast<std::size_t>(head) * 2 * head_dim;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[c][i] -= fmaf(even[i], cosines[i], odd[i] * sines[i]);
+            for (int c = 0; c < tiles; ++c) {
+                float cosines[4], sines[4], even[4], odd[4];
+                load_floats(turn + dim(c), cosines), load_floats(turn + head_dim + dim(c), sines);
+                load_floats(offset + dim(c), even), load_floats(offset + head_dim + dim(c), odd);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) x[v][c][i] = id < 0 ? x[v][c][i] : x[v][c][i] - fmaf(even[i], cosines[i], odd[i] * sines[i]);
+            }
+        }
     }
+#pragma unroll
+    for (int v = 0; v < n; ++v)
+#pragma unroll
+        for (int c = 0; c < tiles; ++c)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x[v][c][i] = token[v] >= 0 && first + 128 * c < head_dim ? x[v][c][i] : 0;
+}
+
+/// Sums over the warp of n values a lane, n a power of two: that of value k is in the lanes 32/n * k and after it.
+template <int n>
+TQ_DEVICE float warp_sums(int lane, const float (&v)[n]) {
+    float s[n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) s[i] = v[i];
+    int width = 32;
+#pragma unroll
+    for (int m = n; m > 1; m /= 2) {
+        width /= 2;
+        const bool upper = lane & width;
+#pragma unroll
+        for (int i = 0; i < m / 2; ++i) {
+            const float keep = upper ? s[i + m / 2] : s[i], give = upper ? s[i] : s[i + m / 2];
+            s[i] = keep + shfl_xor(give, width);
+        }
+    }
+#pragma unroll
+    for (int d = 16 / n; d > 0; d /= 2) s[0] += shfl_xor(s[0], d);
+    return s[0];
 }
 
 }  // namespace turboquant::cuda
