@@ -2,11 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <random>
 #include <set>
 
-#include "turboquant/cache/window_attention.h"
+#include "turboquant/cache/step_plan.h"
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/kernels/kernels.h"
 
@@ -16,38 +17,38 @@ namespace {
 
 constexpr int kHeads = 2, kDim = 64, kEmbd = kHeads * kDim, kCells = 512;
 
-/// A row's values tell which token it is.
-std::vector<float> values(std::span<const std::int32_t> tokens) {
-    std::vector<float> x;
-    for (const std::int32_t t : tokens)
-        for (int i = 0; i < kEmbd; i++) x.push_back(static_cast<float>(t) + 0.25f * static_cast<float>(i % 4));
-    return x;
-}
-
+/// Rows, and the token that each slot holds.
 struct Store {
-    explicit Store(WindowSizes w, std::int64_t streams = 1) : cells(kCells, streams), rows(w, Side::key, kHeads, kDim, kCells, streams) {}
+    explicit Store(WindowSizes w, std::int64_t streams = 1) : cells(kCells, streams), rows(w, kEmbd, kCells, streams) {}
     /// Tokens first..first+n-1 at those positions go to cells from `cell` on; then attention is done.
     void write(int first, int n, std::int64_t cell, bool trimmed = true) {
-        std::vector<std::int32_t> pos(n);
+        std::vector<std::int32_t> pos(n), slots;
         std::vector<std::int64_t> to(n);
         std::iota(pos.begin(), pos.end(), first);
         std::iota(to.begin(), to.end(), cell);
         cells.place(to, pos);
-        rows.add(kernels(), values(pos).data(), to, cells);
-        if (trimmed) rows.trim(cells);
+        rows.add(to, cells, slots);
+        tokens.resize(rows.slots().size());
+        for (int i = 0; i < n; i++) tokens[static_cast<std::size_t>(slots[static_cast<std::size_t>(i)])] = pos[static_cast<std::size_t>(i)];
+        if (trimmed) move(rows.trim(cells));
+    }
+    void move(std::span<const SlotMove> moves) {
+        tokens.resize(std::max(tokens.size(), rows.slots().size()));
+        for (const SlotMove& m : moves) tokens[static_cast<std::size_t>(m.to)] = tokens[static_cast<std::size_t>(m.from)];
+        tokens.resize(rows.slots().size());
     }
     std::set<std::int64_t> kept() const {
         std::set<std::int64_t> s;
         for (const std::int64_t row : rows.slots()) EXPECT_TRUE(row < 0 || s.insert(row).second) << "twice: " << row;
         return s;
     }
-    void expect_values(std::int64_t row, std::int32_t token) const {
-        const auto x = rows.find(row);
-        ASSERT_TRUE(x) << row;
-        EXPECT_EQ(*x, values(std::span(&token, 1))) << row;
+    void expect_token(std::int64_t row, std::int32_t token) const {
+        ASSERT_GE(rows.find(row), 0) << row;
+        EXPECT_EQ(tokens[static_cast<std::size_t>(rows.find(row))], token) << row;
     }
     CellPositions cells;
     ExactRows rows;
+    std::vector<std::int32_t> tokens;
 };
 
 std::set<std::int64_t> range(std::int64_t a, std::int64_t b) {
@@ -73,8 +74,8 @@ TEST(ExactRows, KeepsSinkAndRecent) {
         std::set<std::int64_t> expected = range(290, 300);
         expected.merge(range(0, 4));
         EXPECT_EQ(s.kept(), expected) << batch;
-        s.expect_values(0, 0);
-        s.expect_values(295, 295);
+        s.expect_token(0, 0);
+        s.expect_token(295, 295);
         EXPECT_LE(s.rows.bytes(), s.rows.full_bytes() + kEmbd * 2u) << "the store closes up";
     }
 }
@@ -84,7 +85,7 @@ TEST(ExactRows, TheBatchStaysUntilAttentionIsDone) {
     s.write(0, 50, 0);
     s.write(50, 100, 50, false);
     EXPECT_EQ(s.kept(), range(40, 150)) << "the batch's first token wants those before it";
-    s.rows.trim(s.cells);
+    s.move(s.rows.trim(s.cells));
     EXPECT_EQ(s.kept(), range(140, 150));
 }
 
@@ -103,7 +104,7 @@ TEST(ExactRows, OverwrittenCellsAreReplaced) {
     s.write(0, 50, 0);
     s.write(0, 50, 30);  // another sequence over half of the first
     for (const std::int64_t row : s.kept())
-        s.expect_values(row, row < 30 ? static_cast<std::int32_t>(row) : static_cast<std::int32_t>(row - 30));
+        s.expect_token(row, row < 30 ? static_cast<std::int32_t>(row) : static_cast<std::int32_t>(row - 30));
     EXPECT_TRUE(s.kept().contains(30) && s.kept().contains(79) && !s.kept().contains(45));
 }
 
@@ -118,9 +119,9 @@ TEST(ExactRows, StreamsAreCopied) {
     Store s({1, 3}, 2);
     s.write(0, 20, 0);
     s.cells.copy_stream(0, 1);
-    s.rows.copy_stream(0, 1);
+    s.move(s.rows.copy_stream(0, 1));
     EXPECT_EQ(s.kept(), (std::set<std::int64_t>{0, 17, 18, 19, kCells, kCells + 17, kCells + 18, kCells + 19}));
-    s.expect_values(kCells + 19, 19);
+    s.expect_token(kCells + 19, 19);
     s.rows.forget(0, kCells);
     EXPECT_EQ(s.kept(), (std::set<std::int64_t>{kCells, kCells + 17, kCells + 18, kCells + 19}));
 }
@@ -137,7 +138,7 @@ TEST(ExactRows, RoundingIsThatOfHalves) {
 }
 
 // A call over a cache whose compressed cells hold nonsense: all that counts is exact, but for what lies outside of the windows.
-TEST(WindowAttention, TakesEachCellOnce) {
+TEST(StepPlan, TakesEachCellOnce) {
     constexpr int n = 100, n_tokens = 5;
     std::mt19937 rng(1);
     std::normal_distribution<float> normal;
@@ -171,16 +172,29 @@ TEST(WindowAttention, TakesEachCellOnce) {
         a.out = to;
         CellPositions cells(kCells, 1);
         std::vector<std::int64_t> rows(n);
-        std::vector<std::int32_t> pos(n);
+        std::vector<std::int32_t> pos(n), k_slots, v_slots;
         std::iota(rows.begin(), rows.end(), 0), std::iota(pos.begin(), pos.end(), 0);
         cells.place(rows, pos);
-        ExactRows ke(w, Side::key, kHeads, kDim, kCells, 1), ve(w, Side::value, kHeads, kDim, kCells, 1);
-        ke.add(kernels(), exact_from.data(), rows, cells), ve.add(kernels(), exact_from.data(), rows, cells);
-        WindowAttention windows;
-        if (!windows.split(a, ke, &ve, cells, 0)) return attention(kernels(), a);
-        attention(kernels(), windows.compressed());
-        attention(kernels(), windows.exact());
-        windows.merge(0, 2), windows.merge(1, 2);
+        ExactRows ke(w, kEmbd, kCells, 1), ve(w, kEmbd, kCells, 1);
+        ve.put(50);  // a slot that the keys do not have
+        ke.add(rows, cells, k_slots), ve.add(rows, cells, v_slots);
+        std::vector<std::uint16_t> halves[2];
+        for (auto& h : halves) h.resize((n + 1) * kEmbd);
+        for (int i = 0; i < n * kEmbd; i++) {
+            halves[0][k_slots[i / kEmbd] * kEmbd + i % kEmbd] = to_half(exact_from[i]);
+            halves[1][v_slots[i / kEmbd] * kEmbd + i % kEmbd] = to_half(exact_from[i]);
+        }
+        SerialExecutor executor;
+        StepPlans plans;
+        const StepMask step{nullptr, a.mask, a.mask_token_stride, a.mask_head_stride, 1, n_tokens, n, 0};
+        AttentionArgs call = a;
+        plans.find(executor, step, cells, &ke, &ve, true).set_exact(call);
+        EXPECT_EQ(&plans.find(executor, step, cells, &ke, &ve, false), &plans.find(executor, step, cells, &ke, &ve, true)) << "made once";
+        call.exact.k = reinterpret_cast<const std::uint8_t*>(halves[0].data()),
+        call.exact.v = reinterpret_cast<const std::uint8_t*>(halves[1].data());
+        call.exact.k_stride = call.exact.v_stride = 2 * kEmbd;
+        call.exact.q = a.q, call.exact.q_token_stride = a.q_token_stride, call.exact.q_head_stride = a.q_head_stride;
+        attention(kernels(), call);
     };
     const auto error = [&] {
         double e = 0, size = 0;
@@ -207,4 +221,36 @@ TEST(WindowAttention, TakesEachCellOnce) {
     EXPECT_GT(error(), 0.01);
     out.resize(kEmbd), expected.resize(kEmbd);
     EXPECT_LT(error(), 1e-6);
+}
+
+// Layers share a plan as long as all that it was made of is the same, and no longer.
+TEST(StepPlan, IsMadeAgainWhenItsBasisChanges) {
+    constexpr int n = 40;
+    CellPositions cells(kCells, 1);
+    std::vector<std::int64_t> rows(n);
+    std::vector<std::int32_t> pos(n), slots;
+    std::iota(rows.begin(), rows.end(), 0), std::iota(pos.begin(), pos.end(), 0);
+    cells.place(rows, pos);
+    ExactRows k({0, 4}, kEmbd, kCells, 1), other({0, 4}, kEmbd, kCells, 1);
+    k.add(rows, cells, slots), k.trim(cells), other.add(rows, cells, slots), other.trim(cells);
+    std::vector<std::uint16_t> mask(n, 0);
+    const int name = 0, name_2 = 0;
+    StepMask step{&name, mask.data(), n, n, 1, 1, n, 0};
+    SerialExecutor executor;
+    StepPlans plans;
+    const auto exact = [&](const ExactRows& e) { return plans.find(executor, step, cells, &e, &e, true).exact_mask; };
+    const auto hidden = [&](const std::vector<std::uint16_t>& m) { return std::ranges::count(m, kMaskHidden); };
+    EXPECT_EQ(exact(k), std::vector<std::uint16_t>(exact(other))) << "of another layer";
+    EXPECT_EQ(hidden(exact(k)), 0) << "all that is kept is in the window";
+    mask[n - 2] = kMaskHidden;
+    EXPECT_EQ(hidden(exact(k)), 0) << "the plan of the graph";
+    step.id = &name_2;
+    EXPECT_EQ(hidden(exact(k)), 1) << "another mask in the same memory";
+    mask[n - 3] = kMaskHidden;
+    plans.begin_graph();
+    EXPECT_EQ(hidden(exact(k)), 2) << "another graph";
+    other.forget(n - 4, 1);
+    EXPECT_EQ(exact(other).size(), exact(k).size() - 1) << "another layer with other rows";
+    cells.place(std::vector<std::int64_t>{n - 4}, std::vector<std::int32_t>{500});
+    EXPECT_EQ(plans.find(executor, step, cells, &k, &k, true).cell_pos[n - 4], 500) << "a cell was written";
 }

@@ -59,7 +59,7 @@ struct Cache {
     }
     bool write(const std::vector<float>& x, const std::vector<std::int64_t>& rows, const std::vector<std::int32_t>& pos, int from = 0) {
         cells.place(rows, pos);
-        return kv->encode_keys(serial(), {x.data() + from * kEmbd, kEmbd, rows}, cells);
+        return kv->encode_keys(serial(), {x.data() + from * kEmbd, kEmbd, rows, {}, {}}, cells);
     }
     std::vector<std::uint16_t> save(int first, int n) {
         std::vector<std::uint16_t> out(n * kEmbd);

@@ -96,7 +96,7 @@ TEST_P(KeyOffsetCache, TakesTheBiasOutOfTheError) {
     const auto x = biased_keys(pos, some_bias(), 3);
     Cache with(CodecId::turbo3), without(CodecId::turbo3, false);
     ASSERT_TRUE(with.write(x, iota64(400), pos));
-    ASSERT_TRUE(without.kv->encode_rows(serial(), {x.data(), kEmbd, iota64(400)}));
+    ASSERT_TRUE(without.kv->encode_rows(serial(), {x.data(), kEmbd, iota64(400), {}, {}}));
     // Variance 1 a value remains: 3-bit error .0336 of it. With the bias in, about 60 times the energy is quantized.
     EXPECT_GT(with.error(x, 0, 400), 0.030);
     EXPECT_LT(with.error(x, 0, 400), 0.038);

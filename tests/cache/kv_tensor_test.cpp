@@ -28,7 +28,7 @@ std::vector<float> gaussian(std::size_t n, unsigned seed, float sigma = 1) {
 }
 
 void encode_rows(KvTensor& kv, const std::vector<float>& x, const std::vector<std::int64_t>& rows) {
-    ASSERT_TRUE(kv.encode_rows(serial(), {x.data(), kv.layout().n_embd(), rows}));
+    ASSERT_TRUE(kv.encode_rows(serial(), {x.data(), kv.layout().n_embd(), rows, {}, {}}));
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ struct Cache {
     explicit Cache(CodecId codec, Side side = Side::value, float ratio = kOutlierRatio)
         : kv({side, codec, NormMode::corrected, kEmbd, 320, 2, ratio}, kDim) {}
     bool write(const std::vector<float>& x, int first_row, int n, int first_x = 0) {
-        return kv->encode_rows(serial(), {x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row)});
+        return kv->encode_rows(serial(), {x.data() + first_x * kEmbd, kEmbd, iota<std::int64_t>(n, first_row), {}, {}});
     }
     // Mean squared error a value against x.
     double error(const std::vector<float>& x, int first_row, int n) const {

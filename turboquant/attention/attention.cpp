@@ -73,24 +73,50 @@ double score_term(const ScoreTerm& term, std::size_t n_rows, std::size_t row, in
     return sum;
 }
 
+// The mask of row (t, h) at cell j, after patches.
+double mask_at(const AttentionArgs& a, int t, int h, int j) {
+    const int patch = a.patch.tile ? a.patch.tile[j / kTileKeys] : -1;
+    if (patch >= 0)
+        return from_half(a.patch.halves[((static_cast<std::size_t>(patch) * a.n_tokens + t) * a.mask_heads + h % a.mask_heads) * kTileKeys +
+                                        j % kTileKeys]);
+    return a.mask ? from_half(a.mask[t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride + j]) : 0;
+}
+
+// Row i of the exact rows, head `head`, decoded.
+std::vector<float> exact_row(const std::uint8_t* base, std::size_t stride, std::int32_t slot, int head, int d) {
+    std::vector<float> x(d);
+    const std::uint8_t* at = base + slot * stride + static_cast<std::size_t>(head) * row_bytes(CodecId::raw, d);
+    for (int i = 0; i < d; ++i) x[i] = from_half(static_cast<std::uint16_t>(at[2 * i] | at[2 * i + 1] << 8));
+    return x;
+}
+
 // One query row over decoded keys and values.
 void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys, const std::vector<float>& values) {
     const int dk = a.k.shape.head_dim, dv = a.v_is_k ? dk : a.v.shape.head_dim;
     const float* q = a.q + t * a.q_token_stride + h * a.q_head_stride;
-    std::vector<double> query(q, q + dk), logits(a.n_kv), out(dv);
+    std::vector<double> query(q, q + dk), logits(a.n_kv + a.exact.n), out(dv);
     if (codec_info(a.k.shape.codec).rotated) rotate(rotation_for(dk), query, false);
 
     double top = a.sinks ? a.sinks[h] : -std::numeric_limits<double>::infinity();
-    for (int j = 0; j < a.n_kv; ++j) {
-        double x =
-            a.scale * (dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) +
-                       score_term(a.term, static_cast<std::size_t>(a.n_tokens) * a.n_head, static_cast<std::size_t>(t) * a.n_head + h, j));
+    const auto set_logit = [&](int i, double score, double mask) {
+        double x = a.scale * score;
         if (a.logit_softcap != 0) x = a.logit_softcap * std::tanh(x / a.logit_softcap);
-        if (a.mask)
-            x += static_cast<double>(alibi_slope(a.max_bias, a.n_head, h)) *
-                 from_half(a.mask[t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride + j]);
-        logits[j] = x;
+        if (mask != 0) x += static_cast<double>(alibi_slope(a.max_bias, a.n_head, h)) * mask;
+        logits[i] = x;
         top = std::max(top, x);
+    };
+    for (int j = 0; j < a.n_kv; ++j)
+        set_logit(j,
+                  dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) +
+                      score_term(a.term, static_cast<std::size_t>(a.n_tokens) * a.n_head, static_cast<std::size_t>(t) * a.n_head + h, j),
+                  mask_at(a, t, h, j));
+    const int head = h / (a.n_head / a.n_head_kv);
+    for (int i = 0; i < a.exact.n; ++i) {
+        const float* eq = a.exact.q + t * a.exact.q_token_stride + h * a.exact.q_head_stride;
+        const std::vector<double> plain(eq, eq + dk);
+        const std::size_t at = (static_cast<std::size_t>(t) * a.mask_heads + h % a.mask_heads) * a.exact.n + i;
+        set_logit(a.n_kv + i, dot(plain.data(), exact_row(a.exact.k, a.exact.k_stride, a.exact.k_slots[i], head, dk).data(), dk),
+                  a.exact.mask ? from_half(a.exact.mask[at]) : 0);
     }
     double sum = a.sinks ? std::exp(a.sinks[h] - top) : 0;
     for (int j = 0; j < a.n_kv; ++j) {
@@ -100,6 +126,13 @@ void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys
         for (int i = 0; i < dv; ++i) out[i] += p * values[static_cast<std::size_t>(j) * dv + i];
     }
     if (codec_info(a.v.shape.codec).rotated) rotate(rotation_for(dv), out, true);
+    for (int i = 0; i < a.exact.n; ++i) {
+        if (!(logits[a.n_kv + i] > -std::numeric_limits<double>::infinity())) continue;
+        const double p = std::exp(logits[a.n_kv + i] - top);
+        sum += p;
+        const std::vector<float> value = exact_row(a.exact.v, a.exact.v_stride, a.exact.v_slots[i], head, dv);
+        for (int k = 0; k < dv; ++k) out[k] += p * value[k];
+    }
     for (int i = 0; i < a.v_dim_out; ++i)
         a.out[t * a.out_token_stride + h * a.out_head_stride + i] = sum > 0 ? static_cast<float>(out[i] / sum) : 0.0f;
     if (a.lse) a.lse[t * a.n_head + h] = static_cast<float>(top + std::log(sum));
@@ -148,6 +181,16 @@ const char* check_attention_args(const AttentionArgs& a) {
     if (a.n_tokens > 1 && (a.q_token_stride == 0 || a.out_token_stride == 0)) return "token stride is zero";
     if (a.n_head > 1 && (a.q_head_stride == 0 || a.out_head_stride == 0)) return "head stride is zero";
     if (a.mask && a.mask_heads < 1) return "mask without heads";
+    if (a.patch.tile && (!a.patch.halves || a.mask_heads < 1)) return "a mask's patches are incomplete";
+    if (const ExactRowsView& e = a.exact; e.n) {
+        if (e.n < 0 || e.format != CodecId::raw) return "exact rows must be in the format raw";
+        if (!e.k || !e.v || !e.k_slots || !e.v_slots || !e.q) return "exact rows are incomplete";
+        if (e.k_stride < a.n_head_kv * row_bytes(e.format, a.k.shape.head_dim) ||
+            e.v_stride < a.n_head_kv * row_bytes(e.format, a.v.shape.head_dim))
+            return "exact rows overlap";
+        if ((a.n_tokens > 1 && e.q_token_stride == 0) || (a.n_head > 1 && e.q_head_stride == 0))
+            return "a stride of the exact queries is zero";
+    }
     if (a.term.n_freq < 0) return "negative number of frequencies";
     if (a.term.n_terms < 1) return "no score term to choose from";
     if (a.term.n_freq > 0 && (!a.term.q_term || !a.term.turns || !a.term.cell_pos)) return "incomplete score term";

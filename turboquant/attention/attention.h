@@ -49,6 +49,28 @@ struct ScoreTerm {
     const std::uint8_t* cell_term = nullptr;  ///< [n_kv], < n_terms: which of q_term goes with a cell; null: 0
 };
 
+/// -infinity in fp16: what a mask holds where a cell is hidden.
+inline constexpr std::uint16_t kMaskHidden = 0xfc00;
+
+/// Other mask values for some tiles: cells that are attended over elsewhere are hidden there.
+struct MaskPatch {
+    const std::int16_t* tile = nullptr;     ///< [tiles]: number of the tile's patch, or -1; null: there are none
+    const std::uint16_t* halves = nullptr;  ///< fp16 [patch][n_tokens][mask_heads][kTileKeys], cells beyond n_kv hidden
+};
+
+/// Vectors that are attended over beside the tiles, in row form (codec/tile.h), the heads of a row one after the other; keys in the model's
+/// space. Row i of the call lies in slot k_slots[i] of the keys and v_slots[i] of the values; it is summed in this order.
+struct ExactRowsView {
+    int n = 0;                                      ///< rows; 0: none
+    CodecId format = CodecId::raw;                  ///< the only one so far
+    const std::uint8_t *k = nullptr, *v = nullptr;  ///< slot 0
+    std::size_t k_stride = 0, v_stride = 0;         ///< bytes between slots
+    const std::int32_t *k_slots = nullptr, *v_slots = nullptr;
+    const float* q = nullptr;  ///< queries for these keys, as AttentionArgs::q; those may be scaled for the keys in the tiles
+    std::size_t q_token_stride = 0, q_head_stride = 0;
+    const std::uint16_t* mask = nullptr;  ///< fp16 [n_tokens][mask_heads][n]; null: all visible
+};
+
 /// One attention call over one stream: n_tokens query tokens against cells 0..n_kv-1.
 struct AttentionArgs {
     int n_head = 0;     ///< query heads
@@ -69,6 +91,8 @@ struct AttentionArgs {
     const std::uint16_t* mask = nullptr;  ///< fp16, mask[t*mask_token_stride + (h % mask_heads)*mask_head_stride + j]; null: all visible
     std::size_t mask_token_stride = 0, mask_head_stride = 0;  ///< in halves
     int mask_heads = 1;
+    MaskPatch patch;      ///< overrides the mask
+    ExactRowsView exact;  ///< takes part in the softmax as cells do, but for the score term
 
     float scale = 1;
     float logit_softcap = 0;

@@ -2,12 +2,31 @@
 
 #include <algorithm>
 #include <bit>
-#include <map>
+#include <limits>
+#include <utility>
 
 #include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
+namespace {
+
+/// A value by sequence: few sequences, looked up in runs of the same one.
+template <class T>
+struct BySequence {
+    std::vector<std::pair<std::int64_t, T>> all;
+    std::size_t last = 0;
+
+    T& at(std::int64_t sequence, const T& fresh) {
+        if (last < all.size() && all[last].first == sequence) return all[last].second;
+        for (last = 0; last < all.size(); last++)
+            if (all[last].first == sequence) return all[last].second;
+        all.push_back({sequence, fresh});
+        return all.back().second;
+    }
+};
+
+}  // namespace
 
 void round_row(Side side, std::span<float> x) {
     for (float& f : x) {  // to nearest, ties to even
@@ -24,91 +43,77 @@ void round_row(Side side, std::span<float> x) {
     if (x.size() >= 64) std::transform(tagged, tagged + m, x.begin(), from_half);
 }
 
-std::size_t ExactRows::full_bytes() const {
-    return static_cast<std::size_t>(windows_.bits(n_cells_, static_cast<std::int64_t>(n_embd()))) / 8 * n_streams_;
-}
-
 void ExactRows::resize(std::size_t n_slots) {
     slots_.resize(n_slots, -1);
     written_.resize(n_slots);
-    values_.resize(n_slots * n_embd());
 }
 
 /// A free slot from `from` on, or a new one.
-std::size_t ExactRows::take_slot(std::int64_t row, std::size_t from) {
+std::int32_t ExactRows::take_slot(std::int64_t row, std::size_t from) {
     const auto slot =
         static_cast<std::size_t>(std::find(slots_.begin() + static_cast<std::ptrdiff_t>(from), slots_.end(), -1) - slots_.begin());
     if (slot == slots_.size()) resize(slot + 1);
     slots_[slot] = row;
     written_[slot] = clock_;
-    return slot;
+    return static_cast<std::int32_t>(slot);
 }
 
-void ExactRows::round(const float* x, std::size_t stride, std::span<const std::int64_t> rows, const CellPositions& cells,
-                      std::vector<float>& out) const {
-    std::map<Sequence, std::int32_t> last;
+void ExactRows::kept_by_batch(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::uint8_t>& out) const {
+    BySequence<std::int32_t> last;
     for (const std::int64_t row : rows) {
-        std::int32_t& pos = last.try_emplace(sequence(row, cells), -1).first->second;
+        std::int32_t& pos = last.at(sequence(row, cells), -1);
         pos = std::max(pos, cells.at(row));
     }
-    out.resize(rows.size() * n_embd());
+    out.resize(rows.size());
     for (std::size_t i = 0; i < rows.size(); i++) {
-        const std::span<float> row = std::span(out).subspan(i * n_embd(), n_embd());
-        std::copy_n(x + i * stride, n_embd(), row.begin());
         const std::int32_t pos = cells.at(rows[i]);
-        if (pos < windows_.sink || pos > last.at(sequence(rows[i], cells)) - windows_.recent) round_row(side_, row);
+        out[i] = pos < windows_.sink || pos > last.at(sequence(rows[i], cells), -1) - windows_.recent;
     }
 }
 
-void ExactRows::add(const Kernels& k, const float* x, std::span<const std::int64_t> rows, const CellPositions& cells) {
-    std::map<Sequence, std::int32_t> first;  // position of the batch's first token
+void ExactRows::add(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::int32_t>& slots) {
+    constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
+    BySequence<std::int32_t> first;  // position of the batch's first token
     for (const std::int64_t row : rows)
         if (cells.at(row) >= 0) {
-            const auto [at, is_new] = first.try_emplace(sequence(row, cells), cells.at(row));
-            if (!is_new) at->second = std::min(at->second, cells.at(row));
+            std::int32_t& pos = first.at(sequence(row, cells), kNone);
+            pos = std::min(pos, cells.at(row));
         }
     // The batch's own rows have their new positions, so they go, too, and are written again.
-    for (std::int64_t& row : slots_) {
-        if (row < 0) continue;
-        const auto at = cells.at(row) >= 0 ? first.find(sequence(row, cells)) : first.end();
-        if (cells.at(row) < 0 || (at != first.end() && cells.at(row) >= at->second)) row = -1;
-    }
+    for (std::int64_t& row : slots_)
+        if (row >= 0 && (cells.at(row) < 0 || cells.at(row) >= first.at(sequence(row, cells), kNone))) row = -1;
     clock_++;
-    values_.reserve((slots_.size() + rows.size()) * n_embd());
+    slots.assign(rows.size(), -1);
     std::size_t next = 0;
     for (std::size_t i = 0; i < rows.size(); i++)
-        if (cells.at(rows[i]) >= 0) to_halves(k, x + i * n_embd(), n_embd(), at(next = take_slot(rows[i], next)));
+        if (cells.at(rows[i]) >= 0) next = static_cast<std::size_t>(slots[i] = take_slot(rows[i], next));
 }
 
-void ExactRows::put(const Kernels& k, const float* x, std::int64_t row) {
+std::int32_t ExactRows::put(std::int64_t row) {
     forget(row, 1);
     clock_++;
-    to_halves(k, x, n_embd(), at(take_slot(row, 0)));
+    return take_slot(row, 0);
 }
 
-std::optional<std::vector<float>> ExactRows::find(std::int64_t row) const {
+std::int32_t ExactRows::find(std::int64_t row) const {
     const auto at = std::find(slots_.begin(), slots_.end(), row);
-    if (at == slots_.end()) return std::nullopt;
-    std::vector<float> x(n_embd());
-    const auto halves = values(static_cast<std::size_t>(at - slots_.begin()));
-    std::transform(halves.begin(), halves.end(), x.begin(), from_half);
-    return x;
+    return at == slots_.end() ? -1 : static_cast<std::int32_t>(at - slots_.begin());
 }
 
-void ExactRows::trim(const CellPositions& cells) {
+std::span<const SlotMove> ExactRows::trim(const CellPositions& cells) {
     struct State {
         std::int32_t last = -1;
         std::uint64_t written = 0;
     };
-    std::map<Sequence, State> sequences;
+    BySequence<State> sequences;
     for (std::size_t s = 0; s < slots_.size(); s++)
         if (slots_[s] >= 0) {
-            State& q = sequences[sequence(slots_[s], cells)];
+            State& q = sequences.at(sequence(slots_[s], cells), {});
             q.last = std::max(q.last, cells.at(slots_[s]));
             q.written = std::max(q.written, written_[s]);
         }
     std::vector<std::uint64_t> times;
-    for (const auto& [key, q] : sequences) times.push_back(q.written);
+    for (const auto& [key, q] : sequences.all) times.push_back(q.written);
     std::sort(times.rbegin(), times.rend());
     const auto most = static_cast<std::size_t>(std::max<std::int64_t>(kMaxSequences, n_streams_));
     const std::uint64_t oldest = times.size() > most ? times[most - 1] : 0;
@@ -116,7 +121,7 @@ void ExactRows::trim(const CellPositions& cells) {
     std::size_t live = 0;
     for (std::size_t s = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0) continue;
-        const State& q = sequences[sequence(slots_[s], cells)];
+        const State& q = sequences.at(sequence(slots_[s], cells), {});
         const std::int32_t pos = cells.at(slots_[s]);
         // One more than the next query wants, which counts itself: the last token may be taken back and asked again (llama-server does so
         // with a restored slot).
@@ -126,16 +131,16 @@ void ExactRows::trim(const CellPositions& cells) {
             live++;
     }
     // Close up, to take no more memory than the windows.
-    if (slots_.size() <= live + 1) return;
+    moves_.clear();
+    if (slots_.size() <= live + 1) return moves_;
     for (std::size_t s = live, to = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0) continue;
         while (slots_[to] >= 0) to++;
-        std::copy_n(values_.begin() + static_cast<std::ptrdiff_t>(s * n_embd()), n_embd(),
-                    values_.begin() + static_cast<std::ptrdiff_t>(to * n_embd()));
+        moves_.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(to)});
         slots_[to] = slots_[s], written_[to] = written_[s];
     }
     resize(live);
-    values_.shrink_to_fit();
+    return moves_;
 }
 
 void ExactRows::forget(std::int64_t first, std::int64_t n) {
@@ -143,32 +148,17 @@ void ExactRows::forget(std::int64_t first, std::int64_t n) {
         if (row >= first && row < first + n) row = -1;
 }
 
-void ExactRows::clear() {
-    resize(0);
-    values_.shrink_to_fit();
-}
-
-void ExactRows::copy_stream(std::int64_t src, std::int64_t dst) {
-    if (src == dst) return;
+std::span<const SlotMove> ExactRows::copy_stream(std::int64_t src, std::int64_t dst) {
+    moves_.clear();
+    if (src == dst) return moves_;
     forget(dst * n_cells_, n_cells_);
     for (std::size_t s = 0, n = slots_.size(); s < n; s++) {
         if (slots_[s] < 0 || slots_[s] / n_cells_ != src) continue;
-        const std::size_t to = take_slot(slots_[s] + (dst - src) * n_cells_, n);
-        written_[to] = written_[s];
-        std::copy_n(values_.begin() + static_cast<std::ptrdiff_t>(s * n_embd()), n_embd(),
-                    values_.begin() + static_cast<std::ptrdiff_t>(to * n_embd()));
+        const std::int32_t to = take_slot(slots_[s] + (dst - src) * n_cells_, n);
+        written_[static_cast<std::size_t>(to)] = written_[s];
+        moves_.push_back({static_cast<std::int32_t>(s), to});
     }
-}
-
-void ExactRows::rotate(const RopeParams& rope, std::span<const std::int32_t> shift) {
-    std::vector<float> table(rope.n_dims);
-    for (std::size_t s = 0; s < slots_.size(); s++) {
-        if (slots_[s] < 0 || static_cast<std::size_t>(slots_[s]) >= shift.size() || shift[slots_[s]] == 0) continue;
-        rope_table(rope, static_cast<float>(shift[slots_[s]]), table);
-        std::vector<float> x = *find(slots_[s]);
-        for (int h = 0; h < n_head_; h++) rope_apply(rope, table, std::span(x).subspan(static_cast<std::size_t>(h) * head_dim_, head_dim_));
-        std::transform(x.begin(), x.end(), at(s), to_half);
-    }
+    return moves_;
 }
 
 }  // namespace turboquant

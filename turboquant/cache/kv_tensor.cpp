@@ -18,7 +18,7 @@ struct Unpacked {
         rows.push_back(r.row);
         for (const std::uint16_t h : r.values) x.push_back(from_half(h));
     }
-    StoreRows batch(std::size_t n_embd) const { return {x.data(), n_embd, rows}; }
+    StoreRows batch(std::size_t n_embd) const { return {x.data(), n_embd, rows, {}, {}}; }
 };
 
 }  // namespace
@@ -34,7 +34,7 @@ void KvTensor::bind_head_dim(int head_dim) {
     }
     store_ = make_store_(layout);
     if (outliers_) store_->set_outliers(outliers_->count(), outliers_->mask(), {});
-    if (g_.windows.any()) exact_ = std::make_unique<ExactRows>(g_.windows, g_.side, layout.n_head(), head_dim, g_.n_cells, g_.n_streams);
+    if (g_.windows.any()) exact_ = std::make_unique<ExactRows>(g_.windows, g_.n_embd, g_.n_cells, g_.n_streams);
 }
 
 std::size_t KvTensor::format_bytes() const {
@@ -77,12 +77,30 @@ void KvTensor::reset() {
     pieces_.clear();
     pending_.clear();
     waiting_.clear();
-    if (exact_) exact_->clear();
+    if (exact_) exact_->clear(), store_->move_exact({}, 0);
 }
 
-bool KvTensor::encode_rows(StoreContext& ctx, const StoreRows& batch) {
+bool KvTensor::write(StoreContext& ctx, StoreRows batch, const CellPositions& cells, bool remove_offset) {
+    if (exact_) {
+        exact_->kept_by_batch(batch.rows, cells, rounded_);
+        exact_->add(batch.rows, cells, exact_slots_);
+        batch.rounded = rounded_, batch.exact_slots = exact_slots_;
+    }
+    const bool finite = remove_offset ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
+    for (std::size_t i = 0; exact_ && !finite && i < batch.rows.size(); i++) exact_->forget(batch.rows[i], 1);
+    return finite;
+}
+
+void KvTensor::end_batch(const CellPositions& cells) {
+    if (!exact_) return;
+    const std::span<const SlotMove> moves = exact_->trim(cells);
+    store_->move_exact(moves, exact_->slots().size());
+}
+
+bool KvTensor::encode_rows(StoreContext& ctx, StoreRows batch) {
     const bool was_measuring = measuring();
     if (was_measuring) {
+        batch = round_rows(g_.side, layout().n_embd(), batch, rounded_rows_);
         first_.add(batch.x, batch.stride, layout().n_embd(), batch.rows);
         measure();
     }
@@ -138,11 +156,30 @@ bool KvTensor::encode_keys(StoreContext& ctx, const StoreRows& batch, const Cell
 void KvTensor::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
     freeze();  // what was kept for measuring has the old positions
     store_->rotate(ctx, rope, shift);
-    if (exact_) exact_->rotate(rope, shift);
+    if (exact_) rotate_exact(rope, shift);
+}
+
+void KvTensor::rotate_exact(const RopeParams& rope, std::span<const std::int32_t> shift) {
+    const std::size_t d = layout().head_dim();
+    std::vector<float> table(rope.n_dims), x(layout().n_embd());
+    std::vector<std::uint16_t> halves(x.size());
+    for (std::size_t s = 0; s < exact_->slots().size(); s++) {
+        const std::int64_t row = exact_->slots()[s];
+        if (row < 0 || static_cast<std::size_t>(row) >= shift.size() || shift[row] == 0) continue;
+        rope_table(rope, static_cast<float>(shift[row]), table);
+        store_->exact_out(static_cast<std::int32_t>(s), halves.data());
+        std::ranges::transform(halves, x.begin(), from_half);
+        for (int h = 0; h < n_head(); h++) rope_apply(rope, table, std::span(x).subspan(h * d, d));
+        std::ranges::transform(x, halves.begin(), to_half);
+        store_->exact_in(static_cast<std::int32_t>(s), halves.data());
+    }
 }
 
 void KvTensor::copy_stream(std::int64_t src, std::int64_t dst) {
-    if (exact_) exact_->copy_stream(src, dst);
+    if (exact_) {
+        const std::span<const SlotMove> copies = exact_->copy_stream(src, dst);
+        store_->move_exact(copies, exact_->slots().size());
+    }
     store_->copy_stream(src, dst);
 }
 

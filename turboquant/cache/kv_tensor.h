@@ -53,9 +53,14 @@ class KvTensor {
     /// Of these, what is kept elsewhere than in the tensor's memory: the keys' offset and scales.
     std::size_t offset_bytes() const;
 
+    /// Writes a batch: encodes it, with offset removal or without, and keeps what may be wanted exactly. `cells` were placed before
+    /// (CellPositions::place). Returns false if a value was not finite. Once attention over it is done, end_batch() follows.
+    bool write(StoreContext& ctx, StoreRows batch, const CellPositions& cells, bool remove_offset);
+    void end_batch(const CellPositions& cells);
+
     /// Encodes a batch of rows as they are. While outlier channels are measured (measuring), the measurement is brought up to date and what
     /// was written before is encoded again. Returns false if a value was not finite.
-    bool encode_rows(StoreContext& ctx, const StoreRows& batch);
+    bool encode_rows(StoreContext& ctx, StoreRows batch);
     bool measuring() const { return outliers_ && !outliers_->frozen(); }
 
     /// Encodes a batch of key rows with offset removal; `cells` says where they stand and which offset they have (CellPositions::place).
@@ -74,8 +79,10 @@ class KvTensor {
     const OutlierChannels* outliers() const { return outliers_.get(); }
     void enable_offset() { offset_ = std::make_unique<KeyOffset>(n_head(), head_dim()); }
 
-    /// Exact windows, or null if there are none. Made when the head size is bound. Beside encode*(), add() must be called for every batch.
-    ExactRows* exact() const { return exact_.get(); }
+    /// Exact windows, or null if there are none. Made when the head size is bound.
+    const ExactRows* exact() const { return exact_.get(); }
+    /// The values of a row that is exact, or none. Needs windows.
+    std::optional<std::vector<float>> exact_row(std::int64_t row) const;
 
     /// Decoded row in the model's space, offset included (n_embd values).
     void read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
@@ -107,6 +114,7 @@ class KvTensor {
         int id;
         std::size_t first, n;  ///< rows to encode from what was kept; n 0: all that was, the offset has changed
     };
+    void rotate_exact(const RopeParams& rope, std::span<const std::int32_t> shift);
     void observe(const StoreRows& batch, const CellPositions& cells);
     bool encode_first_rows(StoreContext& ctx);
     void measure();
@@ -137,8 +145,8 @@ class KvTensor {
     std::unique_ptr<ExactRows> exact_;
 
     std::vector<Measured> measured_;  // of the batch at hand; members, to be used again
-    std::vector<std::int32_t> batch_pos_;
-    std::vector<std::uint8_t> batch_beside_;
+    std::vector<std::int32_t> batch_pos_, exact_slots_;
+    std::vector<std::uint8_t> batch_beside_, rounded_, rounded_rows_;
 
     struct Waiting {
         std::int64_t row;

@@ -7,7 +7,6 @@
 #include "turboquant/cache/kv_tensor.h"
 #include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/quantizer.h"
-#include "turboquant/kernels/kernels.h"
 
 namespace turboquant {
 namespace {
@@ -45,6 +44,16 @@ bool decode_plain(std::span<const std::uint16_t> row, std::span<float> x) {
 
 }  // namespace
 
+std::optional<std::vector<float>> KvTensor::exact_row(std::int64_t row) const {
+    const std::int32_t slot = exact_->find(row);
+    if (slot < 0) return std::nullopt;
+    std::vector<std::uint16_t> halves(layout().n_embd());
+    store_->exact_out(slot, halves.data());
+    std::vector<float> x(halves.size());
+    std::transform(halves.begin(), halves.end(), x.begin(), from_half);
+    return x;
+}
+
 void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
     store_->read(row, 1, x.data());
     if (offset_) offset_->give_back(cells.at(row) >= 0 ? cells.offset_id(row) : 0, x, cells.at(row));
@@ -55,7 +64,7 @@ void KvTensor::save_row(std::int64_t row, CellPositions& cells, std::span<std::u
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         return;
     }
-    const auto exact = exact_ && !offset_ ? exact_->find(row) : std::nullopt;
+    const auto exact = exact_ && !offset_ ? exact_row(row) : std::nullopt;
     if (!codec_info(g_.codecs.of(0)).rotated || exact) {
         std::vector<float> x(g_.n_embd);
         if (exact)
@@ -73,7 +82,7 @@ void KvTensor::save_row(std::int64_t row, CellPositions& cells, std::span<std::u
         tag_keys(out, pos, cells.save_order().name(id));
         return;
     }
-    if (const auto keys = exact_ && pos >= 0 && offset_->frozen(id) && out.size() >= kTagValues ? exact_->find(row) : std::nullopt) {
+    if (const auto keys = exact_ && pos >= 0 && offset_->frozen(id) && out.size() >= kTagValues ? exact_row(row) : std::nullopt) {
         std::transform(keys->begin(), keys->end(), out.begin(), to_half);
         tag_exact_keys(out, pos, offset_->mu_hash(id));
         return;
@@ -169,7 +178,8 @@ RestoreResult KvTensor::restore_plain(std::int64_t row, SavedRow saved, const Ce
     std::vector<float> x(g_.n_embd);
     const RestoreResult result = decode_plain(values, x) ? RestoreResult::ok : RestoreResult::damaged;
     if (exact_ && cells.at(row) >= 0) {
-        exact_->put(kernels(), x.data(), row);
+        std::transform(x.begin(), x.end(), values.begin(), to_half);
+        store_->exact_in(exact_->put(row), values.data());
         if (offset_ && read_tag(saved).mu_hash && !offset_->frozen(cells.offset_id(row))) {
             pending_.push_back(row);
             return result;
@@ -196,7 +206,7 @@ RestoreResult KvTensor::retry_waiting(const CellPositions& cells, bool last, Dec
 
 bool KvTensor::encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells) {
     if (decoded.rows.empty()) return true;
-    const StoreRows batch{decoded.x.data(), static_cast<std::size_t>(g_.n_embd), decoded.rows};
+    const StoreRows batch{decoded.x.data(), static_cast<std::size_t>(g_.n_embd), decoded.rows, {}, {}};
     return offset_ ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
 }
 
@@ -270,11 +280,11 @@ void KvTensor::encode_pending(StoreContext& ctx, const CellPositions& cells, boo
     });
     std::vector<float> x;
     std::erase_if(rows, [&](std::int64_t row) {
-        const auto keys = exact_->find(row);
+        const auto keys = exact_row(row);
         if (keys) x.insert(x.end(), keys->begin(), keys->end());
         return !keys;
     });
-    if (!rows.empty()) encode_keys(ctx, {x.data(), layout().n_embd(), rows}, cells);
+    if (!rows.empty()) encode_keys(ctx, {x.data(), layout().n_embd(), rows, {}, {}}, cells);
 }
 
 }  // namespace turboquant

@@ -4,42 +4,17 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "turboquant/cache/cpu/cpu_store.h"
-
 namespace turboquant {
 namespace {
 
-/// Offset ids of the cells that some query token sees, in ctx.cell_terms as indices into the returned list. Cells of ended sequences keep
-/// their ids until they are overwritten, so only the mask tells. ctx.cell_pos gets the positions.
-std::vector<int> visible_offsets(CacheContext& ctx, const CellPositions& cells, std::int64_t stream, const AttentionArgs& a) {
-    const std::int64_t first = stream * cells.n_cells();
-    constexpr std::uint16_t kHidden = 0xfc00;
-    std::vector<std::uint8_t> visible(a.n_kv, !a.mask);
-    for (int t = 0; a.mask && t < a.n_tokens; t++) {
-        const std::uint16_t* mask = a.mask + t * a.mask_token_stride;
-        for (int j = 0; j < a.n_kv; j++) visible[j] |= mask[j] != kHidden;
-    }
-    std::vector<int> list;
-    int index[CellPositions::kMaxOffsets];
-    std::fill(std::begin(index), std::end(index), -1);
-    ctx.cell_terms.assign(a.n_kv, 0);
-    ctx.cell_pos.resize(a.n_kv);
-    for (int j = 0; j < a.n_kv; j++) {
-        ctx.cell_pos[j] = cells.at(first + j);
-        if (!visible[j] || ctx.cell_pos[j] < 0) continue;
-        const int id = cells.offset_id(first + j);
-        int& i = index[id];
-        if (i < 0) i = static_cast<int>(list.size()), list.push_back(id);
-        ctx.cell_terms[j] = static_cast<std::uint8_t>(i);
-    }
-    // Hidden cells go on from their neighbours: successive positions and one term per tile are the fast case, and what a hidden cell held
-    // before must not choose between two ways to round.
-    for (int j = 0; j < a.n_kv; j++)
-        if (!visible[j]) {
-            ctx.cell_terms[j] = j ? ctx.cell_terms[j - 1] : 0;
-            ctx.cell_pos[j] = j && ctx.cell_pos[j - 1] >= 0 ? ctx.cell_pos[j - 1] + 1 : -1;
-        }
-    return list;
+/// f(t, h, row) for each query row, split over tokens.
+template <class F>
+void for_each_query(Executor& executor, const AttentionArgs& a, F&& f) {
+    const int parts = a.n_tokens < 16 ? 1 : executor.n_threads();
+    executor.run(parts, [&](int ith) {
+        for (int t = ith; t < a.n_tokens; t += parts)
+            for (int h = 0; h < a.n_head; h++) f(t, h, static_cast<std::size_t>(t) * a.n_head + h);
+    });
 }
 
 }  // namespace
@@ -92,20 +67,11 @@ bool LayerCache::write_keys(CacheContext& ctx, const StoreRows& batch, std::span
     } else if (!cells_->setter) {
         cells_->place_without_rope(batch.rows);
     }
-    return write(ctx, tensor(Side::key), batch);
+    return tensor(Side::key).write(ctx.store, batch, *cells_, removes_offset());
 }
 
-bool LayerCache::write_values(CacheContext& ctx, const StoreRows& batch) { return write(ctx, tensor(Side::value), batch); }
-
-bool LayerCache::write(CacheContext& ctx, KvTensor& kv, StoreRows batch) {
-    if (kv.exact()) {
-        kv.exact()->round(batch.x, batch.stride, batch.rows, *cells_, ctx.rounded);
-        batch.x = ctx.rounded.data(), batch.stride = kv.layout().n_embd();
-    }
-    const bool offset = kv.geometry().side == Side::key && removes_offset();
-    if (!(offset ? kv.encode_keys(ctx.store, batch, *cells_) : kv.encode_rows(ctx.store, batch))) return false;
-    if (kv.exact()) kv.exact()->add(kernels(), batch.x, batch.rows, *cells_);
-    return true;
+bool LayerCache::write_values(CacheContext& ctx, const StoreRows& batch) {
+    return tensor(Side::value).write(ctx.store, batch, *cells_, false);
 }
 
 /// Queries for keys with scaled channels, in ctx.scaled_q.
@@ -113,42 +79,29 @@ void LayerCache::scale_queries(CacheContext& ctx, AttentionArgs& a) const {
     const KeyOffset& offset = *tensor(Side::key).offset();
     const std::size_t d = tensor(Side::key).head_dim();
     ctx.scaled_q.resize(static_cast<std::size_t>(a.n_tokens) * a.n_head * d);
-    float* out = ctx.scaled_q.data();
-    for (int t = 0; t < a.n_tokens; t++)
-        for (int h = 0; h < a.n_head; h++, out += d)
-            offset.scale_query({a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv), {out, d});
+    for_each_query(*ctx.store.executor, a, [&](int t, int h, std::size_t row) {
+        offset.scale_query({a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv),
+                           {ctx.scaled_q.data() + row * d, d});
+    });
     a.q = ctx.scaled_q.data(), a.q_head_stride = d, a.q_token_stride = a.n_head * d;
 }
 
 /// Score terms that give back what offset removal took from the keys: q.R(p)mu.
-void LayerCache::set_score_term(CacheContext& ctx, std::int64_t stream, AttentionArgs& a) {
+void LayerCache::set_score_term(CacheContext& ctx, const StepPlan& plan, AttentionArgs& a) {
+    if (plan.ids.empty()) return;
     KeyOffset& offset = *tensor(Side::key).offset();
-    const std::vector<int> ids = visible_offsets(ctx, *cells_, stream, a);
-    if (ids.empty()) return;
-    const std::size_t row = 2 * offset.n_freq(), d = tensor(Side::key).head_dim();
-    ctx.q_terms.resize(ids.size() * a.n_tokens * a.n_head * row);
-    float* terms = ctx.q_terms.data();
-    for (const int id : ids) {
+    const std::size_t width = 2 * offset.n_freq(), d = tensor(Side::key).head_dim(), rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
+    ctx.q_terms.resize(plan.ids.size() * rows * width);
+    for (std::size_t i = 0; i < plan.ids.size(); i++) {
+        const int id = plan.ids[i];
         offset.begin(id, cells_->generation(id));
-        for (int t = 0; t < a.n_tokens; t++)
-            for (int h = 0; h < a.n_head; h++, terms += row)
-                offset.query_terms(id, {a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv), {terms, row});
+        for_each_query(*ctx.store.executor, a, [&](int t, int h, std::size_t row) {
+            offset.query_terms(id, {a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv),
+                               {ctx.q_terms.data() + (i * rows + row) * width, width});
+        });
     }
-    a.term = {offset.n_freq(),     ctx.q_terms.data(),           offset.turns(),
-              ctx.cell_pos.data(), static_cast<int>(ids.size()), ctx.cell_terms.data()};
-}
-
-/// `plain` has the queries as the model made them.
-const char* LayerCache::run_windowed(CacheContext& ctx, const AttentionArgs& a, const AttentionArgs& plain, std::int64_t stream) {
-    const KvTensor &keys = tensor(Side::key), &values = a.v_is_k ? keys : tensor(Side::value);
-    const ExactRows* v = a.v_is_k ? nullptr : values.exact();
-    if (!ctx.windows.split(a, *keys.exact(), v, *cells_, stream)) return keys.store().attend(ctx.store, values.store(), stream, a);
-    ctx.windows.set_exact_queries(plain.q, plain.q_token_stride, plain.q_head_stride);
-    if (const char* error = keys.store().attend(ctx.store, values.store(), stream, ctx.windows.compressed())) return error;
-    run_attention_call(ctx.store, kernels(), ctx.windows.exact());
-    const int parts = a.n_tokens < 16 ? 1 : ctx.store.executor->n_threads();
-    ctx.store.executor->run(parts, [&](int ith) { ctx.windows.merge(ith, parts); });
-    return nullptr;
+    a.term = {offset.n_freq(),      ctx.q_terms.data(), offset.turns(), plan.cell_pos.data(), static_cast<int>(plan.ids.size()),
+              plan.cell_term.data()};
 }
 
 const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t first_stream, std::span<const StreamQuery> streams) {
@@ -159,10 +112,20 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
         const std::int64_t stream = first_stream + static_cast<std::int64_t>(i);
         a = common;
         a.q = streams[i].q, a.out = streams[i].out, a.mask = streams[i].mask;
-        const AttentionArgs plain = a;
-        if (removes_offset() && keys.offset()->scaled()) scale_queries(ctx, a);
-        if (removes_offset()) set_score_term(ctx, stream, a);
-        const char* error = keys.exact() ? run_windowed(ctx, a, plain, stream) : keys.store().attend(ctx.store, values.store(), stream, a);
+        const bool offset = removes_offset();
+        const ExactRows *k = keys.exact(), *v = k && !a.v_is_k ? values.exact() : nullptr;
+        if (offset || k) {
+            const StepMask mask{
+                streams[i].mask_id, a.mask, a.mask_token_stride, a.mask_head_stride, a.mask ? a.mask_heads : 1, a.n_tokens, a.n_kv, stream};
+            const StepPlan& plan = ctx.plans.find(*ctx.store.executor, mask, *cells_, k, v, offset);
+            a.mask_heads = mask.heads;
+            // Exact keys are asked with the queries as the model made them.
+            a.exact.q = a.q, a.exact.q_token_stride = a.q_token_stride, a.exact.q_head_stride = a.q_head_stride;
+            plan.set_exact(a);
+            if (offset && keys.offset()->scaled()) scale_queries(ctx, a);
+            if (offset) set_score_term(ctx, plan, a);
+        }
+        const char* error = keys.store().attend(ctx.store, values.store(), stream, a);
         if (error) return error;
     }
     end_batch();
@@ -171,7 +134,7 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
 
 void LayerCache::end_batch() {
     for (const auto& kv : tensors_)
-        if (kv && kv->exact()) kv->exact()->trim(*cells_);
+        if (kv && kv->bound()) kv->end_batch(*cells_);
 }
 
 void LayerCache::save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out) {

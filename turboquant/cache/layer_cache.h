@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "turboquant/cache/kv_tensor.h"
-#include "turboquant/cache/window_attention.h"
+#include "turboquant/cache/step_plan.h"
 #include "turboquant/kernels/executor.h"
 
 namespace turboquant {
@@ -24,11 +24,8 @@ namespace turboquant {
 struct CacheContext {
     StoreContext store;
 
-    std::vector<float> rounded;
+    StepPlans plans;  ///< begin_graph() with every graph
     std::vector<float> scaled_q, q_terms;
-    std::vector<std::int32_t> cell_pos;
-    std::vector<std::uint8_t> cell_terms;
-    WindowAttention windows;
 };
 
 /// What the streams of one attention call have of their own (attention.h, AttentionArgs).
@@ -36,6 +33,7 @@ struct StreamQuery {
     const float* q = nullptr;
     float* out = nullptr;
     const std::uint16_t* mask = nullptr;
+    const void* mask_id = nullptr;  ///< tells masks of a graph apart that lie in the same memory, one after the other
 };
 
 class LayerCache {
@@ -99,10 +97,8 @@ class LayerCache {
   private:
     static int index(Side side) { return side == Side::key ? 0 : 1; }
     void finish_restore(StoreContext& ctx);
-    bool write(CacheContext& ctx, KvTensor& kv, StoreRows batch);
     void scale_queries(CacheContext& ctx, AttentionArgs& a) const;
-    void set_score_term(CacheContext& ctx, std::int64_t stream, AttentionArgs& a);
-    const char* run_windowed(CacheContext& ctx, const AttentionArgs& a, const AttentionArgs& plain, std::int64_t stream);
+    void set_score_term(CacheContext& ctx, const StepPlan& plan, AttentionArgs& a);
 
     CellPositions* cells_;
     std::unique_ptr<KvTensor> tensors_[2];

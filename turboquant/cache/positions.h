@@ -32,6 +32,8 @@ class CellPositions {
     /// cell, and its id is 0.
     std::int32_t at(std::int64_t row) const { return position_of(cells_[row]); }
     int offset_id(std::int64_t row) const { return id_of(cells_[row]); }
+    /// Changes whenever a cell does.
+    std::uint64_t version() const { return version_; }
     /// All cells as a device takes them, four bytes each.
     std::span<const std::int32_t> packed() const { return cells_; }
     static std::int32_t position_of(std::int32_t packed) { return packed < 0 ? -1 : packed % kMaxPosition; }
@@ -44,7 +46,7 @@ class CellPositions {
     void place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside = {});
     /// As place, for models without RoPE, where positions do not matter: all cells share offset 0.
     void place_without_rope(std::span<const std::int64_t> rows);
-    void forget(std::int64_t row) { cells_[row] = -1; }
+    void forget(std::int64_t row) { cells_[row] = -1, version_++; }
     /// Whether the token of this row shares its position with the one before it in its sequence.
     bool beside(std::int64_t row) const { return !beside_.empty() && beside_[row]; }
 
@@ -85,7 +87,7 @@ class CellPositions {
     std::vector<std::int32_t> cells_;  ///< position + kMaxPosition * id, or -1
     std::vector<bool> beside_;         ///< empty until a token is
     Id ids_[kMaxOffsets];
-    std::uint64_t clock_ = 0, shifts_ = 0;
+    std::uint64_t clock_ = 0, shifts_ = 0, version_ = 0;
     std::map<std::pair<int, std::uint32_t>, int> restored_;
     SaveOrder save_order_;
 };

@@ -35,7 +35,12 @@ struct StoreRows {
     const float* x = nullptr;
     std::size_t stride = 0;
     std::span<const std::int64_t> rows;
+    std::span<const std::uint8_t> rounded;      ///< which rows are rounded first (round_row); empty: none
+    std::span<const std::int32_t> exact_slots;  ///< slot that takes a copy of a row, or -1; empty: none
 };
+
+/// The batch with the rows rounded that are to be, and nothing left to round; copies go to `memory`.
+StoreRows round_rows(Side side, std::size_t n_embd, StoreRows batch, std::vector<std::uint8_t>& memory);
 
 class TileStore {
   public:
@@ -45,11 +50,12 @@ class TileStore {
 
     const Layout& layout() const { return layout_; }
 
-    /// Encodes rows, keys as `keys` says (null: as they are). False if a vector is not finite: it becomes zero, the others are written.
+    /// Encodes rows, keys as `keys` says (null: as they are), and keeps exact copies, untransformed. False if a vector is not finite: it
+    /// becomes zero, the others are written.
     virtual bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) = 0;
 
-    /// Attention over a stream; of `a` all but k and v is given. This store has the keys; `values` has the values and is of the same kind,
-    /// or is this one (a.v_is_k). Returns why it cannot be done (check_attention_args), or null.
+    /// Attention over a stream; of `a` all but k and v, and those of its exact rows, is given. This store has the keys; `values` has the
+    /// values and is of the same kind, or is this one (a.v_is_k). Returns why it cannot be done (check_attention_args), or null.
     virtual const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a) const = 0;
 
     /// Decodes rows first..first+n-1 into x[i*n_embd ..), the model's space; keys without what was taken from them, and still scaled.
@@ -60,20 +66,32 @@ class TileStore {
     virtual void rows_in(std::int64_t first, std::int64_t n, const std::uint8_t* in) = 0;
 
     /// Rotates every head of row r by shift[r] positions: decoded, rotated, encoded (context shift). What was taken from a key moves with
-    /// its cell's position by itself.
-    virtual void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) = 0;
+    /// its cell's position by itself. Here: by read() and write().
+    virtual void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
 
     /// Copies all cells of a stream.
     virtual void copy_stream(std::int64_t src, std::int64_t dst) = 0;
     /// Forgets all rows. Memory that a store was handed was zeroed by its owner before, who can do it for many tensors at once.
     virtual void clear() = 0;
 
+    /// Exact rows: fp16, in slots, in row form. Slots that are written to come into being.
+    virtual void exact_out(std::int32_t slot, std::uint16_t* row) const;
+    virtual void exact_in(std::int32_t slot, const std::uint16_t* row);
+    /// Copies slots, one move after the other, and keeps n_slots of them.
+    virtual void move_exact(std::span<const SlotMove> moves, std::size_t n_slots);
+
     /// Formats with outlier channels: from now on n a head, those that `masks` marks ([n_head][head_dim]). Tiles change with it: `written`
     /// lists all rows that were written so far, they become zero.
     virtual void set_outliers(int n, std::span<const std::uint8_t> masks, std::span<const std::int64_t> written) = 0;
 
   protected:
+    // Exact rows in host memory, for the stores that have theirs there.
+    std::uint16_t* exact_row(std::int32_t slot);
+    /// Sets k and v of an attention call's exact rows.
+    void set_exact(const TileStore& values, ExactRowsView& e) const;
+
     Layout layout_;
+    std::vector<std::uint16_t> exact_;  ///< [slot][n_embd]
 };
 
 /// Makes the store of a tensor when its layout is known. Its memory is all zero then, and cells that were never written decode to zeros.

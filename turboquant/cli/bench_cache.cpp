@@ -91,13 +91,14 @@ class TurboquantCache final : public BenchCache {
         for (std::size_t first = 0, n; first < rows_.size(); first += n) {
             n = std::min(kBatch, rows_.size() - first);
             const auto rows = std::span(rows_).subspan(first, n);
-            layer_.write_keys(ctx_, {data_.k.data() + first * n_embd, n_embd, rows}, std::span(positions_).subspan(first, n));
-            layer_.write_values(ctx_, {data_.v.data() + first * n_embd, n_embd, rows});
+            layer_.write_keys(ctx_, {data_.k.data() + first * n_embd, n_embd, rows, {}, {}}, std::span(positions_).subspan(first, n));
+            layer_.write_values(ctx_, {data_.v.data() + first * n_embd, n_embd, rows, {}, {}});
             layer_.end_batch();
         }
     }
 
     void attend() override {
+        ctx_.plans.begin_graph();  // as if a model had one layer
         const StreamQuery query{data_.q.data(), output_.data(), data_.mask.data()};
         if (const char* error = layer_.attend(ctx_, args_, 0, {&query, 1})) throw CommandError(error);
     }
@@ -138,10 +139,9 @@ BenchData::BenchData(const BenchShape& shape) {
     fill_normal(k, n_kv * shape.n_embd_kv(), 1);
     fill_normal(v, n_kv * shape.n_embd_kv(), 2);
     fill_normal(q, n_tokens * shape.n_embd_q(), 3);
-    constexpr std::uint16_t kMinusInfinity = 0xfc00;
     mask.assign(n_tokens * n_kv, 0);
     for (std::size_t t = 0; t < n_tokens; t++)
-        for (std::size_t j = n_kv - n_tokens + t + 1; j < n_kv; j++) mask[t * n_kv + j] = kMinusInfinity;
+        for (std::size_t j = n_kv - n_tokens + t + 1; j < n_kv; j++) mask[t * n_kv + j] = kMaskHidden;
 }
 
 std::unique_ptr<BenchCache> make_turboquant_cache(const KvSpec& spec, const BenchShape& shape, const BenchData& data) {

@@ -163,6 +163,7 @@ constexpr bool has_outliers(CodecId id) { return codec_info(id).outlier_bits > 0
 
 /// Head sizes that the rotation and the kernels serve, without padding.
 inline constexpr int kHeadDims[] = {64, 80, 96, 112, 128, 192, 256, 512, 576};
+inline constexpr int kMaxHeadDim = kHeadDims[sizeof kHeadDims / sizeof kHeadDims[0] - 1];
 
 constexpr bool head_dim_supported(int head_dim) {
     for (int d : kHeadDims)

@@ -28,6 +28,7 @@ std::string compute(OpContext& ctx, const ggml_tensor* node) {
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     Backend& b = backend_of(backend);
+    b.ctx.cache.plans.begin_graph();
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         std::string error;
         try {

@@ -66,7 +66,7 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
         ctx.rows[i] = idx->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at) : *reinterpret_cast<const std::int32_t*>(at);
         if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
     }
-    const StoreRows batch{floats(x), x->nb[1] / sizeof(float), ctx.rows};
+    const StoreRows batch{floats(x), x->nb[1] / sizeof(float), ctx.rows, {}, {}};
     bool finite;
     if (e->side == Side::key) {
         const RowPositions at = positions_of_rows(*ctx.device, op);
@@ -123,8 +123,8 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
         ctx.streams.push_back(
             {reinterpret_cast<const float*>(static_cast<const char*>(q->data) + s * q->nb[3]),
              reinterpret_cast<float*>(static_cast<char*>(op->data) + s * op->nb[3]),
-             mask ? reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3])
-                  : nullptr});
+             mask ? reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3]) : nullptr,
+             mask});
     const char* error = ke->layer->attend(ctx.cache, a, first_row / n_cells, ctx.streams);
     report_lost(k);
     return error ? "attention over " + name_of(k) + ": " + error : std::string();

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "turboquant/attention/turns.h"
 #include "turboquant/kernels/kernel_table.h"
 
 namespace turboquant {
@@ -12,16 +13,31 @@ constexpr int kMinChunkTiles = 4;  // a chunk costs a merge of its accumulators;
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Of impl/score_term.h's TermScratch.
-std::size_t term_floats(std::size_t rows, int n_freq, std::size_t n_terms) {
-    const std::size_t n = (n_freq + 15) / 16 * 16;
-    return n ? rows * ((2 + 2 * n_terms) * n + 2 * kTileKeys) + n * (kTileKeys + 2) + 16 : 0;
+TermLayout term_layout(std::size_t rows, int n_freq, std::size_t n_terms) {
+    TermLayout t{};
+    t.n_pad = turn_width(n_freq);
+    const std::size_t n = t.n_pad, half_tile = kTileKeys / 2;
+    std::size_t end = 0;
+    const auto take = [&](std::size_t floats) {
+        const std::size_t at = end;
+        end += floats;
+        return at;
+    };
+    t.query_stride = rows * 2 * n;
+    t.query = take(n_terms * t.query_stride);
+    t.turned_a = take(rows * n), t.turned_b = take(rows * n);
+    t.panel_cos = take(n * half_tile), t.panel_sin = take(n * half_tile);
+    t.place = take(2 * n);
+    t.out = take(rows * kTileKeys);
+    t.even = take(rows * half_tile), t.odd = take(rows * half_tile);
+    t.end = n ? end + kWidestVector : 0;  // a lane beyond the last row is read, and not used
+    return t;
 }
 
 struct Layout {
     AttentionCall call;         // tables of the first head
     std::size_t scratch_bytes;  // of one thread
-    int n_units;
+    int n_units, n_states;
     bool in_scratch;  // the state is a thread's own: no chunks
 };
 
@@ -59,16 +75,21 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     const std::size_t k_size = k.f32 ? 4 : 1, v_size = v.f32 ? 4 : 1;
     c.q8 = take(k.i8 ? rows * c.k->head_dim : 0);
     c.qf = take((k.f32 ? rows : 1) * c.k->head_dim * sizeof(float));
-    c.rows = take(rows * (64 + 16 * sizeof(float) + 2 * sizeof(float)));  // Row, partial sums, alpha and step
+    c.rows = take(rows * (kRowBytes + kWidestVector * sizeof(float) + 2 * sizeof(float)));  // Row, partial sums, alpha and step
     c.scores = take(rows * kTileKeys * sizeof(float));
-    c.term = take(term_floats(rows, a.term.n_freq, a.term.n_terms) * sizeof(float));
+    c.term_at = term_layout(rows, a.term.n_freq, a.term.n_terms);
+    c.term = take(c.term_at.end * sizeof(float));
     c.weights = take(rows * kTileKeys * v_size);
     c.k_panel = take(c.k->head_dim * kTileKeys * k_size);
     c.v_panel = take(c.dim_v * kTileKeys * v_size);
+    c.exact_list = take(a.exact.n * sizeof(std::int32_t));
     l.in_scratch = plan.n_chunks == 1;
     c.state = take(l.in_scratch ? c.state_floats * sizeof(float) : 0);
+    c.exact_state = take(l.in_scratch && a.exact.n ? c.state_floats * sizeof(float) : 0);
     l.scratch_bytes = end;
     l.n_units = a.n_head_kv * plan.n_row_blocks * plan.n_chunks;
+    // Chunks of a block, then that of its exact rows.
+    l.n_states = l.in_scratch ? 0 : l.n_units + (a.exact.n ? a.n_head_kv * plan.n_row_blocks : 0);
     return l;
 }
 
@@ -95,6 +116,14 @@ float* chunk_state(const AttentionPlan& plan, const Layout& l, std::uint8_t* wor
     return reinterpret_cast<float*>(workspace + plan.n_threads * l.scratch_bytes) + unit * l.call.state_floats;
 }
 
+// Of the block that a unit belongs to. The chunk with the last cells computes it: it may be the shortest.
+float* exact_state(const AttentionPlan& plan, const AttentionArgs& a, const Layout& l, std::uint8_t* workspace, std::uint8_t* scratch,
+                   int unit) {
+    if (!a.exact.n) return nullptr;
+    if (l.in_scratch) return reinterpret_cast<float*>(scratch + l.call.exact_state);
+    return chunk_state(plan, l, workspace, l.n_units + unit / plan.n_chunks);
+}
+
 // Chunks per (head, row block) such that `n_threads` equal workers are busy for at least 9/10 of the time.
 int choose_chunks(int n_blocks, int n_tiles, int n_threads) {
     const int most = std::max(1, n_tiles / kMinChunkTiles);
@@ -117,7 +146,7 @@ AttentionPlan plan_attention(const Kernels& k, const AttentionArgs& a, int n_thr
     p.tiles_per_chunk = ceil_div(n_tiles, p.n_chunks);
     p.n_chunks = p.tiles_per_chunk ? ceil_div(n_tiles, p.tiles_per_chunk) : 1;
     const Layout l = make_layout(p, a);
-    p.workspace_bytes = p.n_threads * l.scratch_bytes + (l.in_scratch ? 0 : l.n_units * l.call.state_floats * sizeof(float));
+    p.workspace_bytes = p.n_threads * l.scratch_bytes + l.n_states * l.call.state_floats * sizeof(float);
     return p;
 }
 
@@ -128,6 +157,7 @@ void run_attention(const Kernels& k, const AttentionPlan& plan, const AttentionA
     for (int i = ith; i < l.n_units; i += plan.n_threads) {
         AttentionUnit u = make_unit(plan, a, l.call, i);
         u.term_panels_built = &term_panels_built;
+        if (i % plan.n_chunks == plan.n_chunks - 1) u.exact_state = exact_state(plan, a, l, workspace, scratch, i);
         float* state = l.in_scratch ? reinterpret_cast<float*>(scratch + l.call.state) : chunk_state(plan, l, workspace, i);
         const AttentionCall call = call_for(l, a, u);
         k.attend(call, u, scratch, state);
@@ -139,7 +169,8 @@ void merge_attention(const Kernels& k, const AttentionPlan& plan, const Attentio
     if (plan.n_chunks == 1) return;
     const Layout l = make_layout(plan, a);
     for (int i = 0; i < l.n_units; i += plan.n_chunks) {
-        const AttentionUnit u = make_unit(plan, a, l.call, i);
+        AttentionUnit u = make_unit(plan, a, l.call, i);
+        u.exact_state = exact_state(plan, a, l, workspace, nullptr, i);
         const int first = u.n_rows * ith / plan.n_threads, last = u.n_rows * (ith + 1) / plan.n_threads;
         if (first < last) k.finish(call_for(l, a, u), u, chunk_state(plan, l, workspace, i), plan.n_chunks, first, last);
     }

@@ -12,10 +12,7 @@
 namespace turboquant {
 namespace {
 
-constexpr int kMaxHeadDim = *std::max_element(std::begin(kHeadDims), std::end(kHeadDims));
-
-}  // namespace
-
+/// Runs an attention call on the context's threads.
 void run_attention_call(StoreContext& ctx, const Kernels& k, const AttentionArgs& a) {
     const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
     const AttentionPlan plan = plan_attention(k, a, work < 4096 ? 1 : ctx.executor->n_threads());
@@ -25,6 +22,8 @@ void run_attention_call(StoreContext& ctx, const Kernels& k, const AttentionArgs
     if (plan.n_chunks > 1) ctx.executor->run(plan.n_threads, [&](int ith) { merge_attention(k, plan, a, ws, ith); });
 }
 
+}  // namespace
+
 CpuStore::CpuStore(const Layout& layout, std::uint8_t* memory, const Kernels& k) : TileStore(layout), memory_(memory), kernels_(&k) {}
 
 TileView CpuStore::view(std::int64_t stream) const {
@@ -32,7 +31,10 @@ TileView CpuStore::view(std::int64_t stream) const {
             layout_.heads().empty() ? nullptr : layout_.heads().data()};
 }
 
-bool CpuStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) {
+bool CpuStore::write(StoreContext& ctx, const StoreRows& in, const KeyTransform* keys) {
+    const StoreRows rows = round_rows(layout_.side(), layout_.n_embd(), in, ctx.workspace);
+    for (std::size_t i = 0; i < rows.exact_slots.size(); i++)
+        if (rows.exact_slots[i] >= 0) to_halves(*kernels_, rows.x + i * rows.stride, layout_.n_embd(), exact_row(rows.exact_slots[i]));
     // Split over heads: tiles of different heads are disjoint.
     const int n_head = layout_.n_head();
     const int parts = static_cast<int>(rows.rows.size()) * n_head < 64 ? 1 : std::min(ctx.executor->n_threads(), n_head);
@@ -95,6 +97,7 @@ bool CpuStore::write_part(const StoreRows& rows, const KeyTransform* keys, int i
 const char* CpuStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a) const {
     a.k = view(stream);
     a.v = static_cast<const CpuStore&>(values).view(stream);
+    set_exact(values, a.exact);
     if (const char* error = check_attention_args(a)) return error;
     run_attention_call(ctx, *kernels_, a);
     return nullptr;

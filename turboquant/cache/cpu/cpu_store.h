@@ -6,9 +6,6 @@
 
 namespace turboquant {
 
-/// Runs an attention call on the context's threads.
-void run_attention_call(StoreContext& ctx, const Kernels& k, const AttentionArgs& a);
-
 class CpuStore final : public TileStore {
   public:
     /// `memory`: reserved_bytes() of the geometry that the layout came from, all zero, 64-byte aligned, outliving the store.

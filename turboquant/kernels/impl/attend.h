@@ -13,6 +13,7 @@ struct Scratch {
     void* scores;      // [rows][64] int32 or float
     uint8_t* weights;  // [rows][64] bytes or floats
     uint8_t *k_panel, *v_panel;
+    int32_t* exact_list;
     TermScratch term;
 
     Scratch(const AttentionCall& c, uint8_t* p)
@@ -26,8 +27,11 @@ struct Scratch {
           weights(p + c.weights),
           k_panel(p + c.k_panel),
           v_panel(p + c.v_panel),
+          exact_list(reinterpret_cast<int32_t*>(p + c.exact_list)),
           term(c, p) {}
 };
+
+static_assert(sizeof(Row) <= kRowBytes && Simd::kFloats <= static_cast<int>(kWidestVector));
 
 struct RowPlace {
     int token, head;
@@ -65,24 +69,32 @@ inline void load_row(const AttentionCall& c, const AttentionUnit& u, const Scrat
     row.slope = alibi_slope(a.max_bias, a.n_head, h);
     row.m = kMinusInfinity;
     row.mask = a.mask ? a.mask + t * a.mask_token_stride + h % a.mask_heads * a.mask_head_stride : nullptr;
+    row.mask_row = t * a.mask_heads + h % a.mask_heads;
     for (int i = 0; a.term.n_freq && i < a.term.n_terms; ++i)
         pad_term(s.term, a.term.q_term + ((static_cast<size_t>(i) * a.n_tokens + t) * a.n_head + h) * 2 * a.term.n_freq,
                  s.term.query + i * s.term.query_stride + static_cast<size_t>(r) * 2 * s.term.n_pad);
 }
 
-constexpr uint16_t kHalfMinusInfinity = 0xfc00;
-
 inline bool all_masked(const uint16_t* mask, int n) {
     for (int i = 0; i < n; ++i)
-        if (mask[i] != kHalfMinusInfinity) return false;
+        if (mask[i] != kMaskHidden) return false;
     return true;
 }
 
-inline bool tile_masked(const Scratch& s, int n_rows, int cell, int n_cells) {
+// A row's mask at the first cell of a tile.
+inline const uint16_t* tile_mask(const AttentionArgs& a, const Row& row, int tile) {
+    const int patch = a.patch.tile ? a.patch.tile[tile] : -1;
+    if (patch >= 0) return a.patch.halves + (static_cast<size_t>(patch) * a.n_tokens * a.mask_heads + row.mask_row) * kTileKeys;
+    return row.mask ? row.mask + static_cast<size_t>(tile) * kTileKeys : nullptr;
+}
+
+inline bool tile_masked(const AttentionArgs& a, const Scratch& s, int n_rows, int tile, int n_cells) {
+    const uint16_t* last = nullptr;
     for (int r = 0; r < n_rows; ++r) {
-        if (!s.rows[r].mask) return false;
-        if (r > 0 && s.rows[r].mask == s.rows[r - 1].mask) continue;
-        if (!all_masked(s.rows[r].mask + cell, n_cells)) return false;
+        const uint16_t* mask = tile_mask(a, s.rows[r], tile);
+        if (!mask) return false;
+        if (mask != last && !all_masked(mask, n_cells)) return false;
+        last = mask;
     }
     return true;
 }
@@ -105,7 +117,7 @@ inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, con
     }
 }
 
-inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& scales, int n_rows, int cell, int n_cells) {
+inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& scales, int n_rows, int tile, int n_cells) {
     for (int r = 0; r < n_rows; ++r) {
         RowTile io;
         io.scores = static_cast<const uint8_t*>(s.scores) + static_cast<size_t>(r) * kTileKeys * 4;
@@ -115,10 +127,10 @@ inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& 
         io.l = s.l + r * Simd::kFloats;
         io.alpha = s.alpha + r;
         io.step = s.step + r;
-        io.mask = s.rows[r].mask ? s.rows[r].mask + cell : nullptr;
+        io.mask = tile_mask(*c.args, s.rows[r], tile);
         uint16_t tail[kTileKeys];
         if (n_cells < kTileKeys) {  // cells that do not exist are masked; the caller's mask may end with the last one
-            for (int j = 0; j < kTileKeys; ++j) tail[j] = j >= n_cells ? kHalfMinusInfinity : io.mask ? io.mask[j] : 0;
+            for (int j = 0; j < kTileKeys; ++j) tail[j] = j >= n_cells ? kMaskHidden : io.mask ? io.mask[j] : 0;
             io.mask = tail;
         }
         softmax_row(s.rows[r], io, scales, c.k->i8, c.args->logit_softcap);
@@ -142,6 +154,24 @@ inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut,
     }
 }
 
+// A state begins empty; returns its accumulators.
+inline float* clear_state(const AttentionCall& c, const Scratch& s, int n_rows, float* state) {
+    float* acc = state + 2 * static_cast<size_t>(c.rows_per_block);
+    memset(acc, 0, static_cast<size_t>(n_rows) * c.dim_v * sizeof(float));
+    memset(s.l, 0, static_cast<size_t>(n_rows) * Simd::kFloats * sizeof(float));
+    return acc;
+}
+
+inline void save_state(const AttentionCall& c, const Scratch& s, int n_rows, float* state) {
+    for (int r = 0; r < n_rows; ++r) {
+        state[r] = s.rows[r].m;
+        state[c.rows_per_block + r] = Simd::reduce_add(Simd::load(s.l + r * Simd::kFloats));
+    }
+}
+
+// Rows of queries over the exact rows: attend_exact.h.
+inline void attend_exact(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, float* state);
+
 // Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see. Keys and values at different
 // times, since the queue of outstanding lines is short.
 inline void prefetch_tile(const uint8_t* tile, size_t bytes) {
@@ -151,9 +181,7 @@ inline void prefetch_tile(const uint8_t* tile, size_t bytes) {
 inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scratch, float* state) {
     const AttentionArgs& a = *c.args;
     const Scratch s(c, scratch);
-    float* acc = state + 2 * static_cast<size_t>(c.rows_per_block);
-    memset(acc, 0, static_cast<size_t>(u.n_rows) * c.dim_v * sizeof(float));
-    memset(s.l, 0, static_cast<size_t>(u.n_rows) * Simd::kFloats * sizeof(float));
+    float* acc = clear_state(c, s, u.n_rows, state);
     for (int r = 0; r < u.n_rows; ++r) load_row(c, u, s, r);
 
     const Lut k_lut = c.k->i8 ? load_lut(*c.k, Simd::kPanelBias) : Lut{}, v_lut = c.v->i8 ? load_lut(*c.v, 0) : Lut{};
@@ -161,7 +189,7 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
     TileScales scales;
     for (int i = u.tile_begin; i < u.tile_end; ++i) {
         const int cell = i * kTileKeys, n_cells = a.n_kv - cell < kTileKeys ? a.n_kv - cell : kTileKeys;
-        if (tile_masked(s, u.n_rows, cell, n_cells)) continue;
+        if (tile_masked(a, s, u.n_rows, i, n_cells)) continue;
         const uint8_t* k_tile = u.k_tiles + i * a.k.tile_stride;
         const uint8_t* v_tile = u.v_tiles + i * a.v.tile_stride;
         if (i + 1 < u.tile_end) prefetch_tile(k_tile + a.k.tile_stride, k_bytes);
@@ -170,23 +198,28 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
         scores(c, s, k_lut, k_tile, u.n_rows);
         if (a.term.n_freq) score_terms(s.term, a.term, cell, n_cells, u.n_rows, u.term_panels_built);
         if (i + 1 < u.tile_end && !a.v_is_k) prefetch_tile(v_tile + a.v.tile_stride, v_bytes);
-        softmax(c, s, scales, u.n_rows, cell, n_cells);
+        softmax(c, s, scales, u.n_rows, i, n_cells);
         accumulate(c, s, v_lut, v_tile, u.n_rows, acc);
     }
-    for (int r = 0; r < u.n_rows; ++r) {
-        state[r] = s.rows[r].m;
-        state[c.rows_per_block + r] = Simd::reduce_add(Simd::load(s.l + r * Simd::kFloats));
-    }
+    save_state(c, s, u.n_rows, state);
+    if (u.exact_state) attend_exact(c, u, s, u.exact_state);
 }
 
 // Rows first..last-1 of a unit: merges the chunks' states (the usual log-sum-exp weights), takes in the sink, un-rotates.
 inline void finish(const AttentionCall& c, const AttentionUnit& u, const float* states, int n_chunks, int first, int last) {
     const AttentionArgs& a = *c.args;
-    alignas(64) float y[576];
+    alignas(64) float y[kMaxDim];
+    const auto acc_of = [&](const float* state, int r) {
+        return state + 2 * static_cast<size_t>(c.rows_per_block) + static_cast<size_t>(r) * c.dim_v;
+    };
+    const auto add = [&](const float* acc, float weight) {
+        for (int j = 0; j < c.dim_v; j += Simd::kFloats)
+            Simd::store(y + j, Simd::fma(Simd::splat(weight), Simd::load(acc + j), Simd::load(y + j)));
+    };
     for (int r = first; r < last; ++r) {
         const auto [t, h] = place(c, u.kv_head, u.row_begin + r);
-        const float sink = a.sinks ? a.sinks[h] * kLog2e : kMinusInfinity;
-        float m = sink, l = 0;
+        const float sink = a.sinks ? a.sinks[h] * kLog2e : kMinusInfinity, exact = u.exact_state ? u.exact_state[r] : kMinusInfinity;
+        float m = exact > sink ? exact : sink, l = 0;
         for (int i = 0; i < n_chunks; ++i) {
             const float x = states[i * c.state_floats + r];
             m = x > m ? x : m;
@@ -196,12 +229,12 @@ inline void finish(const AttentionCall& c, const AttentionUnit& u, const float* 
             const float* state = states + i * c.state_floats;
             if (!(state[r] > kMinusInfinity)) continue;
             const float weight = exp2(state[r] - m);
-            const float* acc = state + 2 * static_cast<size_t>(c.rows_per_block) + static_cast<size_t>(r) * c.dim_v;
             l += weight * state[c.rows_per_block + r];
-            for (int j = 0; j < c.dim_v; j += Simd::kFloats)
-                Simd::store(y + j, Simd::fma(Simd::splat(weight), Simd::load(acc + j), Simd::load(y + j)));
+            add(acc_of(state, r), weight);
         }
         if (sink > kMinusInfinity) l += exp2(sink - m);
+        const float exact_weight = exact > kMinusInfinity ? exp2(exact - m) : 0;
+        if (exact_weight > 0) l += exact_weight * u.exact_state[c.rows_per_block + r];
         const float norm = l > 0 ? 1 / l : 0;
         if (a.lse) a.lse[t * a.n_head + h] = l > 0 ? (m + __builtin_log2f(l)) / kLog2e : kMinusInfinity;
         float* out = a.out + t * a.out_token_stride + h * a.out_head_stride;
@@ -209,6 +242,7 @@ inline void finish(const AttentionCall& c, const AttentionUnit& u, const float* 
             rotate(*c.v, y, y, norm, true);
         else
             for (int j = 0; j < c.dim_v; ++j) y[j] *= norm;
+        if (exact_weight > 0) add(acc_of(u.exact_state, r), exact_weight * norm);  // they were never rotated
         memcpy(out, y, a.v_dim_out * sizeof(float));
     }
 }

@@ -4,7 +4,7 @@
 namespace turboquant {
 namespace {
 
-constexpr int kMaxDim = 576;
+constexpr int kMaxDim = kMaxHeadDim;
 
 // Level on |t|: number of positive boundaries <= |t|, with the level's value.
 template <int half>

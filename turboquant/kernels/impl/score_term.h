@@ -22,22 +22,18 @@ struct TermScratch {
     float* panel_cos;  // [n_pad][32]
     float* panel_sin;
     float* even;   // [rows][32]: C_m
-    float* odd;    // [rows][32] + 1: S_m
+    float* odd;    // [rows][32]: S_m; a lane beyond the last row is read, and not used
     float* place;  // [2*n_pad]: the rotation by one position
     float* out;    // [rows][64]: e_j
 
-    TermScratch(const AttentionCall& c, uint8_t* scratch) : n_freq(c.args->term.n_freq), n_pad((n_freq + 15) / 16 * 16) {
-        const size_t rows = c.rows_per_block;
-        query = reinterpret_cast<float*>(scratch + c.term);
-        query_stride = rows * 2 * n_pad;
-        turned_a = query + c.args->term.n_terms * query_stride;
-        turned_b = turned_a + rows * n_pad;
-        panel_cos = turned_b + rows * n_pad;
-        panel_sin = panel_cos + n_pad * kHalfTile;
-        place = panel_sin + n_pad * kHalfTile;
-        out = place + 2 * n_pad;
-        even = out + rows * kTileKeys;
-        odd = even + rows * kHalfTile;  // a lane beyond the last row is read (and not used): see term_floats in attention_plan.cpp
+    TermScratch(const AttentionCall& c, uint8_t* scratch) : n_freq(c.args->term.n_freq), n_pad(c.term_at.n_pad) {
+        const TermLayout& t = c.term_at;
+        float* base = reinterpret_cast<float*>(scratch + c.term);
+        query = base + t.query, query_stride = t.query_stride;
+        turned_a = base + t.turned_a, turned_b = base + t.turned_b;
+        panel_cos = base + t.panel_cos, panel_sin = base + t.panel_sin;
+        place = base + t.place, out = base + t.out;
+        even = base + t.even, odd = base + t.odd;
     }
 };
 
@@ -57,15 +53,16 @@ inline float term_dot(const TermScratch& s, const float* a, const float* b) {
 
 // Row r of a digit of the table.
 inline const float* turn_of(const TermScratch& s, const float* turns, int digit, int r) {
-    return turns + static_cast<size_t>(digit * 64 + r) * 2 * s.n_pad;
+    return turns + static_cast<size_t>(digit * kTurnRadix + r) * 2 * s.n_pad;
 }
 
 // The rotation by a position: the product over its digits.
 inline void find_place(const TermScratch& s, const float* turns, int32_t pos) {
-    const float* by[4];
+    const float* by[kTurnDigits];
     int n = 0;
-    for (int digit = 0; digit < 4; ++digit)
-        if (const int r = pos >> 6 * digit & 63; r || digit == 0) by[n++] = turn_of(s, turns, digit, r);
+    uint32_t rest = static_cast<uint32_t>(pos);
+    for (int digit = 0; digit < kTurnDigits; ++digit, rest /= kTurnRadix)
+        if (const int r = static_cast<int>(rest % kTurnRadix); r || digit == 0) by[n++] = turn_of(s, turns, digit, r);
     for (int i = 0; i < s.n_pad; i += Simd::kFloats) {
         Simd::F c = Simd::load(by[0] + i), w = Simd::load(by[0] + s.n_pad + i);
         for (int k = 1; k < n; ++k) {

@@ -14,6 +14,7 @@ struct Row {
     float slope;           // of the mask
     float m;               // running maximum
     const uint16_t* mask;  // at cell 0; null: all visible
+    int mask_row;          // token * mask_heads + mask head: of patches and of exact rows' masks
 };
 
 struct TileScales {

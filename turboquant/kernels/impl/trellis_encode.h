@@ -4,7 +4,7 @@
 namespace turboquant {
 namespace {
 
-constexpr int kStates = 1 << kTrellisMemory, kTrellisMaxDim = 576;
+constexpr int kStates = 1 << kTrellisMemory, kTrellisMaxDim = kMaxHeadDim;
 
 // What the search knows of one vector.
 struct TrellisVector {

@@ -12,7 +12,7 @@ typedef uint64_t Words __attribute__((vector_size(Simd::kBytes)));
 
 // The planes of a whole tile in the panel's order, 4 words a unit.
 struct TrellisPlanes {
-    static constexpr int kMax = 576;
+    static constexpr int kMax = kMaxHeadDim;
     alignas(64) uint64_t z[2][kMax];  // z0, z1
 
     // Of a key tile: the dim before is one bit lower in its group of 4, or at the group's top in the unit before.

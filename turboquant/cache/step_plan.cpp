@@ -1,0 +1,183 @@
+#include "turboquant/cache/step_plan.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace turboquant {
+namespace {
+
+constexpr int kBlock = 2048;  // cells whose flags stay in the first-level cache while all rows of the mask pass
+
+/// seen[j] != 0: some query sees cell j.
+void find_visible(Executor& executor, const StepMask& m, std::vector<std::uint16_t>& seen) {
+    seen.assign(m.n_kv, m.mask ? 0 : 1);
+    if (!m.mask) return;
+    const int blocks = (m.n_kv + kBlock - 1) / kBlock;
+    const std::int64_t work = static_cast<std::int64_t>(m.n_kv) * m.n_tokens;
+    const int parts = work < 1 << 18 ? 1 : std::min(executor.n_threads(), blocks);
+    executor.run(parts, [&](int ith) {
+        for (int b = ith; b < blocks; b += parts) {
+            const int first = b * kBlock, n = std::min(kBlock, m.n_kv - first);
+            std::uint16_t* to = seen.data() + first;
+            for (int t = 0; t < m.n_tokens; t++) {
+                const std::uint16_t* row = m.mask + t * m.token_stride + first;
+                for (int j = 0; j < n; j++) to[j] = static_cast<std::uint16_t>(to[j] | (row[j] ^ kMaskHidden));
+            }
+        }
+    });
+}
+
+class OffsetList {
+  public:
+    explicit OffsetList(std::vector<int>& ids) : ids_(ids) { ids.clear(), std::fill(std::begin(index_), std::end(index_), -1); }
+    std::uint8_t of(int id) {
+        if (index_[id] < 0) index_[id] = static_cast<int>(ids_.size()), ids_.push_back(id);
+        return static_cast<std::uint8_t>(index_[id]);
+    }
+
+  private:
+    std::vector<int>& ids_;
+    int index_[CellPositions::kMaxOffsets];
+};
+
+/// A run of cells of one sequence that are all seen, which is the rule: at once, or false.
+bool plan_block(const std::int32_t* cells, const std::uint16_t* seen, int n, OffsetList& list, std::int32_t* pos, std::uint8_t* term) {
+    const int id = CellPositions::id_of(cells[0]);
+    std::uint32_t bad = 0;
+    for (int j = 0; j < n; j++)
+        bad |= static_cast<std::uint32_t>(seen[j] == 0) | static_cast<std::uint32_t>(cells[j] < 0) |
+               static_cast<std::uint32_t>(cells[j] / CellPositions::kMaxPosition != id);
+    if (bad) return false;
+    for (int j = 0; j < n; j++) pos[j] = cells[j] % CellPositions::kMaxPosition;
+    std::fill_n(term, n, list.of(id));
+    return true;
+}
+
+void plan_offsets(const StepMask& m, const CellPositions& cells, std::span<const std::uint16_t> seen, StepPlan& plan) {
+    const std::int32_t* packed = cells.packed().data() + m.stream * cells.n_cells();
+    plan.cell_pos.resize(m.n_kv);
+    plan.cell_term.resize(m.n_kv);
+    std::int32_t* pos = plan.cell_pos.data();
+    std::uint8_t* term = plan.cell_term.data();
+    OffsetList list(plan.ids);
+    for (int first = 0; first < m.n_kv; first += kTileKeys) {
+        const int end = std::min(first + kTileKeys, m.n_kv);
+        if (plan_block(packed + first, seen.data() + first, end - first, list, pos + first, term + first)) continue;
+        for (int j = first; j < end; j++) {
+            if (seen[j]) {
+                pos[j] = CellPositions::position_of(packed[j]);
+                term[j] = pos[j] >= 0 ? list.of(CellPositions::id_of(packed[j])) : 0;
+            } else {
+                // Hidden cells go on from their neighbours: successive positions and one term per tile are the fast case, and what a hidden
+                // cell held before must not choose between two ways to round.
+                term[j] = j ? term[j - 1] : 0;
+                pos[j] = j && pos[j - 1] >= 0 ? pos[j - 1] + 1 : -1;
+            }
+        }
+    }
+}
+
+struct Exact {
+    std::int32_t k, v;  // slots
+    std::int32_t cell, pos;
+};
+
+/// What some query may want of the rows that are kept, in order.
+std::vector<Exact> kept_rows(const StepMask& m, const CellPositions& cells, const ExactRows& k, const ExactRows* v) {
+    std::vector<Exact> rows;
+    const std::int64_t first = m.stream * cells.n_cells();
+    for (std::size_t s = 0; s < k.slots().size(); s++) {
+        const std::int64_t row = k.slots()[s];
+        if (row < first || row >= first + m.n_kv || cells.at(row) < 0) continue;
+        // Keys and values mostly have the same slots; a restored row may be exact on one side only.
+        auto at = static_cast<std::int32_t>(s);
+        if (v && (s >= v->slots().size() || v->slots()[s] != row)) at = v->find(row);
+        if (at >= 0) rows.push_back({static_cast<std::int32_t>(s), at, static_cast<std::int32_t>(row - first), cells.at(row)});
+    }
+    std::ranges::sort(rows, {}, [](const Exact& e) { return std::pair(e.pos, e.cell); });
+    return rows;
+}
+
+void plan_windows(Executor& executor, const StepMask& m, std::span<const Exact> rows, WindowSizes windows, StepPlan& plan) {
+    plan.k_slots.clear(), plan.v_slots.clear(), plan.tile_patch.clear();
+    if (rows.empty()) return;
+    const std::size_t n = rows.size();
+    const int n_tiles = (m.n_kv + kTileKeys - 1) / kTileKeys;
+    plan.tile_patch.assign(n_tiles, -1);
+    std::vector<int> tiles;  // patched ones
+    for (const Exact& e : rows) {
+        std::int16_t& patch = plan.tile_patch[e.cell / kTileKeys];
+        if (patch < 0) patch = static_cast<std::int16_t>(tiles.size()), tiles.push_back(e.cell / kTileKeys);
+        plan.k_slots.push_back(e.k), plan.v_slots.push_back(e.v);
+    }
+    plan.exact_mask.resize(static_cast<std::size_t>(m.n_tokens) * m.heads * n);
+    plan.patches.resize(tiles.size() * m.n_tokens * m.heads * kTileKeys);
+    const int parts = m.n_tokens < 16 ? 1 : executor.n_threads();
+    executor.run(parts, [&](int ith) {
+        for (int t = ith; t < m.n_tokens; t += parts) {
+            const auto mask_of = [&](int h) { return m.mask + t * m.token_stride + h * m.head_stride; };
+            std::int32_t own = -1;  // the query's position: its own cell is the last that it sees, and was just written
+            for (const Exact& e : rows)
+                if (!m.mask || mask_of(0)[e.cell] != kMaskHidden) own = std::max(own, e.pos);
+            for (int h = 0; h < m.heads; h++) {
+                const std::uint16_t *mask = m.mask ? mask_of(h) : nullptr, *seen = m.mask ? mask_of(0) : nullptr;
+                const auto patch = [&](int number) {
+                    return plan.patches.data() + ((static_cast<std::size_t>(number) * m.n_tokens + t) * m.heads + h) * kTileKeys;
+                };
+                for (std::size_t i = 0; i < tiles.size(); i++) {
+                    const int first = tiles[i] * kTileKeys, cells = std::min(kTileKeys, m.n_kv - first);
+                    std::uint16_t* to = patch(static_cast<int>(i));
+                    std::fill_n(to, kTileKeys, kMaskHidden);
+                    if (mask)
+                        std::copy_n(mask + first, cells, to);
+                    else
+                        std::fill_n(to, cells, std::uint16_t{0});
+                }
+                std::uint16_t* exact = plan.exact_mask.data() + (static_cast<std::size_t>(t) * m.heads + h) * n;
+                for (std::size_t i = 0; i < n; i++) {
+                    const Exact& e = rows[i];
+                    exact[i] = kMaskHidden;
+                    if ((seen && seen[e.cell] == kMaskHidden) || (e.pos >= windows.sink && e.pos <= own - windows.recent)) continue;
+                    exact[i] = std::exchange(patch(plan.tile_patch[e.cell / kTileKeys])[e.cell % kTileKeys], kMaskHidden);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void StepPlan::set_exact(AttentionArgs& a) const {
+    if (k_slots.empty()) return;
+    a.patch = {tile_patch.data(), patches.data()};
+    a.exact.n = static_cast<int>(k_slots.size());
+    a.exact.k_slots = k_slots.data(), a.exact.v_slots = v_slots.data();
+    a.exact.mask = exact_mask.data();
+}
+
+const StepPlan& StepPlans::find(Executor& executor, const StepMask& m, const CellPositions& cells, const ExactRows* k, const ExactRows* v,
+                                bool with_offsets) {
+    const std::span<const std::int64_t> k_rows = k ? k->slots() : std::span<const std::int64_t>(),
+                                        v_rows = v ? v->slots() : std::span<const std::int64_t>();
+    const WindowSizes windows = k ? k->windows() : WindowSizes{0, 0};
+    for (std::size_t i = 0; i < n_valid_; i++) {
+        const Entry& e = entries_[i];
+        if (e.mask == m && e.cells == &cells && e.version == cells.version() && e.with_offsets >= with_offsets &&
+            e.with_windows == (k != nullptr) && e.windows == windows && std::ranges::equal(e.k_rows, k_rows) &&
+            std::ranges::equal(e.v_rows, v_rows))
+            return e.plan;
+    }
+    if (n_valid_ == entries_.size()) entries_.emplace_back();
+    Entry& e = entries_[n_valid_++];
+    e.mask = m, e.cells = &cells, e.version = cells.version(), e.with_offsets = with_offsets, e.with_windows = k != nullptr;
+    e.windows = windows;
+    e.k_rows.assign(k_rows.begin(), k_rows.end()), e.v_rows.assign(v_rows.begin(), v_rows.end());
+    if (with_offsets) {
+        find_visible(executor, m, seen_);
+        plan_offsets(m, cells, seen_, e.plan);
+    }
+    plan_windows(executor, m, k ? kept_rows(m, cells, *k, v) : std::vector<Exact>(), windows, e.plan);
+    return e.plan;
+}
+
+}  // namespace turboquant

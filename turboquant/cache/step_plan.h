@@ -1,0 +1,70 @@
+// What attention over one stream of a cache needs to know that depends on mask and positions alone: which offsets are visible, which rows
+// are exact for which query, and the mask of either part. All layers of a cache share it, so it is made once per graph (StepPlans).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "turboquant/attention/attention.h"
+#include "turboquant/cache/exact_rows.h"
+#include "turboquant/cache/positions.h"
+#include "turboquant/kernels/executor.h"
+
+namespace turboquant {
+
+/// The mask of one call over one stream, and what it says, by AttentionArgs' conventions.
+struct StepMask {
+    const void* id = nullptr;  ///< StreamQuery::mask_id
+    const std::uint16_t* mask = nullptr;
+    std::size_t token_stride = 0, head_stride = 0;
+    int heads = 1, n_tokens = 0, n_kv = 0;
+    std::int64_t stream = 0;
+
+    friend bool operator==(const StepMask&, const StepMask&) = default;
+};
+
+struct StepPlan {
+    /// Offset ids of the cells that some query sees (ScoreTerm). Cells of ended sequences keep their ids until they are overwritten, so
+    /// only the mask tells.
+    std::vector<int> ids;
+    std::vector<std::int32_t> cell_pos;   ///< [n_kv]: ScoreTerm::cell_pos
+    std::vector<std::uint8_t> cell_term;  ///< [n_kv]: index into ids
+
+    /// Exact rows that some query wants, in the order of their positions: what slots they lie in must not decide in what order is summed.
+    std::vector<std::int32_t> k_slots, v_slots;
+    std::vector<std::uint16_t> exact_mask;  ///< [n_tokens][heads][rows]: ExactRowsView::mask
+    std::vector<std::int16_t> tile_patch;   ///< MaskPatch::tile, empty if no row is exact
+    std::vector<std::uint16_t> patches;     ///< MaskPatch::halves: exact cells hidden
+
+    /// Sets patch and exact of a call (but for the queries), if any row is exact.
+    void set_exact(AttentionArgs& a) const;
+};
+
+/// Plans of the graph that runs, by cache and mask. Kept from graph to graph for their memory only.
+class StepPlans {
+  public:
+    /// Masks and positions may be other ones from now on.
+    void begin_graph() { n_valid_ = 0; }
+
+    /// The plan of a call over a stream. `k`, `v`: exact rows of keys and values, or null (v also if the values are the keys); layers whose
+    /// rows lie in the same slots share a plan. `with_offsets`: ids and cells are wanted. Valid until the next call of a method.
+    const StepPlan& find(Executor& executor, const StepMask& m, const CellPositions& cells, const ExactRows* k, const ExactRows* v,
+                         bool with_offsets);
+
+  private:
+    struct Entry {
+        StepMask mask;
+        const CellPositions* cells = nullptr;
+        std::uint64_t version = 0;  ///< of the cells
+        bool with_offsets = false, with_windows = false;
+        WindowSizes windows;
+        std::vector<std::int64_t> k_rows, v_rows;  ///< by slot
+        StepPlan plan;
+    };
+    std::vector<Entry> entries_;
+    std::size_t n_valid_ = 0;
+    std::vector<std::uint16_t> seen_;
+};
+
+}  // namespace turboquant

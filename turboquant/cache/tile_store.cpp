@@ -1,0 +1,58 @@
+#include "turboquant/cache/tile_store.h"
+
+#include <algorithm>
+
+namespace turboquant {
+
+StoreRows round_rows(Side side, std::size_t n_embd, StoreRows batch, std::vector<std::uint8_t>& memory) {
+    if (std::ranges::find(batch.rounded, 1) == batch.rounded.end()) return batch;
+    memory.resize(std::max(memory.size(), batch.rows.size() * n_embd * sizeof(float)));
+    auto* out = reinterpret_cast<float*>(memory.data());
+    for (std::size_t i = 0; i < batch.rows.size(); i++) {
+        std::copy_n(batch.x + i * batch.stride, n_embd, out + i * n_embd);
+        if (batch.rounded[i]) round_row(side, {out + i * n_embd, n_embd});
+    }
+    batch.x = out, batch.stride = n_embd, batch.rounded = {};
+    return batch;
+}
+
+void TileStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
+    const std::size_t d = layout_.head_dim();
+    std::vector<float> table(rope.n_dims), x(layout_.n_embd());
+    for (std::int64_t row = 0; row < static_cast<std::int64_t>(shift.size()); row++) {
+        if (shift[row] == 0) continue;
+        rope_table(rope, static_cast<float>(shift[row]), table);
+        read(row, 1, x.data());
+        for (std::size_t at = 0; at < x.size(); at += d) rope_apply(rope, table, std::span(x).subspan(at, d));
+        write(ctx, {x.data(), x.size(), {&row, 1}, {}, {}}, nullptr);
+    }
+}
+
+std::uint16_t* TileStore::exact_row(std::int32_t slot) {
+    const std::size_t at = static_cast<std::size_t>(slot) * layout_.n_embd();
+    if (exact_.size() < at + layout_.n_embd()) exact_.resize(at + layout_.n_embd());
+    return exact_.data() + at;
+}
+
+void TileStore::exact_out(std::int32_t slot, std::uint16_t* row) const {
+    std::copy_n(exact_.begin() + static_cast<std::ptrdiff_t>(slot * layout_.n_embd()), layout_.n_embd(), row);
+}
+
+void TileStore::exact_in(std::int32_t slot, const std::uint16_t* row) { std::copy_n(row, layout_.n_embd(), exact_row(slot)); }
+
+void TileStore::move_exact(std::span<const SlotMove> moves, std::size_t n_slots) {
+    const std::size_t size = n_slots * layout_.n_embd();
+    if (exact_.size() < size) exact_.resize(size);
+    for (const SlotMove& m : moves) std::copy_n(exact_row(m.from), layout_.n_embd(), exact_row(m.to));
+    if (exact_.size() == size) return;
+    exact_.resize(size);
+    exact_.shrink_to_fit();
+}
+
+void TileStore::set_exact(const TileStore& values, ExactRowsView& e) const {
+    if (!e.n) return;
+    e.k = reinterpret_cast<const std::uint8_t*>(exact_.data()), e.k_stride = layout_.n_embd() * sizeof(std::uint16_t);
+    e.v = reinterpret_cast<const std::uint8_t*>(values.exact_.data()), e.v_stride = values.layout_.n_embd() * sizeof(std::uint16_t);
+}
+
+}  // namespace turboquant
