@@ -49,26 +49,25 @@ INSTANTIATE_TEST_SUITE_P(
                     Refused{"FullPrecision", kOn, GGML_TYPE_F32, GGML_TYPE_F32, {"f32", "-ctk"}}),
     [](const auto& test) { return std::string(test.param.name); });
 
-TEST(Refusals, AFailingRequestSaysTheSameEachTimeOfTheRightTensor) {
-    // A state that cannot be restored here: its keys were scaled.
+TEST(Refusals, AStateThatCannotComeBackIsSaidOnceOfTheRightTensor) {
+    // Its keys were scaled, those here are not: its rows are lost, and no later request fails of it or says it again.
     const std::vector<llama_token> text = text_tokens(demo("turbo8"), 120);
     const ContextPtr saved = make_context(demo(kScaled));
     feed(saved.get(), text);
     std::vector<uint8_t> state(llama_state_seq_get_size(saved.get(), 0));
     llama_state_seq_get_data(saved.get(), state.data(), state.size(), 0);
     const ContextPtr ctx = make_context(demo("turbo8"));
-    if (llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0) == 0) return;  // refused at once: nothing can fail later
-    std::vector<std::string> first;
-    for (int i = 0; i < 20; i++) {
-        errors();
-        ASSERT_NE(try_decode(ctx.get(), std::span(text).first(4), 120), 0);
-        const std::vector<std::string> said = errors();
-        ASSERT_EQ(said.size(), 1u);
-        if (i == 0) first = said;
-        EXPECT_EQ(said, first) << "the same words";
+    errors();
+    llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0);
+    std::vector<std::string> said = errors();
+    for (int i = 0; i < 3; i++) {
+        ASSERT_EQ(try_decode(ctx.get(), std::span(text).first(4), 120 + 4 * i), 0);
+        for (const std::string& line : errors()) said.push_back(line);
     }
-    EXPECT_NE(first[0].find("'cache_k_l0': the state was saved with a plan"), std::string::npos) << first[0];
-    EXPECT_EQ(first[0].find("cannot", first[0].find("cannot") + 1), std::string::npos) << "not one refusal inside of another: " << first[0];
+    ASSERT_EQ(said.size(), 1u) << testing::PrintToString(said);
+    EXPECT_NE(said[0].find("cache_k_l0"), std::string::npos) << said[0];
+    EXPECT_NE(said[0].find("the state was saved with a plan"), std::string::npos) << said[0];
+    EXPECT_EQ(said[0].find("cannot", said[0].find("cannot") + 1), std::string::npos) << "not one refusal inside of another: " << said[0];
 }
 
 }  // namespace
