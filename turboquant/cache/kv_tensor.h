@@ -87,6 +87,9 @@ class KvTensor {
     /// Decoded row in the model's space, offset included (n_embd values).
     void read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
 
+    /// Decoded rows first..first+n-1 as fp16, out[i*n_embd ..), exact where they are kept so.
+    void decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const CellPositions& cells, std::uint16_t* out) const;
+
     /// Saved form of a row (saved_row.h). Restoring it gives the same bytes: saved state is lossless. Rows of one state are saved in
     /// ascending order (SaveOrder).
     void save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const;

@@ -59,6 +59,24 @@ void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<
     if (offset_) offset_->give_back(cells.at(row) >= 0 ? cells.offset_id(row) : 0, x, cells.at(row));
 }
 
+void KvTensor::decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const CellPositions& cells, std::uint16_t* out) const {
+    const std::size_t n_embd = layout().n_embd();
+    const int parts = static_cast<int>(std::min<std::int64_t>(ctx.executor->n_threads(), n));
+    ctx.executor->run(parts, [&](int ith) {
+        std::vector<float> x(n_embd);
+        for (std::int64_t i = ith; i < n; i += parts) {
+            read_row(first + i, cells, x);
+            std::transform(x.begin(), x.end(), out + i * n_embd, to_half);
+        }
+    });
+    if (!exact_) return;
+    for (const std::int64_t row : exact_->slots()) {
+        if (row < first || row >= first + n) continue;
+        const auto x = exact_row(row);
+        std::transform(x->begin(), x->end(), out + (row - first) * n_embd, to_half);
+    }
+}
+
 void KvTensor::save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const {
     if (const KeptRow* kept = first_.find(row)) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());

@@ -21,6 +21,7 @@ void for_each_query(Executor& executor, const AttentionArgs& a, F&& f) {
 
 void LayerCache::set_tensor(const KvGeometry& g, StoreFactory store) {
     tensors_[index(g.side)] = std::make_unique<KvTensor>(g, std::move(store));
+    if (g.side == Side::key) rope_known_ = false;
 }
 
 void LayerCache::bind(Side side, int head_dim, const KeyTreatment& keys) {
@@ -135,6 +136,12 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
 void LayerCache::end_batch() {
     for (const auto& kv : tensors_)
         if (kv && kv->bound()) kv->end_batch(*cells_);
+}
+
+void LayerCache::decode(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, std::uint16_t* out) {
+    if (side == Side::key) finish_restore(ctx);
+    tensor(side).decode_rows(ctx, first, n, *cells_, out);
+    tensor(side).end_batch(*cells_);
 }
 
 void LayerCache::save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out) {

@@ -42,7 +42,7 @@ class LayerCache {
     explicit LayerCache(CellPositions& cells) : cells_(&cells) {}
     LayerCache(const LayerCache&) = delete;
 
-    /// Adds the keys or the values, or replaces them before anything was bound.
+    /// Adds the keys or the values, or replaces them before anything was written.
     void set_tensor(const KvGeometry& g, StoreFactory store);
     bool has(Side side) const { return tensors_[index(side)] != nullptr; }
     KvTensor& tensor(Side side) { return *tensors_[index(side)]; }
@@ -75,6 +75,10 @@ class LayerCache {
 
     /// Ends a batch that nothing attends over (attend() ends its own): rows that no later query can want exactly go.
     void end_batch();
+
+    /// Rows first..first+n-1 as fp16 in the model's space, exact where they are kept so: for operations that have no form for compressed
+    /// rows. out[i*n_embd ..). Takes the place of attend(): of this side, rows that no later query can want exactly go.
+    void decode(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, std::uint16_t* out);
 
     /// Bytes of the saved form of all rows (saved_row.h), 2*n_embd a row: `size` of them from `offset` on.
     void save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out);

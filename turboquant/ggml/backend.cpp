@@ -1,50 +1,123 @@
-// The backend (stream) of a device: walks the nodes that the scheduler gave us.
+// The backend (stream) of a device: the wrapped device computes the graph, but for the operations on compressed rows.
 #include <cstring>
 #include <exception>
+#include <new>
+#include <optional>
 
+#include "turboquant/ggml/decoded_sources.h"
+#include "turboquant/ggml/inner_device.h"
 #include "turboquant/ggml/ops.h"
-#include "turboquant/ggml/team.h"
 
 namespace turboquant::ggml {
 namespace {
 
 struct Backend {
     ggml_backend backend;
-    TeamExecutor team;
+    std::unique_ptr<InnerBackend> inner;
     OpContext ctx;
+    DecodedSources decoded;
+    std::vector<int> own;  ///< nodes of the run at hand that the wrapped device cannot compute
+    ggml_status failure = GGML_STATUS_SUCCESS;
+
+    /// Records why an operation failed; false.
+    bool fail(ggml_status status, const std::string& text) {
+        failure = status;
+        const_cast<Device*>(ctx.device)->refuse(text);
+        return false;
+    }
 };
 
 Backend& backend_of(ggml_backend_t b) { return *static_cast<Backend*>(b->context); }
 
+/// How a node has to do with compressed rows.
+enum class Access { none, own, reads, writes };
+
+Access access_of(const Ops& ops, const ggml_tensor* node) {
+    if (is_view_op(ops, node)) return Access::none;
+    if (kv_extra(node)) return node->op == ops.set_rows || node->op == ops.rope ? Access::own : Access::writes;
+    if (node->op == ops.flash_attn && (kv_extra(node->src[1]) || kv_extra(node->src[2]))) return Access::own;
+    for (const ggml_tensor* src : node->src)
+        if (src && kv_extra(src)) return Access::reads;
+    return Access::none;
+}
+
 std::string compute(OpContext& ctx, const ggml_tensor* node) {
     const Ops& ops = ctx.device->ops;
-    if (is_view_op(ops, node)) return {};
-    if (node->op == ops.set_rows && is_kv(node)) return compute_set_rows(ctx, node);
+    if (node->op == ops.set_rows) return compute_set_rows(ctx, node);
     if (node->op == ops.flash_attn) return compute_flash_attn(ctx, node);
-    if (node->op == ops.rope && is_kv(node)) return compute_rope_shift(ctx, node);
-    const std::string why = unservable(*ctx.device, node);
-    return why.empty() ? std::string(ggml_op_desc(node)) + " is no operation of a KV cache" : why;
+    return compute_rope_shift(ctx, node);
+}
+
+/// f() returns why it failed, or throws.
+template <class F>
+bool guarded(Backend& b, F&& f) {
+    try {
+        const std::string error = f();
+        return error.empty() || b.fail(GGML_STATUS_FAILED, error);
+    } catch (const std::bad_alloc&) {
+        return b.fail(GGML_STATUS_ALLOC_FAILED, "out of memory");
+    } catch (const std::exception& e) {
+        return b.fail(GGML_STATUS_FAILED, e.what());
+    }
+}
+
+ggml_status run(Backend& b, ggml_cgraph* graph, int first, int end) {
+    if (first == end) return GGML_STATUS_SUCCESS;
+    const ggml_status status = b.inner->compute(graph, first, end, b.own, [&b](const ggml_tensor* node, Executor& executor) {
+        b.ctx.cache.store.executor = &executor;
+        return guarded(b, [&] { return compute(b.ctx, node); });
+    });
+    b.own.clear();
+    return b.failure != GGML_STATUS_SUCCESS ? b.failure : status;
+}
+
+/// A node of a graph, exchanged as long as this lives.
+class Exchanged {
+  public:
+    Exchanged(ggml_tensor*& node, ggml_tensor* by) : node_(node), original_(node) { node = by; }
+    ~Exchanged() { node_ = original_; }
+    Exchanged(const Exchanged&) = delete;
+
+  private:
+    ggml_tensor*& node_;
+    ggml_tensor* original_;
+};
+
+ggml_status compute_graph(Backend& b, ggml_cgraph* graph) {
+    const int n = ggml_graph_n_nodes(graph);
+    ggml_tensor** nodes = ggml_graph_nodes(graph);
+    int first = 0;
+    std::optional<Exchanged> decoded;  // nodes[first], if it reads compressed rows
+    for (int i = 0; i <= n; i++) {
+        const Access access = i == n ? Access::none : access_of(b.ctx.device->ops, nodes[i]);
+        if (access == Access::own) b.own.push_back(i);
+        if (i < n && (access == Access::own || access == Access::none)) continue;
+        // All before it, then what it reads can be decoded.
+        const ggml_status status = run(b, graph, first, i);
+        decoded.reset();
+        first = i;
+        if (i == n || status != GGML_STATUS_SUCCESS) return status;
+        if (access == Access::writes) {
+            b.fail(GGML_STATUS_FAILED, unservable(*b.ctx.device, nodes[i]));
+            return GGML_STATUS_FAILED;
+        }
+        if (!guarded(b, [&] { return b.decoded.decode(b.ctx.cache.store, nodes[i]); })) return b.failure;
+        decoded.emplace(nodes[i], b.decoded.node());
+    }
+    return GGML_STATUS_SUCCESS;
 }
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     Backend& b = backend_of(backend);
     b.ctx.cache.plans.begin_graph();
-    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
-        std::string error;
-        try {
-            error = compute(b.ctx, ggml_graph_node(graph, i));
-        } catch (const std::bad_alloc&) {
-            const_cast<Device*>(b.ctx.device)->refuse("out of memory");
-            return GGML_STATUS_ALLOC_FAILED;
-        } catch (const std::exception& e) {
-            error = e.what();
-        }
-        if (!error.empty()) {
-            const_cast<Device*>(b.ctx.device)->refuse(error);
-            return GGML_STATUS_FAILED;
-        }
-    }
-    return GGML_STATUS_SUCCESS;
+    ggml_status status = GGML_STATUS_SUCCESS;
+    b.failure = GGML_STATUS_SUCCESS;
+    b.own.clear();
+    const auto all = [&] {
+        status = compute_graph(b, graph);
+        return std::string();
+    };
+    return guarded(b, all) ? status : b.failure;
 }
 
 ggml_guid_t guid() {
@@ -55,22 +128,33 @@ ggml_guid_t guid() {
 }  // namespace
 
 ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
-    auto* b = new Backend{};
-    b->ctx.device = &device_of(dev);
-    device_of(dev).begin_context();
-    b->ctx.cache.store.executor = &b->team;
-    b->backend.guid = guid();
-    b->backend.device = dev;
-    b->backend.context = b;
-    ggml_backend_i& i = b->backend.iface;
-    i.get_name = [](ggml_backend_t x) { return device_of(x->device).name.c_str(); };
-    i.free = [](ggml_backend_t x) { delete &backend_of(x); };
-    i.graph_compute = graph_compute;
-    return &b->backend;
+    Device& device = device_of(dev);
+    try {
+        auto b = std::make_unique<Backend>();
+        b->inner = device.inner().new_backend();
+        b->ctx.device = &device;
+        device.begin_context();
+        b->ctx.cache.store.executor = &b->inner->executor();
+        b->backend.guid = guid();
+        b->backend.device = dev;
+        b->backend.context = b.get();
+        ggml_backend_i& i = b->backend.iface;
+        i.get_name = [](ggml_backend_t x) { return device_of(x->device).name.c_str(); };
+        i.free = [](ggml_backend_t x) { delete &backend_of(x); };
+        i.graph_compute = graph_compute;
+        return &b.release()->backend;
+    } catch (const std::exception& e) {
+        device.refuse(e.what());
+        return nullptr;
+    }
 }
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
-    if (backend->iface.graph_compute == graph_compute) backend_of(backend).team.set_n_threads(n_threads);
+    if (backend->iface.graph_compute == graph_compute) backend_of(backend).inner->set_n_threads(n_threads);
+}
+
+void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data) {
+    if (backend->iface.graph_compute == graph_compute) backend_of(backend).inner->set_abort_callback(callback, data);
 }
 
 }  // namespace turboquant::ggml

@@ -2,14 +2,24 @@
 
 #include <stdexcept>
 
+#include "turboquant/cache/cpu/cpu_store.h"
+
 namespace turboquant::ggml {
 namespace {
 
-/// Rows are [head_dim, n_head, n_tokens] seen as [n_embd, n_tokens]: the shape before that view tells the head size.
+/// Rows are [head_dim, n_head, n_tokens] seen as [n_embd, n_tokens]. The tensor of that shape tells the head size: the nearest to the rows
+/// whose first dimension is less than a row, or else the nearest (one head). What it is a part of, such as a fused projection, has more
+/// values and tells nothing. 0: there is no such tensor.
 std::int64_t head_dim_of_rows(const Ops& ops, const ggml_tensor* rows) {
-    const ggml_tensor* t = rows;
-    while (is_reshaping(ops, t) && t->src[0] && t->ne[0] == rows->ne[0]) t = t->src[0];
-    return t->ne[0];
+    std::int64_t found = 0;
+    for (const ggml_tensor* t = rows; is_reshaping(ops, t) && t->src[0];) {
+        t = t->src[0];
+        if (ggml_nelements(t) != ggml_nelements(rows)) break;
+        if (t->ne[0] * t->ne[1] != rows->ne[0] || t->ne[2] != rows->ne[1]) continue;
+        if (t->ne[0] < rows->ne[0]) return t->ne[0];
+        if (!found) found = t->ne[0];
+    }
+    return found;
 }
 
 /// The ROPE op that made these keys, or null: no RoPE, or hidden behind another op.
@@ -26,6 +36,8 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     auto& buffer = *static_cast<KvBuffer*>(root(t)->buffer->context);
     buffer.settle(static_cast<int>(head_dim));
     if (!e->refused.empty() || (e->bound() && e->kv().head_dim() == head_dim)) return;
+    // Rows were shown in another shape than attention reads: that is the one that counts.
+    if (e->bound() && !e->written) e->layer->set_tensor(KvGeometry(e->kv().geometry()), cpu_store_in(e->memory));
     try {
         const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name));
         LayerCache::KeyTreatment keys{d.spec.offset, {}};
@@ -51,14 +63,15 @@ void bind_rope(const Device& d, const ggml_tensor* set_rows) {
 
 }  // namespace
 
-void bind_from_op(const Device& d, const ggml_tensor* op) {
+void bind_from_op(const Device& d, const ggml_tensor* op, bool computing) {
     if (op->op == d.ops.flash_attn) {
         bind_head(d, op->src[1], op->src[1]->ne[0]);
         // A model without V reads its values out of the keys (MLA): then the head size is that of the keys.
         if (root(op->src[2]) != root(op->src[1])) bind_head(d, op->src[2], op->src[2]->ne[0]);
-    } else if (op->op == d.ops.set_rows && is_kv(op) && op->ne[0] == root(op)->ne[0]) {
-        bind_head(d, op, head_dim_of_rows(d.ops, op->src[0]));
-        bind_rope(d, op);
+    } else if (const KvExtra* e = op->op == d.ops.set_rows ? kv_extra(op) : nullptr; e && op->ne[0] == root(op)->ne[0]) {
+        const std::int64_t rows = head_dim_of_rows(d.ops, op->src[0]), head_dim = rows ? rows : op->ne[0];
+        if (!e->bound() && (computing || head_dim_supported(static_cast<int>(head_dim)))) bind_head(d, op, head_dim);
+        if (e->bound()) bind_rope(d, op);
     }
 }
 

@@ -40,14 +40,6 @@ KvGeometry geometry_of(const Device& device, Side side, const ggml_tensor* t) {
     return g;
 }
 
-/// Hybrid models keep the state of their recurrent layers in the device's memory, too, and compute on it with operations that are not ours:
-/// such a buffer must be the CPU's, or the scheduler aborts. A buffer type is asked for the size of every tensor before the buffer; nothing
-/// else tells what will be in it.
-bool is_recurrent_state(const ggml_tensor* t) {
-    return std::string_view(t->name).starts_with("cache_r_") || std::string_view(t->name).starts_with("cache_s_");
-}
-thread_local bool sizes_recurrent_state = false;
-
 KvBuffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
 
 /// Outside of a graph there are no threads to run on but the caller's.
@@ -82,6 +74,7 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
         return;
     }
     SerialRun run;
+    e->written = true;
     const RestoreResult result = e->layer->restore(run.ctx, e->side, t->view_offs + offset, size, data);
     context_of(buffer).report_lost(t, result);
 }
@@ -131,20 +124,29 @@ ggml_backend_buffer_i buffer_interface() {
 
 }  // namespace
 
+bool is_layer_state(const ggml_tensor* t) {
+    const std::string_view name = t->name;
+    const std::size_t l = name.rfind("_l");
+    return l != name.npos && l > 0 && l + 2 < name.size() && name.find('.') == name.npos &&
+           name.find_first_not_of("0123456789", l + 2) == name.npos;
+}
+
 std::optional<Side> kv_side(const ggml_tensor* t) {
     const auto name = parse_kv_name(t->name);
     return name ? std::optional(name->side) : std::nullopt;
 }
+
+bool is_foreign_cache(const ggml_tensor* t) { return t && root(t)->buffer && root(t)->buffer->size > 0 && !is_ours(t) && kv_side(root(t)); }
 
 int kv_layer(const std::string& name) {
     const auto parsed = parse_kv_name(name);
     return parsed ? parsed->layer : -1;
 }
 
-KvExtra* kv_extra(const ggml_tensor* t) { return is_kv(t) ? static_cast<KvExtra*>(root(t)->extra) : nullptr; }
+// Nothing but a KV tensor has an extra in our buffers: no name to compare, since this is asked of every tensor of every graph.
+KvExtra* kv_extra(const ggml_tensor* t) { return root(t)->extra && is_ours(t) ? static_cast<KvExtra*>(root(t)->extra) : nullptr; }
 
 size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
-    sizes_recurrent_state = is_recurrent_state(t);
     const auto side = kv_side(t);
     if (!side || t->view_src || t->type != GGML_TYPE_F16) return ggml_nbytes(t);
     Device& device = device_of(buft);
@@ -167,7 +169,6 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
         device.refuse(why);
         return nullptr;
     }
-    if (std::exchange(sizes_recurrent_state, false)) return ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     try {
         return ggml_backend_buffer_init(buft, buffer_interface(), new KvBuffer(device, size), size);
     } catch (const std::bad_alloc&) {
@@ -190,8 +191,13 @@ KvBuffer::~KvBuffer() {
 }
 
 bool KvBuffer::init_tensor(ggml_tensor* t) {
+    if (t->view_src || !is_layer_state(t)) return true;
     const auto side = kv_side(t);
-    if (!side || t->view_src) return true;
+    if (!side) {
+        const std::string_view name = t->name;
+        plain_[std::string(name.substr(0, name.rfind("_l")))] += ggml_nbytes(t);
+        return true;
+    }
     if (t->type != GGML_TYPE_F16) {
         device_.refuse(std::string("'") + t->name + "' is asked for as " + ggml_type_name(t->type) +
                        ": leave -ctk and -ctv at f16, the device sets the format; or take llama.cpp's own " + ggml_type_name(t->type) +
@@ -292,7 +298,17 @@ void KvBuffer::choose_formats(int head_dim) {
                         "; `turboquant plan` measures the model and does better");
 }
 
+void KvBuffer::log_plain() {
+    std::string text;
+    size_t bytes = 0;
+    for (const auto& [name, n] : plain_) text += (text.empty() ? "" : ", ") + name, bytes += n;
+    char size[32];
+    std::snprintf(size, sizeof size, " (%.2f MiB)", static_cast<double>(bytes) / (1 << 20));
+    log_info(device_.name + ": state of layers that is no KV cache is not compressed: " + text + size);
+}
+
 void KvBuffer::clear() {
+    if (!plain_.empty() && !std::exchange(plain_told_, true)) log_plain();  // llama.cpp clears a new cache
     // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
     if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
     for (const auto& c : cells_) c->clear();

@@ -19,6 +19,7 @@ struct KvExtra {
     LayerCache* layer = nullptr;
     Side side = Side::key;
     std::uint8_t* memory = nullptr;  ///< of the tensor
+    bool written = false;            ///< rows were written: the head size stays
     std::string refused{};           ///< why it cannot be served (head size, plan); every op on it fails
 
     KvTensor& kv() const { return layer->tensor(side); }
@@ -29,15 +30,22 @@ struct KvExtra {
 inline constexpr const char* kPlanRemedy =
     "; if this is the cache of a draft model, give that a device of its own (-devd turbo4, or -devd none)";
 
-/// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7", with or without a tag before the letter), nullopt for any other tensor.
+/// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7"), nullopt for any other tensor. Caches beside that of keys and values
+/// ("cache_idx_k_l7") are none: what is done with their rows is a model's own.
 std::optional<Side> kv_side(const ggml_tensor* t);
+/// True for any tensor that a context keeps for a layer, by its name ("..._l7"): KV tensors, recurrent state, what comes with sparse
+/// attention. Those that are no KV tensors stay as they are.
+bool is_layer_state(const ggml_tensor* t);
+/// True for a KV tensor, or a view of one, that lies in another backend's memory.
+bool is_foreign_cache(const ggml_tensor* t);
 /// Layer number of a KV tensor by its name.
 int kv_layer(const std::string& name);
 /// The extra of the tensor under t, or null (not a KV tensor, or not allocated: llama.cpp measures with dummy buffers).
 KvExtra* kv_extra(const ggml_tensor* t);
 
-/// Learns head sizes and RoPE from an attention or row-writing op. A size that cannot be served marks the tensor refused.
-void bind_from_op(const Device& d, const ggml_tensor* op);
+/// Learns head sizes and RoPE from an attention or row-writing op. Attention has the last word on the head size, until rows are written
+/// (`computing`). A size that cannot be served marks the tensor refused.
+void bind_from_op(const Device& d, const ggml_tensor* op, bool computing = false);
 
 /// Context of one ggml buffer.
 class KvBuffer {
@@ -61,6 +69,8 @@ class KvBuffer {
     void report_lost(const ggml_tensor* t, RestoreResult why);
     void begin_batch() { reported_.clear(); }
     void clear();
+    /// Whether this is a cache, or other state of layers: not a buffer of intermediate results.
+    bool has_state() const { return !tensors_.empty() || !plain_.empty(); }
     void add_stats(turboquant_kv_stats& s, double& values) const;
 
   private:
@@ -71,11 +81,14 @@ class KvBuffer {
     std::vector<std::string> names_;                             ///< of tensors_
     std::vector<std::unique_ptr<CellPositions>> cells_;          ///< of each shape of cache
     std::map<std::string, std::unique_ptr<LayerCache>> layers_;  ///< by the name of their keys
+    std::map<std::string, size_t> plain_;                        ///< bytes of the layers' other state, by its name without the layer
+    bool plain_told_ = false;
     bool settled_ = false, announced_ = false;
     std::set<RestoreResult> reported_;
 
     CellPositions& cells_for(const KvGeometry& g);
     void choose_formats(int head_dim);
+    void log_plain();
 };
 
 }  // namespace turboquant::ggml

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "turboquant/ggml/buffer.h"
+#include "turboquant/ggml/cpu_device.h"
 #include "turboquant/ggml/host_memory.h"
 #include "turboquant/ggml/ops.h"
 
@@ -33,25 +34,43 @@ void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
     props->caps.mmap_support = true;
 }
 
-/// Everything that touches a KV tensor is claimed, also what cannot be computed: a "no" here would make the scheduler abort the process, or
-/// copy compressed bytes to another backend as if they were f16. Such a graph gets no memory, and fails in graph_compute if it has some
-/// already.
+/// llama.cpp asks whether weights can lie in our memory with a tensor in an empty buffer of our type. It also has empty buffers for caches
+/// that it only measures (--fit); those are named by their layer.
+bool asks_for_weight(const ggml_tensor* t) { return t->buffer->size == 0 && !is_layer_state(t); }
+
+/// Weights stay in the CPU's buffers: mapped files and repacked weights need them, and all of their operations are taken here anyway. KV
+/// tensors of layers that are not on this device are attended to by the CPU, as llama.cpp expects of such a layer (it turns flash attention
+/// off if attention is computed elsewhere).
+/// Everything that touches compressed rows is claimed, also what cannot be computed: a "no" here would make the scheduler abort the
+/// process, or copy compressed bytes to another backend as if they were f16. Such a graph gets no memory, and fails in graph_compute if it
+/// has some already.
 bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
-    const Device& d = device_of(dev);
+    Device& d = device_of(dev);
     if (is_view_op(d.ops, op)) return true;
-    if (is_kv(op) || std::ranges::any_of(op->src, [](const ggml_tensor* src) { return src && is_kv(src); })) {
+    bool compressed = is_kv(op);
+    if (is_ours(op) && root(op)->buffer->buft != &d.buft) return false;
+    for (const ggml_tensor* src : op->src) {
+        if (!src || !is_ours(src)) continue;
+        if (root(src)->buffer->buft != &d.buft) return false;
+        compressed |= is_kv(src);
+        if (asks_for_weight(root(src))) {
+            d.has_layers = true;
+            return false;
+        }
+    }
+    if (compressed) {
         bind_from_op(d, op);
         note_unservable(unservable(d, op));
         return true;
     }
-    if (op->op == d.ops.set_rows && kv_side(root(op)) && root(op)->buffer && root(op)->buffer->size > 0)
-        const_cast<Device&>(d).see_foreign_cache(root(op));
-    return false;
+    if (op->op == d.ops.set_rows && is_foreign_cache(op)) d.see_foreign_cache(root(op));
+    if (op->op == d.ops.flash_attn && (is_foreign_cache(op->src[1]) || is_foreign_cache(op->src[2]))) return false;
+    return d.takes_all() && d.inner().supports_op(op);
 }
 
-/// Host buffers are accepted as inputs, so that q, the mask and new keys and values are not copied.
 bool supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
-    return buft == &device_of(dev).buft || ggml_backend_buft_is_host(buft);
+    const Device& d = device_of(dev);
+    return buft == &d.buft || d.inner().supports_buft(buft);
 }
 
 ggml_backend_device_i device_interface() {
@@ -78,8 +97,6 @@ ggml_backend_buffer_type_i buft_interface() {
     i.is_host = [](ggml_backend_buffer_type_t) { return false; };
     return i;
 }
-
-bool is_device_buft(ggml_backend_buffer_type_t buft) { return buft && buft->iface.alloc_buffer == alloc_buffer; }
 
 }  // namespace
 
@@ -164,9 +181,19 @@ turboquant_kv_stats Device::stats() const {
     return s;
 }
 
-bool is_kv(const ggml_tensor* t) {
-    const ggml_tensor* r = root(t);
-    return r->buffer && is_device_buft(r->buffer->buft) && kv_side(r).has_value();
+const InnerDevice& Device::inner() const { return cpu_device(ops); }
+
+bool Device::takes_all() const {
+    if (has_layers) return true;
+    const std::scoped_lock lock(mutex_);
+    return std::ranges::any_of(buffers_, [](const KvBuffer* b) { return b->has_state(); });
 }
+
+bool is_ours(const ggml_tensor* t) {
+    const ggml_backend_buffer* buffer = root(t)->buffer;
+    return buffer && buffer->buft && buffer->buft->iface.alloc_buffer == alloc_buffer;
+}
+
+bool is_kv(const ggml_tensor* t) { return is_ours(t) && kv_side(root(t)).has_value(); }
 
 }  // namespace turboquant::ggml

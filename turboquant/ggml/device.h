@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "turboquant/ggml/host.h"
+#include "turboquant/ggml/inner_device.h"
 #include "turboquant/ggml/placement.h"
 #include "turboquant/ggml/plugin.h"
 #include "turboquant/planner/plan.h"
@@ -38,6 +39,14 @@ struct Device {
     std::atomic<bool> fitting = false;  ///< llama.cpp's --fit has asked for the size of a cache that it will not allocate
     ggml_backend_device device;
     ggml_backend_buffer_type buft;
+    /// llama.cpp has asked for weights in our memory: a model has layers on this device. Until then, and as long as there is no cache
+    /// either, the device takes no operation, so that a context without layers here runs as if the device were not there (-ngl 0).
+    std::atomic<bool> has_layers = false;
+
+    /// The wrapped device. Throws std::runtime_error.
+    const InnerDevice& inner() const;
+    /// Whether operations that have nothing to do with a cache are taken, too.
+    bool takes_all() const;
 
     /// Records and logs a refusal; returns the text kept.
     void refuse(const std::string& text);
@@ -68,15 +77,18 @@ std::string take_unservable();
 inline Device& device_of(ggml_backend_dev_t dev) { return *static_cast<Device*>(dev->context); }
 inline Device& device_of(ggml_backend_buffer_type_t buft) { return *static_cast<Device*>(buft->context); }
 
-/// True for a tensor or view whose memory is a KV tensor on one of our devices.
+/// True for a tensor or view whose memory is of one of our devices.
+bool is_ours(const ggml_tensor* t);
+/// True if it is a KV tensor, compressed.
 bool is_kv(const ggml_tensor* t);
 /// The tensor that a view looks into, or the tensor itself.
 inline const ggml_tensor* root(const ggml_tensor* t) { return t->view_src ? t->view_src : t; }
 
 // Implemented in their own files.
-ggml_backend_t init_backend(ggml_backend_dev_t dev, const char* params);           // backend.cpp
-void set_n_threads(ggml_backend_t backend, int n_threads);                         // backend.cpp
-ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);  // buffer.cpp
-size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t);          // buffer.cpp
+ggml_backend_t init_backend(ggml_backend_dev_t dev, const char* params);                    // backend.cpp
+void set_n_threads(ggml_backend_t backend, int n_threads);                                  // backend.cpp
+void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data);  // backend.cpp
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);           // buffer.cpp
+size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t);                   // buffer.cpp
 
 }  // namespace turboquant::ggml

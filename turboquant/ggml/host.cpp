@@ -23,14 +23,15 @@ bool parse_version(const char* text, Version& v) {
 
 Ops resolve_ops() {
     Ops ops{};
-    const std::array<std::pair<std::string_view, ggml_op*>, 8> wanted = {{{"NONE", &ops.none},
+    const std::array<std::pair<std::string_view, ggml_op*>, 9> wanted = {{{"NONE", &ops.none},
                                                                           {"VIEW", &ops.view},
                                                                           {"RESHAPE", &ops.reshape},
                                                                           {"PERMUTE", &ops.permute},
                                                                           {"TRANSPOSE", &ops.transpose},
                                                                           {"SET_ROWS", &ops.set_rows},
                                                                           {"FLASH_ATTN_EXT", &ops.flash_attn},
-                                                                          {"ROPE", &ops.rope}}};
+                                                                          {"ROPE", &ops.rope},
+                                                                          {"CUSTOM", &ops.custom}}};
     // ggml_op_name has no bounds check: stop at the last name wanted, which every version in the checked range has.
     std::size_t found = 0;
     for (int i = 0; found < wanted.size(); i++) {

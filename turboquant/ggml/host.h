@@ -10,7 +10,7 @@ namespace turboquant::ggml {
 /// Ops we handle, by the loading ggml's own numbering: enum ggml_op shifts between versions, so the header's numbers must not be used
 /// (a prototype compiled with them loaded in another version and silently computed garbage).
 struct Ops {
-    ggml_op none, view, reshape, permute, transpose, set_rows, flash_attn, rope;
+    ggml_op none, view, reshape, permute, transpose, set_rows, flash_attn, rope, custom;
 };
 
 /// Resolves every op by ggml_op_name. Throws std::runtime_error if one is missing.

@@ -32,20 +32,18 @@ void report_lost(const ggml_tensor* t) { buffer_of(t).report_lost(t, kv_extra(t)
 
 std::string unservable(const Device& d, const ggml_tensor* op) {
     if (is_view_op(d.ops, op)) return {};
-    for (const ggml_tensor* t : {op, static_cast<const ggml_tensor*>(op->src[0]), static_cast<const ggml_tensor*>(op->src[1]),
-                                 static_cast<const ggml_tensor*>(op->src[2])})
-        if (const KvExtra* e = t ? kv_extra(t) : nullptr; e && !e->refused.empty()) return problem_of(t);
+    const auto refused = [](const ggml_tensor* t) {
+        const KvExtra* e = t ? kv_extra(t) : nullptr;
+        return e && !e->refused.empty();
+    };
+    if (refused(op)) return problem_of(op);
+    if (const auto src = std::ranges::find_if(op->src, refused); src != std::end(op->src)) return problem_of(*src);
     const KvExtra* written = kv_extra(op);
     if (op->op == d.ops.set_rows && written)
         return op->ne[0] == written->kv().geometry().n_embd ? std::string() : std::string(kNeedsFlashAttention);
-    if (op->op == d.ops.flash_attn || (op->op == d.ops.rope && written)) return {};
-    for (const ggml_tensor* src : op->src)
-        if (src && kv_extra(src))
-            return std::string("this model reads its KV cache with ") + ggml_op_desc(op) +
-                   ", which a compressed cache cannot serve. If flash attention is off, run with -fa on (flash_attn=True in Python); else "
-                   "run this model without a "
-                   "turboquant device";
-    return {};
+    if (!written || op->op == d.ops.rope) return {};  // what only reads gets decoded rows
+    return std::string("this model writes its KV cache with ") + ggml_op_desc(op) +
+           ", which a compressed cache cannot do; run it without a turboquant device";
 }
 
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
@@ -55,9 +53,10 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     const KvGeometry& g = e->kv().geometry();
     if (op->ne[0] != g.n_embd) return std::string(kNeedsFlashAttention);
     if (x->type != GGML_TYPE_F32 || x->ne[2] * x->ne[3] != 1) return "rows for " + name_of(op) + " are not a plain f32 matrix";
-    bind_from_op(*ctx.device, op);
+    bind_from_op(*ctx.device, op, true);
     if (!e->refused.empty()) return "cannot write " + problem_of(op);
 
+    e->written = true;
     const std::int64_t n = x->ne[1];
     const std::int64_t n_rows = g.n_cells * g.n_streams;
     ctx.rows.resize(n);

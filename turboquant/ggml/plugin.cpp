@@ -61,6 +61,7 @@ const char* device_last_error(ggml_backend_dev_t dev) {
 void* get_proc_address(ggml_backend_reg_t, const char* name) {
     const auto is = [name](const char* n) { return std::strcmp(name, n) == 0; };
     if (is("ggml_backend_set_n_threads")) return reinterpret_cast<void*>(&set_n_threads);
+    if (is("ggml_backend_set_abort_callback")) return reinterpret_cast<void*>(&set_abort_callback);
     if (is("turboquant_device")) return reinterpret_cast<void*>(static_cast<turboquant_device_t>(&find_or_make_device));
     if (is("turboquant_kv_stats"))
         return reinterpret_cast<void*>(
