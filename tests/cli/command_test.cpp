@@ -2,8 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 #include <set>
 
+#include "gguf.h"
 #include "nlohmann/json.hpp"
 #include "support.h"
 
@@ -158,6 +162,25 @@ TEST(Command, RunWithOurCache) {
     EXPECT_GT(a.out.size(), 24u);
     EXPECT_EQ(a.out, b.out);
     for (const char* part : {"turbo4 8", "3072.0 bytes/token", "of f16, 4.3", "turbo4"}) EXPECT_TRUE(has(a.err, part)) << a.err;
+}
+
+TEST(Command, RunFailsOnLogitsThatAreNotNumbers) {
+    std::string model;
+    {
+        std::ifstream file(TQ_DEMO_MODEL, std::ios::binary);
+        model.assign(std::istreambuf_iterator<char>(file), {});
+    }
+    gguf_context* gguf = gguf_init_from_file(TQ_DEMO_MODEL, {true, nullptr});
+    std::int64_t output = gguf_find_tensor(gguf, "output.weight");
+    if (output < 0) output = gguf_find_tensor(gguf, "token_embd.weight");
+    ASSERT_GE(output, 0);
+    // All ones are NaN in every type of float: the logits of the first tokens.
+    std::memset(model.data() + gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, output), 0xff, 256);
+    gguf_free(gguf);
+    const Outcome r = run_command("run -m " + write_file("nan.gguf", model) + " -p 'It was' -n 4 --kv f16");
+    EXPECT_EQ(r.exit_code, 1);
+    EXPECT_TRUE(has(r.err, "not numbers")) << r.err;
+    EXPECT_EQ(r.out, "");
 }
 
 TEST(Command, BenchJsonHasExactlyTheseKeys) {

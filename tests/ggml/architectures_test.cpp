@@ -36,7 +36,8 @@ TEST_P(Architecture, LogitsAreThoseOfLlamasOwnCache) {
     const double raw = mean_kld(reference, logits("raw")), turbo8 = mean_kld(reference, logits("turbo8")),
                  turbo4 = mean_kld(reference, logits("turbo4"));
     EXPECT_LT(raw, 1e-6);
-    EXPECT_LT(turbo8, 3e-3);
+    // Layers that only read another layer's cache got packed rows as if they were fp16 (NaN) before.
+    EXPECT_LT(turbo8, tiny().name == "gemma4" ? 3e-4 : 3e-3);
     EXPECT_LT(turbo4, 0.2);
     EXPECT_TRUE(turbo4 > 1e-5 || tiny().arch == "mamba") << turbo4;
 }
@@ -52,7 +53,9 @@ TEST_P(Architecture, OffsetRemovalKnowsTheRope) {
 TEST_P(Architecture, TokenByTokenAsInABatch) {
     const Logits reference = logits("f16"), batch = logits("turbo4"), single = logits("turbo4", 1);
     const double cost = mean_kld(reference, batch);
-    EXPECT_NEAR(mean_kld(reference, single), cost, 0.1 * cost + 1e-5);
+    // Of layers that share a cache the first to attend ends the batch: for the others, early queries of a batch find fewer rows exact.
+    const double tolerance = tiny().name == "gemma4" ? 0.15 : 0.1;
+    EXPECT_NEAR(mean_kld(reference, single), cost, tolerance * cost + 1e-5);
 }
 
 TEST_P(Architecture, StateComesBack) {
@@ -65,8 +68,9 @@ TEST_P(Architecture, StateComesBack) {
     const std::vector<llama_token> tokens = random_tokens(kTinyVocab, 20, 6);
     const double kld = mean_kld(decode(one.get(), tokens, 150), decode(two.get(), tokens, 150));
     // Of a sliding-window cache only the window is saved, and comes back in other cells: sums in another order, by which a mixture may
-    // choose another expert. Exact windows of keys without offset removal (latent attention) are not saved: they come back compressed.
-    const std::set<std::string> other_sums{"gemma2", "gemma3", "gpt_oss", "deepseek2"};
+    // choose another expert. Exact windows of keys without offset removal (latent attention), or in rows too short for a tag (starcoder: 64
+    // values), are not saved: they come back compressed.
+    const std::set<std::string> other_sums{"gemma2", "gemma3", "gemma4", "gpt_oss", "deepseek2", "starcoder"};
     EXPECT_LE(kld, other_sums.contains(tiny().name) ? 1e-2 : 0);
 }
 

@@ -47,22 +47,29 @@ TEST(Registration, BuffersAreNotHostMemoryButHostMemoryIsTaken) {
     }
 }
 
-TEST(Registration, SaysNoToOperationsThatAreNotTheCaches) {
-    Owned<ggml_context> ctx(ggml_init({32 * ggml_tensor_overhead(), nullptr, true}));
+TEST(Registration, TakesAllOperationsOfAModelThatHasLayersHereAndNoneOfOthers) {
+    const Owned<ggml_context> ctx(ggml_init({32 * ggml_tensor_overhead(), nullptr, true}));
     ggml_tensor* a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 64, 64);
     ggml_tensor* idx = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 64);
     ggml_tensor* half = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 64, 64);
-    for (const std::string& name : kFormats) {
-        const ggml_backend_dev_t dev = device(name);
-        EXPECT_FALSE(ggml_backend_dev_supports_op(dev, ggml_mul_mat(ctx.get(), a, a)));
-        EXPECT_FALSE(ggml_backend_dev_supports_op(dev, ggml_add(ctx.get(), a, a)));
-        EXPECT_FALSE(ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx.get(), half, a, idx))) << "not a KV tensor";
-        EXPECT_TRUE(ggml_backend_dev_supports_op(dev, ggml_view_1d(ctx.get(), a, 64, 0)));
-        ctx.reset(ggml_init({32 * ggml_tensor_overhead(), nullptr, true}));
-        a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 64, 64);
-        idx = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 64);
-        half = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 64, 64);
-    }
+    const std::vector<ggml_tensor*> ops = {ggml_mul_mat(ctx.get(), a, a), ggml_add(ctx.get(), a, a),
+                                           ggml_set_rows(ctx.get(), half, a, idx)};
+    const ggml_backend_dev_t dev = procedure<turboquant_device_t>("turboquant_device")("turbo4,sink=1,recent=5", nullptr, 0);
+    for (ggml_tensor* op : ops) EXPECT_FALSE(ggml_backend_dev_supports_op(dev, op)) << ggml_op_desc(op);
+    EXPECT_TRUE(ggml_backend_dev_supports_op(dev, ggml_view_1d(ctx.get(), a, 64, 0)));
+    take_log();
+    const ModelPtr model = load_model(TQ_DEMO_MODEL, "turbo4,sink=1,recent=5");
+    EXPECT_EQ(take_log().find("sink=1,recent=5 model buffer size"), std::string::npos) << "weights are the CPU's";
+    for (ggml_tensor* op : ops) EXPECT_TRUE(ggml_backend_dev_supports_op(dev, op)) << ggml_op_desc(op);
+}
+
+TEST(Registration, APlainGraphIsOneSplit) {
+    const ModelPtr model = load_model(TQ_DEMO_MODEL, "turbo4");
+    take_log();
+    const ContextPtr ctx = make_context(model.get());
+    const std::string log = take_log();
+    EXPECT_NE(log.find("splits = 1"), std::string::npos) << log;
+    EXPECT_EQ(log.find("splits = 1", log.find("splits = 1")), log.find("splits = 1,")) << "not 13: " << log;
 }
 
 TEST(Registration, LoadsTwiceWithoutHarm) {

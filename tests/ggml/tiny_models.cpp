@@ -199,6 +199,52 @@ TinyModel deepseek2() {
     return m;
 }
 
+/// One KV head, handed over as a slice of a fused projection.
+TinyModel starcoder() {
+    const Sizes s{.n_embd = 256, .n_head = 4, .n_head_kv = 1, .head_dim = 64, .n_rot = 0, .n_ff = 256, .rms = false};
+    TinyModel m = base("starcoder", "starcoder", s);
+    add_ffn(m, s, false);
+    add_biases(m, s);
+    add(m, {{"position_embd.weight", {256, kContext}, 0, .3f},
+            {"blk.*.attn_qkv.weight", {256, 6 * 64}, 0, .09f},
+            {"blk.*.attn_qkv.bias", {6 * 64}, 0, .2f},
+            {"blk.*.attn_output.weight", {256, 256}}});
+    return m;
+}
+
+/// Heads of 256 in the window and of 512 beyond it; the last two layers read the caches of earlier ones and write none; values of the
+/// layers beyond the window are made from the keys' projection.
+TinyModel gemma4() {
+    const Sizes s{.n_embd = 256, .n_head = 2, .n_head_kv = 1, .head_dim = 512, .n_rot = 512, .n_ff = 256};
+    TinyModel m = base("gemma4", "gemma4", s, 6);
+    remove(m, "output.weight");
+    m.tensors.front().deviation = .1f;
+    const std::vector<int32_t> window{1, 1, 1, 0, 1, 0};
+    for (const auto& [key, value] : {std::pair("attention.key_length_swa", 256),
+                                     {"attention.value_length_swa", 256},
+                                     {"attention.sliding_window", 64},
+                                     {"attention.shared_kv_layers", 2},
+                                     {"embedding_length_per_layer_input", 0},
+                                     {"rope.dimension_count_swa", 256}})
+        m.keys.push_back({key, TinyKey::u32, static_cast<double>(value)});
+    m.keys.push_back({"attention.sliding_window_pattern", TinyKey::bool_array, 0, {}, window});
+    m.keys.push_back({"rope.freq_base_swa", TinyKey::f32, 1e4});
+    m.keys.push_back({"final_logit_softcapping", TinyKey::f32, 30});
+    add_ffn(m, s);
+    add(m, {{"rope_freqs.weight", {256}, 1.5f, .1f},
+            {"blk.*.post_attention_norm.weight", {256}, 1, .1f},
+            {"blk.*.post_ffw_norm.weight", {256}, 1, .1f}});
+    for (int layer = 0; layer < 6; layer++) {
+        const int d = window[layer] ? 256 : 512;
+        add(m, {{"blk.*.attn_q.weight", {256, 2 * d}, 0, -1, layer},
+                {"blk.*.attn_q_norm.weight", {d}, 1, .1f, layer},
+                {"blk.*.attn_output.weight", {2 * d, 256}, 0, -1, layer}});
+        if (layer < 4) add(m, {{"blk.*.attn_k.weight", {256, d}, 0, -1, layer}, {"blk.*.attn_k_norm.weight", {d}, .2f, .02f, layer}});
+        if (layer < 3) add(m, {{"blk.*.attn_v.weight", {256, d}, 0, -1, layer}});
+    }
+    return m;
+}
+
 /// A recurrent layer (its state is no KV cache) before each attention layer.
 TinyModel lfm2() {
     const Sizes s{.n_embd = 256, .n_head = 4, .n_head_kv = 2, .head_dim = 64, .n_rot = 64, .n_ff = 256};
@@ -254,6 +300,8 @@ const std::vector<TinyModel>& tiny_models() {
                                                gemma("gemma2"),
                                                gemma("gemma3"),
                                                gpt_oss(),
+                                               starcoder(),
+                                               gemma4(),
                                                deepseek2(),
                                                lfm2(),
                                                mamba()};
@@ -282,6 +330,10 @@ std::string write_tiny_model(const TinyModel& m) {
                 break;
             case TinyKey::i32_array:
                 gguf_set_arr_data(file, name.c_str(), GGUF_TYPE_INT32, k.array.data(), k.array.size());
+                break;
+            case TinyKey::bool_array:
+                gguf_set_arr_data(file, name.c_str(), GGUF_TYPE_BOOL, std::vector<int8_t>(k.array.begin(), k.array.end()).data(),
+                                  k.array.size());
                 break;
         }
     }

@@ -12,7 +12,7 @@ inline constexpr int kTinyVocab = 256;
 
 struct TinyKey {
     std::string name;  ///< without the architecture, which is put before it
-    enum Type { u32, f32, text, i32_array } type = u32;
+    enum Type { u32, f32, text, i32_array, bool_array } type = u32;
     double number = 0;
     std::string string{};
     std::vector<int32_t> array{};

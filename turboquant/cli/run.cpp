@@ -1,5 +1,8 @@
 // `turboquant run`: text from a prompt, and what it cost.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <limits>
 #include <memory>
 
 #include "CLI/CLI.hpp"
@@ -59,6 +62,15 @@ void print_memory(const Session& session) {
                mib(m.f16_bytes), m.bytes / m.f16_bytes, m.bits_per_value);
 }
 
+/// Text made from NaN would look like any other. Models may rule tokens out with minus infinity.
+void check_logits(const Session& session) {
+    const float* logits = llama_get_logits_ith(session.context(), -1);
+    const int n = llama_vocab_n_tokens(session.vocab());
+    if (std::any_of(logits, logits + n, [](float x) { return std::isnan(x) || x == std::numeric_limits<float>::infinity(); }) ||
+        std::none_of(logits, logits + n, [](float x) { return std::isfinite(x); }))
+        throw CommandError("the model's logits are not numbers; if --kv f16 gives text, please report it with the model");
+}
+
 void run(RunOptions o, const GlobalOptions& global) {
     const KvArguments arguments({o.kv}, o.windows);
     const std::string prompt = o.prompt_file.empty() ? o.prompt : read_text_file(o.prompt_file);
@@ -90,6 +102,7 @@ void run(RunOptions o, const GlobalOptions& global) {
     const std::int64_t generate_start = llama_time_us();
     int n = 0, n_decoded = 0;
     for (; n < o.n_predict; n++) {
+        check_logits(session);
         const llama_token token = llama_sampler_sample(sampler.get(), session.context(), -1);
         if (!o.ignore_eos && llama_vocab_is_eog(session.vocab(), token)) break;
         const std::string text = token_text(session.vocab(), token);

@@ -35,7 +35,8 @@ enum class Access { none, own, reads, writes };
 Access access_of(const Ops& ops, const ggml_tensor* node) {
     if (is_view_op(ops, node)) return Access::none;
     if (kv_extra(node)) return node->op == ops.set_rows || node->op == ops.rope ? Access::own : Access::writes;
-    if (node->op == ops.flash_attn && (kv_extra(node->src[1]) || kv_extra(node->src[2]))) return Access::own;
+    if (node->op == ops.flash_attn && (kv_extra(node->src[1]) || kv_extra(node->src[2])))
+        return attends_compressed(node) ? Access::own : Access::reads;
     for (const ggml_tensor* src : node->src)
         if (src && kv_extra(src)) return Access::reads;
     return Access::none;

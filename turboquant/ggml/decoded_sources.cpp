@@ -14,10 +14,12 @@ std::string DecodedSources::decode(StoreContext& ctx, const ggml_tensor* op) {
         const auto row_bytes = static_cast<std::size_t>(root(src)->nb[1]);
         const std::size_t first = src->view_offs / row_bytes, end = (src->view_offs + ggml_nbytes(src) + row_bytes - 1) / row_bytes;
         rows_[j].resize((end - first) * row_bytes / sizeof(std::uint16_t));
-        if (e->bound())
+        if (e->bound()) {
             e->layer->decode(ctx, e->side, static_cast<std::int64_t>(first), static_cast<std::int64_t>(end - first), rows_[j].data());
-        else
+            static_cast<KvBuffer*>(root(src)->buffer->context)->report_lost(src, e->layer->take_lost());
+        } else {
             std::ranges::fill(rows_[j], std::uint16_t{0});  // nothing was written yet
+        }
         sources_[j] = *src;
         sources_[j].data = reinterpret_cast<char*>(rows_[j].data()) + (src->view_offs - first * row_bytes);
         node_.src[j] = &sources_[j];

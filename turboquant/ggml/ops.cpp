@@ -78,13 +78,27 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     return finite ? std::string() : not_finite(op);
 }
 
+bool attends_compressed(const ggml_tensor* op) {
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
+    const KvExtra *ke = kv_extra(k), *ve = kv_extra(v);
+    if (!ke || !ve || ke->layer != ve->layer) return false;
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2))) return false;
+    if (!ke->bound() || !ve->bound()) return true;  // there is a reason for that: compute_flash_attn gives it
+    const auto row_bytes = static_cast<std::size_t>(root(k)->nb[1]);
+    const std::int64_t n_cells = ke->kv().geometry().n_cells, first_row = static_cast<std::int64_t>(k->view_offs / row_bytes);
+    const bool v_is_k = root(k) == root(v);
+    return k->view_offs % row_bytes == 0 && first_row % n_cells == 0 &&
+           v->view_offs == (v_is_k ? k->view_offs : static_cast<std::size_t>(root(v)->nb[2] * (first_row / n_cells))) &&
+           k->ne[0] == ke->kv().head_dim() && k->ne[2] == ke->kv().n_head() && k->nb[1] == row_bytes &&
+           (v_is_k || (v->ne[0] == ve->kv().head_dim() && v->ne[2] == ve->kv().n_head() && v->nb[1] == root(v)->nb[1])) &&
+           n_cells == ve->kv().geometry().n_cells && k->ne[1] <= n_cells && v->ne[1] == k->ne[1];
+}
+
 std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
-    KvExtra *ke = kv_extra(k), *ve = kv_extra(v);
+    const KvExtra* ke = kv_extra(k);
     for (const ggml_tensor* t : {k, v})
         if (const KvExtra* e = kv_extra(t); !e || !e->refused.empty() || !e->bound()) return "cannot attend over " + problem_of(t);
-    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2)))
-        return "unexpected layout of the query or the mask in attention over " + name_of(k);
 
     AttentionArgs a;
     a.n_head = static_cast<int>(q->ne[2]);
@@ -110,12 +124,6 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
 
     const std::int64_t row_bytes = root(k)->nb[1], n_cells = ke->kv().geometry().n_cells;
     const std::int64_t first_row = static_cast<std::int64_t>(k->view_offs) / row_bytes;
-    if (k->view_offs % row_bytes || first_row % n_cells || (!a.v_is_k && v->view_offs != root(v)->nb[2] * (first_row / n_cells)) ||
-        (a.v_is_k && v->view_offs != k->view_offs) || k->ne[0] != ke->kv().head_dim() || a.n_head_kv != ke->kv().n_head())
-        return "attention over a part of " + name_of(k) +
-               " that does not begin with a sequence's first cell is not supported; please report the model";
-    if (ke->layer != ve->layer) return name_of(k) + " and " + name_of(v) + " are of different layers";
-    if (n_cells != ve->kv().geometry().n_cells || a.n_kv > n_cells) return "sizes of " + name_of(k) + " and " + name_of(v) + " differ";
 
     ctx.streams.clear();
     for (std::int64_t s = 0; s < q->ne[3]; s++)

@@ -20,6 +20,10 @@ struct OpContext {
 /// Why an op on KV tensors can never be computed, whatever the cache holds; "" if it can.
 std::string unservable(const Device& d, const ggml_tensor* op);
 
+/// Whether attention over KV tensors is over whole rows of one layer, from a sequence's first cell on: what compute_flash_attn does. Sparse
+/// attention may take other parts of a cache; those are decoded.
+bool attends_compressed(const ggml_tensor* op);
+
 std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op);
 std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op);
 std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op);

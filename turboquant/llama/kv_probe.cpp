@@ -23,7 +23,8 @@ constexpr ggml::Ops kOps{.none = GGML_OP_NONE,
                          .transpose = GGML_OP_TRANSPOSE,
                          .set_rows = GGML_OP_SET_ROWS,
                          .flash_attn = GGML_OP_FLASH_ATTN_EXT,
-                         .rope = GGML_OP_ROPE};
+                         .rope = GGML_OP_ROPE,
+                         .custom = GGML_OP_CUSTOM};
 
 const ggml_tensor* producer(const ggml_tensor* t) { return ggml::producer(kOps, t); }
 
