@@ -141,6 +141,14 @@ std::vector<float> OpRig::attend(const AttendOp& op) {
     return run(g, ggml_cont(c, ggml_reshape_2d(c, out, out->ne[0] * out->ne[1], out->ne[2] * out->ne[3])));
 }
 
+std::vector<float> OpRig::compute(const std::function<ggml_tensor*(ggml_context*, const Input&)>& build) {
+    Graph g;
+    const Input input = [&](ggml_type type, const void* data, int64_t n0, int64_t n1, int64_t n2) {
+        return g.input(type, data, n0, n1, n2);
+    };
+    return run(g, build(g.ctx.get(), input));
+}
+
 std::vector<float> reference_attention(const CacheShape& shape, const AttendOp& op, std::span<const float> k, std::span<const float> v) {
     std::vector<float> out;
     const int group = op.n_head / shape.n_head_kv;

@@ -2,6 +2,7 @@
 // over that device and the CPU. With "f16" the same graphs run on the CPU alone. And attention in double precision to compare with.
 #pragma once
 
+#include <functional>
 #include <optional>
 
 #include "ggml-alloc.h"
@@ -52,6 +53,10 @@ class OpRig {
                              std::optional<RopeOp> rope = {}, std::span<const int32_t> pos = {});
     /// FLASH_ATTN_EXT: [stream][token][head][v_dim]. Throws std::runtime_error if the graph fails.
     std::vector<float> attend(const AttendOp& op);
+    /// Any operation with an f32 result, which `build` makes out of k(), v() and inputs of its own. Throws std::runtime_error if the graph
+    /// gets no memory or fails.
+    using Input = std::function<ggml_tensor*(ggml_type type, const void* data, int64_t n0, int64_t n1, int64_t n2)>;
+    std::vector<float> compute(const std::function<ggml_tensor*(ggml_context* ctx, const Input& input)>& build);
 
     const CacheShape& shape() const { return shape_; }
     ggml_tensor* k() const { return k_; }

@@ -110,6 +110,7 @@ ggml_status compute_graph(Backend& b, ggml_cgraph* graph) {
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     Backend& b = backend_of(backend);
+    take_unservable();  // of a graph that needed no new memory: it fails here, and the next one is not held against it
     b.ctx.cache.plans.begin_graph();
     ggml_status status = GGML_STATUS_SUCCESS;
     b.failure = GGML_STATUS_SUCCESS;

@@ -10,8 +10,8 @@ namespace turboquant::ggml {
 namespace {
 
 constexpr const char* kNeedsFlashAttention =
-    "flash attention is off for this model or context (its cache is then laid out in a way that cannot be compressed): run with -fa on "
-    "(flash_attn=True in Python), or without a turboquant device";
+    "flash attention is off for this context (its cache is then laid out in a way that cannot be compressed): run with -fa on "
+    "(flash_attn=True in Python), or without a turboquant device, as models must for which llama.cpp turns it off itself (Grok)";
 
 const float* floats(const ggml_tensor* t) { return static_cast<const float*>(t->data); }
 
