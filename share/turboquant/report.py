@@ -24,6 +24,7 @@ FAMILIES = {  # name in pictures: colour, marker
     "turbo": ("#0072B2", "o"),
     "tcq": ("#009E73", "^"),
     "planned": ("#D55E00", "D"),
+    "by rules": ("#8A5FBF", "P"),
     "other": ("#CC79A7", "v"),
 }
 STYLE = {
@@ -51,7 +52,7 @@ def family_of(row):
     """Key of FAMILIES: who made the format, and for ours which kind."""
     if row["family"] != "turboquant":
         return row["family"]
-    return next((f for f in ("turbo", "tcq") if re.fullmatch(f + r"\d", row["kv"])), "other")
+    return next((f for f, word in (("turbo", r"turbo\d"), ("tcq", r"tcq\d"), ("by rules", r"auto\d")) if re.fullmatch(word, row["kv"])), "other")
 
 
 def number(x, digits):
@@ -71,6 +72,22 @@ def table(headings, rows):
 
 
 def figure(fig, key, caption):
+    """The picture as a figure of the page, or as an SVG file alone where that is what was asked for (Picture)."""
+    if Picture.key == key:
+        with plt.rc_context({"svg.hashsalt": key}):
+            fig.savefig(Picture.path, format="svg", bbox_inches="tight", metadata={"Date": None})
+        Picture.drawn = True
+    return inline_figure(fig, key, caption)
+
+
+class Picture:
+    """One picture to write as a file of its own."""
+
+    key = path = None
+    drawn = False
+
+
+def inline_figure(fig, key, caption):
     """The picture as SVG within the page. matplotlib numbers its ids from the same start in each picture, so they get the key before them;
     what an SVG file needs beside the drawing (XML head, namespaces, metadata) has no use in HTML."""
     out = io.StringIO()
@@ -97,6 +114,8 @@ def spread_labels(fig, ax, points):
     for x, y, text, color, to_left in sorted(points, key=lambda p: p[1]):
         px, py = ax.transData.transform((x, y)) / per_pt
         width = 5.6 * len(text) + 10
+        left_edge, right_edge = (e / per_pt for e in (ax.bbox.x0, ax.bbox.x1))
+        to_left = (to_left and px - width > left_edge) or px + width > right_edge
         side, align = (-7, "right") if to_left else (7, "left")
         px -= width if to_left else 0
         at = py
@@ -113,7 +132,8 @@ def plain_ticks(axis):
 
 
 def kld_picture(rows):
-    rows = [r for r in rows if r["mean_kld"] > 1e-9]
+    floor = next((r["mean_kld"] for r in rows if r.get("floor")), None)
+    rows = [r for r in rows if r["mean_kld"] > 1e-9 and not r.get("floor")]
     if not rows:
         return ""
     fig, ax = plt.subplots(figsize=(8.6, 4.6))
@@ -124,6 +144,8 @@ def kld_picture(rows):
             x, y = [r["bits_per_value"] for r in members], [r["mean_kld"] for r in members]
             ax.plot(x, y, color=color, marker=marker, lw=1, ls="-" if family != "other" else "", label=family)
     ax.margins(x=0.11, y=0.08)
+    if floor:
+        ax.axhline(floor, color="#999999", lw=1, ls=":", label="rounding alone (quantized weights)")
     # Plans lie to the left of uniform formats of the same divergence: there is room on that side.
     spread_labels(fig, ax, [(r["bits_per_value"], r["mean_kld"], r["kv"], FAMILIES[family_of(r)][0], r["family"] == "planned") for r in rows])
     ax.set_xlabel("bits per value, everything stored counted")
@@ -259,11 +281,11 @@ def page(doc):
         "<h2>Quality against bits</h2>",
         kld_picture(rows),
         table(
-            ["format", "bits/value", "KV MiB", "perplexity", "mean KLD", "median KLD", "99 % KLD", "99.9 % KLD", "same top token"],
+            ["format", "bits/value", "KV MiB", "perplexity", "mean KLD", "+-", "median KLD", "99 % KLD", "99.9 % KLD", "1 - TV", "same top token"],
             [
-                [r["kv"], number(r["bits_per_value"], 3), number(r["kv_bytes"] / 2**20, 2), number(r["ppl"], 3)]
-                + [number(r[k], 5) for k in ("mean_kld", "median_kld", "kld_99", "kld_999")]
-                + [percent(r["same_top"])]
+                [r["kv"] + (" (floor)" if r.get("floor") else ""), number(r["bits_per_value"], 3), number(r["kv_bytes"] / 2**20, 2), number(r["ppl"], 3)]
+                + [number(r.get(k), 5) for k in ("mean_kld", "mean_kld_error", "median_kld", "kld_99", "kld_999")]
+                + [percent(r.get("overlap")), percent(r["same_top"])]
                 for r in rows
             ],
         ),
@@ -310,7 +332,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("document", help="JSON document of `turboquant report --json`")
     parser.add_argument("-o", "--output", required=True, help="page to write")
+    parser.add_argument("--picture", choices=["kld", "norms", "shares", "speed"], help="also write this picture alone, to --svg")
+    parser.add_argument("--svg", help="file of that picture")
     args = parser.parse_args()
+    if (args.picture is None) != (args.svg is None):
+        parser.error("--picture and --svg go together")
+    Picture.key, Picture.path = args.picture, args.svg
     try:
         with open(args.document, encoding="utf-8") as file:
             doc = json.load(file)
@@ -320,6 +347,8 @@ def main():
         sys.exit(f"report.py: {args.document} is no document of this version of turboquant report")
     with plt.rc_context(STYLE):
         text = page(doc)
+    if Picture.key and not Picture.drawn:
+        sys.exit(f"report.py: the document has no numbers for the picture {Picture.key}")
     try:
         with open(args.output, "w", encoding="utf-8") as file:
             file.write(text)

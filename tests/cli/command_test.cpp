@@ -21,7 +21,9 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 json eval(const std::string& args) {
     const Outcome r = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json " + args);
     EXPECT_EQ(r.exit_code, 0) << r.err;
-    return json::parse(r.out, nullptr, false);
+    json rows = json::parse(r.out, nullptr, false);
+    if (!rows.empty() && rows.back()["floor"] == true) rows.erase(rows.size() - 1);  // asked for by nobody
+    return rows;
 }
 
 TEST(Command, VersionAndFormats) {
@@ -69,13 +71,17 @@ TEST(Command, EvalJsonHasExactlyTheseKeys) {
     const json rows = eval("--kv f16 --kv q8_0 q4_0");
     ASSERT_TRUE(rows.is_array());
     ASSERT_EQ(rows.size(), 3u);
-    const std::set<std::string> expected{"kv",         "bits_per_value", "kv_bytes", "ppl",      "ppl_f16", "mean_kld",
-                                         "median_kld", "kld_99",         "kld_999",  "same_top", "tokens"};
+    const std::set<std::string> expected{"kv",       "bits_per_value", "kv_bytes", "ppl",     "ppl_f16",
+                                         "mean_kld", "median_kld",     "kld_99",   "kld_999", "same_top",
+                                         "tokens",   "mean_kld_error", "overlap",  "floor",   "best_other"};
     for (const json& row : rows) {
         std::set<std::string> keys;
         for (const auto& [key, value] : row.items()) {
             keys.insert(key);
-            EXPECT_TRUE(key == "kv" ? value.is_string() : value.is_number()) << key;
+            EXPECT_TRUE(key == "kv"      ? value.is_string()
+                        : key == "floor" ? value.is_boolean()
+                                         : key == "best_other" || value.is_number())
+                << key;
         }
         EXPECT_EQ(keys, expected);
         EXPECT_EQ(row["tokens"], 2 * 127);
@@ -103,6 +109,47 @@ TEST(Command, EvalOfF16AgainstItselfIsZeroAndOthersAreOrdered) {
     EXPECT_LE(q4["kld_99"], q4["kld_999"]);
     EXPECT_GT(q4["same_top"], 0.8);
     EXPECT_LT(q4["same_top"], 1.0);
+}
+
+TEST(Command, EvalShowsTheFloorOfQuantizedWeightsAndTakesItAway) {
+    const std::string args = "eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json --kv turbo4 turbo3 raw ";
+    const json without = eval("--kv turbo4 turbo3");
+    EXPECT_EQ(without.size(), 2u);
+    const Outcome as_is = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json --kv turbo4 turbo3");
+    const json rows = json::parse(as_is.out);
+    ASSERT_EQ(rows.size(), 3u) << "demo.gguf has Q8_0 weights";
+    EXPECT_EQ(rows[2]["kv"], "raw");
+    EXPECT_EQ(rows[2]["floor"], true);
+    EXPECT_GT(rows[2]["mean_kld"], 2e-5);
+    EXPECT_TRUE(has(as_is.err, "weights are quantized")) << as_is.err;
+    // turbo3 has fewer bits than turbo4: only turbo4 has another row to be compared with.
+    EXPECT_EQ(rows[0]["best_other"]["kv"], "turbo3");
+    EXPECT_TRUE(rows[1]["best_other"].is_null());
+    EXPECT_NEAR(rows[0]["best_other"]["difference"].get<double>(), rows[0]["mean_kld"].get<double>() - rows[1]["mean_kld"].get<double>(),
+                1e-9);
+    EXPECT_GT(rows[0]["best_other"]["error"], 0.0);
+    EXPECT_LT(rows[0]["best_other"]["error"], std::abs(rows[0]["best_other"]["difference"].get<double>()));
+
+    const Outcome f16 = run_command(args + "--weights f16");
+    ASSERT_EQ(f16.exit_code, 0) << f16.err;
+    const json exact = json::parse(f16.out);
+    ASSERT_EQ(exact.size(), 3u) << "no floor of its own: " << f16.out;
+    EXPECT_LT(exact[2]["mean_kld"], 0.1 * rows[2]["mean_kld"].get<double>());
+    EXPECT_GT(exact[0]["mean_kld"], 20 * exact[2]["mean_kld"].get<double>());
+    EXPECT_GT(exact[0]["overlap"], 0.9);
+    EXPECT_LT(exact[0]["overlap"], 1.0);
+
+    const auto kept = temp_dir() / "f16.gguf";
+    const Outcome first = run_command(args + "--weights f16 --weights-file '" + kept.string() + "'");
+    ASSERT_EQ(first.exit_code, 0) << first.err;
+    EXPECT_EQ(json::parse(first.out), exact);
+    const Outcome again = run_command(args + "--weights f16 --weights-file '" + kept.string() + "'");
+    EXPECT_TRUE(has(again.err, "from " + kept.string())) << again.err;
+    EXPECT_EQ(json::parse(again.out), exact);
+    const Outcome foreign =
+        run_command("eval -t 1 -m '" + kept.string() + "' -f " + demo_text() + " -c 256 --chunks 1 --kv turbo4 --weights f16");
+    EXPECT_EQ(foreign.exit_code, 0) << foreign.err;
+    EXPECT_TRUE(has(foreign.err, "not quantized")) << foreign.err;
 }
 
 TEST(Command, EvalTokenByToken) {
@@ -213,7 +260,7 @@ TEST(Command, EvalTable) {
     EXPECT_EQ(r.exit_code, 0) << r.err;
     EXPECT_TRUE(has(r.out, "mean KLD") && has(r.out, "q4_0") && has(r.out, "4.500")) << r.out;
     EXPECT_TRUE(has(r.err, "9 asked for")) << r.err;
-    EXPECT_TRUE(has(r.err, "256/128")) << "the effective configuration is shown: " << r.err;
+    EXPECT_TRUE(has(r.err, "batch 128/128")) << "the effective configuration is shown: " << r.err;
     EXPECT_FALSE(has(r.err, "llama_model_loader")) << "llama.cpp's log belongs behind --verbose";
 }
 

@@ -12,7 +12,7 @@ using nlohmann::json;
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 TEST(InspectCommand, JsonHasTheKeys) {
-    const Outcome r = run_command("inspect --no-plan --json -n 256" + kModel);
+    const Outcome r = run_command("inspect --json -n 256" + kModel);
     ASSERT_EQ(r.exit_code, 0) << r.err;
     const json j = json::parse(r.out);
     EXPECT_TRUE(j["plan"].is_null());
@@ -45,7 +45,7 @@ TEST(InspectCommand, Errors) {
     const Outcome no_model = run_command("inspect -m /nonexistent.gguf");
     EXPECT_EQ(no_model.exit_code, 1);
     EXPECT_TRUE(has(no_model.err, "/nonexistent.gguf")) << no_model.err;
-    const Outcome short_text = run_command("inspect --no-plan" + kModel + "-f " + write_file("short.txt", "a few words"));
+    const Outcome short_text = run_command("inspect" + kModel + "-f " + write_file("short.txt", "a few words"));
     EXPECT_EQ(short_text.exit_code, 1);
     EXPECT_TRUE(has(short_text.err, "longer")) << short_text.err;
 }
@@ -54,7 +54,7 @@ TEST(InspectCommand, TellsAModelWithABiasFromOneWithout) {
     const auto models = std::filesystem::path(TQ_DEMO_MODEL).parent_path() / ".." / ".." / "shared" / "models";
     if (!exists(models / "biased.gguf")) GTEST_SKIP() << "no ../shared/models/biased.gguf";
     const auto of = [&](const char* name) {
-        const Outcome r = run_command("inspect --no-plan --json -n 512 -t 1 -m '" + (models / name).string() + "'");
+        const Outcome r = run_command("inspect --json -n 512 -t 1 -m '" + (models / name).string() + "'");
         EXPECT_EQ(r.exit_code, 0) << r.err;
         return json::parse(r.out);
     };

@@ -87,7 +87,7 @@ TEST(PlanCommand, BadInputEndsWithOneAndSaysWhatToDo) {
         {"run" + kModel + "-p x --kv " + foreign, "another model", "turboquant plan"},
         {"run" + kModel + "-p x --kv " + broken, "broken.json", "JSON"},
         {"run" + kModel + "-p x --kv missing.json", "missing.json", "check the path"},
-        {"run" + kModel + "-p x --kv auto:1.1", "below the least", "1.2"},
+        {"run" + kModel + "-p x --kv auto:1.1", "below the least", "1.33"},
         {"run" + kModel + "-p x --kv auto:lots", "lots", "512MiB"},
         {"run" + kModel + "-p x --kv auto:4,offset=maybe", "maybe", "on"},
         {"plan" + kModel + "--memory 12", "12", "unit"},

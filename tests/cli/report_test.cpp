@@ -36,7 +36,8 @@ TEST(Report, KeepsTheNumbersWhereNoPageCanBeDrawn) {
     EXPECT_EQ(j["turboquant_report"], 1);
     EXPECT_EQ(j["inspect"]["layers"].size(), 6u);
     EXPECT_TRUE(j["plans"].empty());
-    ASSERT_EQ(j["eval"]["rows"].size(), 2u);
+    ASSERT_EQ(j["eval"]["rows"].size(), 3u);
+    EXPECT_EQ(j["eval"]["rows"][2]["family"], "floor") << "the model's weights are quantized";
     EXPECT_EQ(j["eval"]["rows"][0]["family"], "turboquant");
     EXPECT_EQ(j["eval"]["rows"][1]["family"], "llama.cpp");
     EXPECT_EQ(j["eval"]["rows"][1]["bits_per_value"], 4.5);

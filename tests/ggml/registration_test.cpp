@@ -14,16 +14,18 @@ namespace {
 TEST(Registration, OneDevicePerWordInOrder) {
     const ggml_backend_reg_t reg = plugin();
     EXPECT_STREQ(ggml_backend_reg_name(reg), "turboquant");
-    ASSERT_EQ(ggml_backend_reg_dev_count(reg), kFormats.size());
-    for (size_t i = 0; i < kFormats.size(); i++) {
+    std::vector<std::string> words(kFormats.begin(), kFormats.end());
+    words.insert(words.end(), {"auto4", "auto3", "auto2"});
+    ASSERT_EQ(ggml_backend_reg_dev_count(reg), words.size());
+    for (size_t i = 0; i < words.size(); i++) {
         const ggml_backend_dev_t dev = ggml_backend_reg_dev_get(reg, i);
-        EXPECT_EQ(ggml_backend_dev_name(dev), kFormats[i]);
-        EXPECT_EQ(dev, ggml_backend_dev_by_name(kFormats[i].c_str()));
+        EXPECT_EQ(ggml_backend_dev_name(dev), words[i]);
+        EXPECT_EQ(dev, ggml_backend_dev_by_name(words[i].c_str()));
         EXPECT_EQ(ggml_backend_dev_backend_reg(dev), reg);
         EXPECT_EQ(ggml_backend_dev_type(dev), GGML_BACKEND_DEVICE_TYPE_GPU);
         ggml_backend_dev_props props;
         ggml_backend_dev_get_props(dev, &props);
-        EXPECT_EQ(props.name, kFormats[i]);
+        EXPECT_EQ(props.name, words[i]);
         ASSERT_TRUE(props.device_id);
         EXPECT_STREQ(props.device_id, "turboquant");  // the same for all: llama.cpp takes the first and skips the rest
         EXPECT_NE(std::string(ggml_backend_dev_description(dev)).find("TurboQuant"), std::string::npos);
@@ -78,9 +80,47 @@ TEST(Registration, LoadsTwiceWithoutHarm) {
     const ggml_backend_reg_t second = ggml_backend_load(TQ_PLUGIN_PATH);
     EXPECT_TRUE(second == first || second == nullptr);
     EXPECT_EQ(device("turbo4"), dev);
-    EXPECT_EQ(ggml_backend_reg_dev_count(first), kFormats.size());
+    EXPECT_EQ(ggml_backend_reg_dev_count(first), kFormats.size() + 3);
     const ContextPtr ctx = make_context(demo("turbo4"));
     EXPECT_GT(decode(ctx.get(), text_tokens(demo("turbo4"), 8)).rows(), 0);
+}
+
+TEST(Registration, OneModelServesCachesOfManySpecs) {
+    const auto make = procedure<turboquant_new_device_t>("turboquant_new_device");
+    const auto set_spec = procedure<turboquant_set_spec_t>("turboquant_set_spec");
+    const auto stats_of = procedure<turboquant_kv_stats_t>("turboquant_kv_stats");
+    const ggml_backend_dev_t dev = make();
+    EXPECT_NE(make(), dev) << "nobody else gets it";
+    ggml_backend_dev_t devices[] = {dev, nullptr};
+    llama_model_params params = llama_model_default_params();
+    params.devices = devices;
+    const ModelPtr model(llama_model_load_from_file(TQ_DEMO_MODEL, params));
+    ASSERT_TRUE(model);
+    const std::vector<llama_token> tokens = text_tokens(model.get(), 80);
+    const auto bits = [&](const char* spec) {
+        EXPECT_TRUE(set_spec(dev, spec, nullptr, 0)) << spec;
+        const ContextPtr ctx = make_context(model.get());
+        EXPECT_GT(decode(ctx.get(), tokens).rows(), 0);
+        turboquant_kv_stats stats;
+        stats_of(dev, &stats);
+        return stats.bits_per_value;
+    };
+    const double first = bits("turbo4");
+    EXPECT_LT(bits("turbo3,sink=0,recent=0"), first - 0.9);
+    EXPECT_NEAR(bits("turbo4"), first, 1e-9);
+    EXPECT_LE(bits("auto:4.25"), 4.25);
+    // A cache that exists keeps its formats.
+    EXPECT_TRUE(set_spec(dev, "turbo4", nullptr, 0));
+    const ContextPtr ctx = make_context(model.get());
+    EXPECT_TRUE(set_spec(dev, "turbo2", nullptr, 0));
+    EXPECT_GT(decode(ctx.get(), tokens).rows(), 0);
+    turboquant_kv_stats stats;
+    stats_of(dev, &stats);
+    EXPECT_NEAR(stats.bits_per_value, first, 1e-9);
+    char error[128] = "";
+    EXPECT_FALSE(set_spec(dev, "turbo9", error, sizeof error));
+    EXPECT_NE(std::string(error).find("turbo9"), std::string::npos) << error;
+    EXPECT_FALSE(set_spec(device("turbo4"), "turbo3", error, sizeof error)) << "others use that one";
 }
 
 TEST(Registration, AnySpecHasADevice) {
@@ -91,7 +131,7 @@ TEST(Registration, AnySpecHasADevice) {
     const ggml_backend_dev_t mixed = get("k=turbo4,v=turbo2", error, sizeof error);
     ASSERT_TRUE(mixed) << error;
     EXPECT_EQ(get("k=turbo4,v=turbo2", nullptr, 0), mixed);
-    EXPECT_EQ(ggml_backend_reg_dev_count(plugin()), kFormats.size()) << "not listed: llama.cpp would offer it";
+    EXPECT_EQ(ggml_backend_reg_dev_count(plugin()), kFormats.size() + 3) << "not listed: llama.cpp would offer it";
     const std::string config = procedure<turboquant_config_t>("turboquant_config")(mixed);
     EXPECT_NE(config.find("turbo4"), std::string::npos) << config;
     EXPECT_NE(config.find("turbo2"), std::string::npos) << config;

@@ -53,8 +53,8 @@ TEST(ModelId, OneByteIsAnotherModel) {
 TEST(KvProbe, SeesShapesAndKeysOnTheirWay) {
     install_log();
     ModelFile file(TQ_DEMO_MODEL, {});
-    const ModelFile::Loaded loaded = file.load(parse_cache_spec("f16"));
-    KvProbe probe(loaded.model.get(), 512, 1);
+    const std::shared_ptr<llama_model> model = file.model();
+    KvProbe probe(model.get(), 512, 1);
     const auto layers = probe.layers();
     ASSERT_EQ(layers.size(), 6u);
     for (int i = 0; i < 6; i++) {

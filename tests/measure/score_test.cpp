@@ -9,6 +9,8 @@
 #include <numeric>
 #include <vector>
 
+#include "turboquant/codec/random.h"
+
 namespace turboquant::measure {
 namespace {
 
@@ -21,6 +23,7 @@ TEST(Score, KnownDistributions) {
     EXPECT_NEAR(s.kld, 0.25 * std::log(2.0), 1e-5);
     EXPECT_NEAR(s.nll, -std::log(0.5), 1e-5);
     EXPECT_NEAR(s.nll_ref, -std::log(0.25), 1e-5);
+    EXPECT_NEAR(s.tv, 0.25, 1e-6) << "1/2 (1/4 + 1/4 + 0)";
     EXPECT_FALSE(s.same_top);
 }
 
@@ -68,7 +71,7 @@ TEST(Score, QuantileInterpolates) {
 
 TEST(Score, Summary) {
     std::vector<TokenScore> scores(1001);
-    for (std::size_t i = 0; i < scores.size(); i++) scores[i] = {static_cast<double>(i), std::log(8.0), std::log(4.0), i % 7 != 0};
+    for (std::size_t i = 0; i < scores.size(); i++) scores[i] = {static_cast<double>(i), 0.25, std::log(8.0), std::log(4.0), i % 7 != 0};
     std::reverse(scores.begin(), scores.end());
     const ScoreSummary s = summarize(scores);
     EXPECT_NEAR(s.ppl, 8, 1e-9);
@@ -77,8 +80,45 @@ TEST(Score, Summary) {
     EXPECT_NEAR(s.median_kld, 500, 1e-9);
     EXPECT_NEAR(s.kld_99, 990, 1e-9);
     EXPECT_NEAR(s.kld_999, 999, 1e-9);
+    EXPECT_NEAR(s.overlap, 0.75, 1e-12);
     EXPECT_NEAR(s.same_top, 858.0 / 1001, 1e-12);
     EXPECT_EQ(s.tokens, 1001u);
+}
+
+/// A random walk forgotten at the rate 1 - keep, with unit variance: neighbours are correlated by `keep`.
+std::vector<double> correlated(std::size_t n, double keep, unsigned seed) {
+    SplitMix64 random(seed);
+    std::vector<double> x(n);
+    double at = random.normal();
+    for (double& v : x) v = at = keep * at + std::sqrt(1 - keep * keep) * random.normal();
+    return x;
+}
+
+TEST(Score, StandardErrorIsThatOfManyTexts) {
+    // Against what it estimates: how far means of as many positions scatter from text to text.
+    for (const double keep : {0.0, 0.6}) {
+        double squares = 0, estimated = 0;
+        constexpr int kTexts = 400;
+        for (unsigned t = 0; t < kTexts; t++) {
+            const MeanError m = mean_error(correlated(1024, keep, t + 1));
+            squares += m.mean * m.mean, estimated += m.error;
+        }
+        EXPECT_NEAR(estimated / kTexts / std::sqrt(squares / kTexts), 1, 0.12) << keep;
+    }
+    // Over single positions it would be 1/32, half of that.
+    EXPECT_GT(mean_error(correlated(1 << 16, 0.6, 1)).error, 1.7 / 256);
+    EXPECT_EQ(mean_error(std::vector<double>{3}).error, 0);
+    EXPECT_EQ(mean_error({}).mean, 0);
+}
+
+TEST(Score, PairedDifferencesLeaveOutWhatIsHardForBoth) {
+    const std::vector<double> hard = correlated(1024, 0.5, 1), own = correlated(1024, 0, 2);
+    std::vector<TokenScore> a(1024), b(1024);
+    for (std::size_t i = 0; i < a.size(); i++) a[i].kld = 10 + hard[i] + 0.3, b[i].kld = 10 + hard[i] + 0.1 * own[i];
+    const MeanError d = paired_difference(a, b);
+    EXPECT_NEAR(d.mean, 0.3, 4 * 0.1 / 32);
+    EXPECT_NEAR(d.error, 0.1 / 32, 0.001);
+    EXPECT_GT(summarize(a).mean_kld_error, 10 * d.error);
 }
 
 TEST(Score, NanIsNotHidden) {

@@ -67,6 +67,22 @@ TEST(Prior, KeysWithTheirOffsetGetMore) {
     EXPECT_EQ(better(true), (std::map<Side, int>{{Side::key, 4}, {Side::value, 3}}));
 }
 
+TEST(Prior, KeysOfDeepModelsGetMore) {
+    EXPECT_EQ(key_weight(8, true), 1);
+    EXPECT_EQ(key_weight(28, true), key_weight(16, true));
+    EXPECT_GT(key_weight(12, true), 1.5);
+    EXPECT_LT(key_weight(12, true), key_weight(16, true));
+    EXPECT_GT(key_weight(28, false), key_weight(28, true));
+    for (const double bits : {2.25, 3.25, 4.25}) {
+        const auto slots = model(28);
+        const auto formats = unmeasured_formats(slots, bits, true);
+        double k = 0, v = 0;
+        for (std::size_t i = 0; i < slots.size(); i++) (slots[i].side == Side::key ? k : v) += codec_info(formats[i]).bits / 28.0;
+        EXPECT_GT(k - v, 0.9) << bits;
+        EXPECT_LT(k - v, 2.1) << bits;
+    }
+}
+
 TEST(Prior, UnevenModelsAreWeighedByTheirSize) {
     // One layer of 32 heads beside seven of one: the big one cannot have what the small ones get.
     auto slots = model(8, 64, 1);

@@ -71,7 +71,7 @@ class Stock : public testing::TestWithParam<const char*> {
         ASSERT_EQ(run.exit_code, 0);
         const CacheSpec spec = parse_cache_spec(GetParam());
         ModelFile file(TQ_DEMO_MODEL, ModelOptions{});
-        Session session(file, file.load(spec), spec, ContextOptions{.n_ctx = kContext, .n_threads = 2});
+        Session session(file, spec, ContextOptions{.n_ctx = kContext, .n_threads = 2});
         const std::vector<llama_token> tokens = tokenize(session.vocab(), test_text(), true);
         const int n = static_cast<int>(tokens.size());
         ASSERT_GT(n, 400);

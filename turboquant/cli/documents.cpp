@@ -8,18 +8,27 @@ using namespace measure;
 
 nlohmann::ordered_json to_json(const std::vector<EvalResult>& results) {
     auto rows = nlohmann::ordered_json::array();
-    for (const EvalResult& r : results)
+    for (const EvalResult& r : results) {
+        const auto& other = r.best_other;
         rows.push_back({{"kv", r.spec.name},
                         {"bits_per_value", r.memory.bits_per_value},
                         {"kv_bytes", static_cast<std::int64_t>(r.memory.bytes)},
                         {"ppl", r.score.ppl},
                         {"ppl_f16", r.score.ppl_ref},
                         {"mean_kld", r.score.mean_kld},
+                        {"mean_kld_error", r.score.mean_kld_error},
                         {"median_kld", r.score.median_kld},
                         {"kld_99", r.score.kld_99},
                         {"kld_999", r.score.kld_999},
+                        {"overlap", r.score.overlap},
                         {"same_top", r.score.same_top},
-                        {"tokens", r.score.tokens}});
+                        {"tokens", r.score.tokens},
+                        {"floor", r.floor},
+                        {"best_other", other ? nlohmann::ordered_json{{"kv", other->other},
+                                                                      {"difference", other->difference.mean},
+                                                                      {"error", other->difference.error}}
+                                             : nlohmann::ordered_json(nullptr)}});
+    }
     return rows;
 }
 

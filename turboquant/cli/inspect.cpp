@@ -41,8 +41,9 @@ std::string to_table(const Inspection& r) {
 void add_inspect(CLI::App& app, const GlobalOptions& global) {
     struct Options {
         std::string model;
+        WeightOptions weights;
         InspectOptions inspect;
-        bool no_plan = false, json = false;
+        bool json = false;
     };
     auto o = std::make_shared<Options>();
     CLI::App* cmd = app.add_subcommand("inspect", "Norms, outlier channels and the constant part of a model's keys and values");
@@ -54,13 +55,13 @@ void add_inspect(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--outlier-ratio", o->inspect.outlier_ratio, "A channel is an outlier above so many times its head's median RMS")
         ->check(CLI::Range(1.0, 1e6))
         ->capture_default_str();
-    cmd->add_option("--bits", o->inspect.bits, "Budget of the plan to show")->check(CLI::Range(1.0, 32.0))->capture_default_str();
-    cmd->add_flag("--no-plan", o->no_plan, "Show no plan: it takes most of the time");
+    cmd->add_option("--bits", o->inspect.bits, "Make a plan for that budget, too, and show it (takes minutes)")
+        ->check(CLI::Range(1.0, 32.0));
+    add_weight_options(*cmd, o->weights);
     cmd->add_option("-t,--threads", o->inspect.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_flag("--json", o->json, "Print a JSON object instead of tables");
     cmd->callback([o, &global] {
-        if (o->no_plan) o->inspect.bits = 0;
-        llama::ModelFile file = open_model(o->model, global);
+        llama::ModelFile file = open_model(o->model, global, o->weights, o->inspect.n_threads);
         const Inspection r = inspect(file, o->inspect);
         if (o->json) return fmt::print("{}\n", to_json(r).dump(2));
         fmt::print("{}: {} tokens, text {}\n\n{}\n{}\n", r.model, r.n_tokens, r.text, to_table(r), r.verdict);

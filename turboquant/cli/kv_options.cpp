@@ -1,5 +1,8 @@
 #include "turboquant/cli/kv_options.h"
 
+#include <map>
+#include <string>
+
 #include "CLI/CLI.hpp"
 #include "turboquant/cli/terminal.h"
 
@@ -12,8 +15,24 @@ void add_window_options(CLI::App& command, WindowSizes& windows) {
         ->check(CLI::Range(0, 65536));
 }
 
-llama::ModelFile open_model(const std::string& path, const GlobalOptions& global) {
-    return {path, {.backend_path = global.backend_path, .monitor = terminal_monitor()}};
+void add_weight_options(CLI::App& command, WeightOptions& weights) {
+    command
+        .add_option(
+            "--weights", weights.f16,
+            "as-is, or f16: the same weights dequantized, so that llama.cpp's rounding of activations does not drown what the cache does")
+        ->transform(CLI::CheckedTransformer(std::map<std::string, bool>{{"as-is", false}, {"f16", true}}));
+    command.add_option("--weights-file", weights.file,
+                       "With --weights f16: file to keep those weights in, and to take them from (default: a temporary one)");
+}
+
+llama::ModelFile open_model(const std::string& path, const GlobalOptions& global, const WeightOptions& weights, int n_threads) {
+    if (!weights.file.empty() && !weights.f16) throw CommandError("--weights-file goes with --weights f16");
+    return {path,
+            {.backend_path = global.backend_path,
+             .monitor = terminal_monitor(),
+             .f16_weights = weights.f16,
+             .weights_file = weights.file,
+             .n_threads = n_threads}};
 }
 
 }  // namespace turboquant::cli

@@ -15,7 +15,14 @@ namespace turboquant::cli {
 /// --sink and --recent: exact windows of all formats of ours.
 void add_window_options(CLI::App& command, WindowSizes& windows);
 
+/// --weights and --weights-file.
+struct WeightOptions {
+    bool f16 = false;
+    std::string file;
+};
+void add_weight_options(CLI::App& command, WeightOptions& weights);
+
 /// The model, with what the user is shown of the work on it. Throws llama::Error.
-llama::ModelFile open_model(const std::string& path, const GlobalOptions& global);
+llama::ModelFile open_model(const std::string& path, const GlobalOptions& global, const WeightOptions& weights = {}, int n_threads = 0);
 
 }  // namespace turboquant::cli

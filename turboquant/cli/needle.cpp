@@ -19,6 +19,7 @@ using namespace measure;
 
 struct NeedleCommand {
     std::string model;
+    WeightOptions weights;
     NeedleOptions needle;
     bool json = false;
 };
@@ -62,6 +63,7 @@ void add_needle(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--template", o->needle.template_file, "Other wording (JSON: needle, question, answer_digits, words, prefix)");
     cmd->add_option("--seed", o->needle.seed, "Of words, numbers and the text's beginning")->capture_default_str();
     cmd->add_option("--calib", o->needle.calib_file, "Text on which auto: measures (default: the model writes one)");
+    add_weight_options(*cmd, o->weights);
     cmd->add_option("-t,--threads", o->needle.context.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_option("-b,--batch-size", o->needle.context.n_batch, "Tokens per call")->check(CLI::Range(1, 1 << 20))->capture_default_str();
     cmd->add_option("--ubatch-size", o->needle.context.n_ubatch, "Tokens computed at once (also -ub)")
@@ -69,7 +71,7 @@ void add_needle(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_flag("--json", o->json, "Print a JSON array instead of tables");
     cmd->callback([o, &global] {
-        llama::ModelFile file = open_model(o->model, global);
+        llama::ModelFile file = open_model(o->model, global, o->weights, o->needle.context.n_threads);
         const std::vector<NeedleResult> results = search_needles(file, o->needle);
         fmt::print("{}", o->json ? to_json(results).dump(2) + "\n" : to_table(results, o->needle.ctx.size()));
     });

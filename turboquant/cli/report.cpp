@@ -32,14 +32,15 @@ struct ReportOptions {
     std::vector<int> depths;  ///< empty: default_depths
     double bits = 4.25;
     bool no_plan = false;
+    WeightOptions weights;
     std::string model, output, json, python;
 };
 
 /// Without --kv. Types of llama.cpp's whose blocks do not fit into this model's heads are left out: llama.cpp would refuse them.
 std::vector<std::string> default_formats(ModelFile& file, int n_threads) {
     std::vector<std::string> out;
-    const ModelFile::Loaded plain = file.load(parse_cache_spec("f16"));
-    const std::vector<KvLayerShape> layers = KvProbe(plain.model.get(), 256, n_threads).layers();
+    const std::shared_ptr<llama_model> model = file.model();
+    const std::vector<KvLayerShape> layers = KvProbe(model.get(), 256, n_threads).layers();
     for (const char* word : {"f16", "q8_0", "q5_0", "q4_0", "turbo4", "turbo3", "turbo2", "tcq3", "auto:4.25", "auto:3.25"}) {
         const std::optional<ggml_type> type = find_llama_type(word);
         const auto fits = [&](const KvLayerShape& s) {
@@ -54,6 +55,7 @@ std::vector<std::string> default_formats(ModelFile& file, int n_threads) {
 }
 
 const char* family(const EvalResult& r) {
+    if (r.floor) return "floor";
     if (!r.spec.ours) return "llama.cpp";
     return r.plan ? "planned" : "turboquant";
 }
@@ -62,14 +64,14 @@ const char* family(const EvalResult& r) {
 ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
     EvalOptions& e = o.eval;
     if (e.context.n_threads == 0) e.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    ModelFile file = open_model(o.model, global);
+    ModelFile file = open_model(o.model, global, o.weights, e.context.n_threads);
     if (e.kv.empty()) e.kv = default_formats(file, e.context.n_threads);
     const std::vector<EvalResult> results = evaluate(file, e);
     ordered_json rows = to_json(results), plans = ordered_json::array();
     std::vector<CacheSpec> specs;
     for (std::size_t i = 0; i < results.size(); i++) {
         const EvalResult& r = results[i];
-        specs.push_back(r.spec);
+        if (!r.floor) specs.push_back(r.spec);
         rows[i]["family"] = family(r);
         if (r.plan) plans.push_back({{"kv", r.spec.name}, {"plan", ordered_json::parse(to_json(*r.plan))}});
     }
@@ -84,8 +86,8 @@ ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
     for (const CodecInfo& c : kCodecs) format_bits[std::string(c.name)] = c.bits;
 
     const std::vector<int> depths = o.depths.empty() ? default_depths(e.context.n_ctx) : o.depths;
-    const ModelFile::Loaded plain = file.load(parse_cache_spec("f16"));
-    const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(plain.model.get()), read_text_file(e.text_file), false);
+    const std::shared_ptr<llama_model> model = file.model();
+    const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(model.get()), read_text_file(e.text_file), false);
     fmt::print(stderr, "decode speed at depths up to {}\n", depths.back());
     const std::vector<DecodeSpeed> speeds = decode_speed(file, specs, tokens, depths, e.context);
     return {{"turboquant_report", 1},
@@ -154,6 +156,7 @@ void add_report(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--depths", o->depths, "Tokens in the cache at which decoding is timed (default: 0, a quarter, half and all of -c)")
         ->delimiter(',')
         ->check(CLI::Range(0, 1 << 24));
+    add_weight_options(*cmd, o->weights);
     cmd->add_option("-t,--threads", o->eval.context.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_option("--python", o->python, "Python with matplotlib (default: the project's .venv, else python3)");
     cmd->callback([o, &global] { report(*o, global); });

@@ -77,15 +77,15 @@ void run(RunOptions o, const GlobalOptions& global) {
     if (prompt.empty()) throw CommandError("the prompt is empty; give one with -p TEXT or -f FILE");
     ModelFile file = open_model(o.model, global);
     const CacheSpec spec = arguments.resolve(file, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads}).at(0);
-    ModelFile::Loaded loaded = file.load(spec);
-    const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(loaded.model.get()), prompt, true);
+    const std::shared_ptr<llama_model> model = file.model();
+    const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(model.get()), prompt, true);
     const auto needed = tokens.size() + static_cast<std::size_t>(o.n_predict);
     if (o.context.n_ctx == 0) o.context.n_ctx = static_cast<int>((needed + 255) / 256 * 256);
     if (needed > static_cast<std::size_t>(o.context.n_ctx))
         throw CommandError(
             fmt::format("a prompt of {} tokens and {} to generate do not fit into a context of {}; use -c {} or more, or a smaller -n",
                         tokens.size(), o.n_predict, o.context.n_ctx, needed));
-    Session session(file, std::move(loaded), spec, o.context);
+    Session session(file, spec, o.context);
     const int trained = llama_model_n_ctx_train(session.model());
     fmt::print(
         stderr, "{}; {}\n", session.config(),

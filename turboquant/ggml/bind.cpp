@@ -39,9 +39,10 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     // Rows were shown in another shape than attention reads: that is the one that counts.
     if (e->bound() && !e->written) e->layer->set_tensor(KvGeometry(e->kv().geometry()), cpu_store_in(e->memory));
     try {
-        const auto scales = d.spec.k_scales.find(kv_layer(root(t)->name));
-        LayerCache::KeyTreatment keys{d.spec.offset, {}};
-        if (scales != d.spec.k_scales.end()) keys.scales = scales->second;
+        const KvSpec& spec = buffer.spec();
+        const auto scales = spec.k_scales.find(kv_layer(root(t)->name));
+        LayerCache::KeyTreatment keys{spec.offset, {}};
+        if (scales != spec.k_scales.end()) keys.scales = scales->second;
         e->layer->bind(e->side, static_cast<int>(head_dim), keys);
     } catch (const std::invalid_argument& error) {
         e->refused = error.what() + std::string(d.plan ? kPlanRemedy : "");

@@ -26,17 +26,16 @@ CodecId widest(double bits) {
     return codecs.empty() ? CodecId::tcq1 : *std::ranges::max_element(codecs, {}, size);
 }
 
-KvGeometry geometry_of(const Device& device, Side side, const ggml_tensor* t) {
-    const KvSpec& spec = device.spec;
+KvGeometry geometry_of(const KvSpec& spec, double auto_bits, Side side, const ggml_tensor* t) {
     KvGeometry g;
     g.side = side;
-    g.codecs = device.auto_bits > 0 ? HeadCodecs(widest(device.auto_bits)) : spec.codecs(side, kv_layer(t->name));
+    g.codecs = auto_bits > 0 ? HeadCodecs(widest(auto_bits)) : spec.codecs(side, kv_layer(t->name));
     g.norm_mode = spec.norm(side);
     g.outlier_ratio = spec.outlier_ratio;
     g.n_embd = t->ne[0];
     g.n_cells = t->ne[1];
     g.n_streams = t->ne[2] * t->ne[3];
-    g.windows = device.auto_bits > 0 ? spec.windows.resolve(g.n_cells) : spec.windows_of(kv_layer(t->name), g.n_cells);
+    g.windows = auto_bits > 0 ? spec.windows.resolve(g.n_cells) : spec.windows_of(kv_layer(t->name), g.n_cells);
     return g;
 }
 
@@ -150,7 +149,7 @@ size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     const auto side = kv_side(t);
     if (!side || t->view_src || t->type != GGML_TYPE_F16) return ggml_nbytes(t);
     Device& device = device_of(buft);
-    const size_t reserved = reserved_bytes(geometry_of(device, *side, t));
+    const size_t reserved = reserved_bytes(geometry_of(device.spec, device.auto_bits, *side, t));
     // --fit sizes tensors that have a buffer already, an empty one. A budget holds on average over the tensors; which of them gets more is
     // not known before all layers are.
     if (!t->buffer) {
@@ -177,7 +176,8 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
     }
 }
 
-KvBuffer::KvBuffer(Device& device, size_t size) : device_(device), size_(std::max<size_t>(size, 1)) {
+KvBuffer::KvBuffer(Device& device, size_t size)
+    : device_(device), spec_(device.spec), auto_bits_(device.auto_bits), size_(std::max<size_t>(size, 1)) {
     // Address space only: pages that no cell was written to cost nothing.
     void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
@@ -204,7 +204,7 @@ bool KvBuffer::init_tensor(ggml_tensor* t) {
                        " cache with -dev none");
         return false;
     }
-    const KvGeometry g = geometry_of(device_, *side, t);
+    const KvGeometry g = geometry_of(spec_, auto_bits_, *side, t);
     std::string name = t->name;
     name[name.rfind("_l") - 1] = 'k';
     auto& layer = layers_[name];
@@ -234,7 +234,7 @@ void KvBuffer::settle(int head_dim) {
     settled_ = true;
     try {
         if (device_.plan) check_slots(*device_.plan, device_.slots());
-        if (device_.auto_bits > 0) choose_formats(head_dim);
+        if (auto_bits_ > 0) choose_formats(head_dim);
     } catch (const std::invalid_argument& e) {
         for (const auto& t : tensors_) t->refused = e.what() + std::string(device_.plan ? kPlanRemedy : "");
     }
@@ -277,9 +277,10 @@ void KvBuffer::choose_formats(int head_dim) {
         slots.push_back({g.side, head_dim, static_cast<int>(g.n_embd / head_dim)});
         values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
         fixed += g.windows.bits(g.n_cells, g.n_embd) * static_cast<double>(g.n_streams);
+        if (g.side == Side::key && spec_.offset) fixed += 16.0 * static_cast<double>(g.n_embd * g.n_streams);  // mu, fp16
     }
     for (const auto& c : cells_) fixed += 8.0 * static_cast<double>(c->bytes());
-    const std::vector<CodecId> formats = unmeasured_formats(slots, device_.auto_bits - fixed / values, device_.spec.offset);
+    const std::vector<CodecId> formats = unmeasured_formats(slots, auto_bits_ - fixed / values, spec_.offset);
     Plan plan;
     std::map<int, PlannedLayer> layers;
     for (std::size_t i = 0; i < tensors_.size(); i++) {
@@ -294,7 +295,7 @@ void KvBuffer::choose_formats(int head_dim) {
             l.v = formats[i];
     }
     for (const auto& [number, layer] : layers) plan.layers.push_back(layer);
-    device_.note_choice(auto_name(device_.auto_bits) + " without measurements: " + to_string(to_spec(plan)) +
+    device_.note_choice(auto_name(auto_bits_) + " without measurements: " + to_string(to_spec(plan)) +
                         "; `turboquant plan` measures the model and does better");
 }
 

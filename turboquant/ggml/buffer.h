@@ -55,6 +55,7 @@ class KvBuffer {
     KvBuffer(const KvBuffer&) = delete;
 
     Device& device() const { return device_; }
+    const KvSpec& spec() const { return spec_; }
     std::uint8_t* base() const { return base_; }
     /// False, and the device has refused, if the tensor cannot be served: then llama.cpp makes no cache, and no context.
     bool init_tensor(ggml_tensor* t);
@@ -75,6 +76,8 @@ class KvBuffer {
 
   private:
     Device& device_;
+    const KvSpec spec_;  ///< the device's when the buffer was made
+    const double auto_bits_;
     std::uint8_t* base_ = nullptr;
     size_t size_;
     std::vector<std::unique_ptr<KvExtra>> tensors_;

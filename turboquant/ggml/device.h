@@ -28,9 +28,10 @@ struct Device {
 
     Ops ops;
     std::string name, description, buft_name;
-    KvSpec spec;
-    std::optional<Plan> plan;  ///< what spec came from: a cache is held against its layers
-    double auto_bits = 0;      ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
+    KvSpec spec;                 ///< of caches to come; those that exist have a copy (KvBuffer::spec)
+    bool respecifiable = false;  ///< turboquant_set_spec may change spec
+    std::optional<Plan> plan;    ///< what spec came from: a cache is held against its layers
+    double auto_bits = 0;  ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
     /// A context begins that has this device.
     void begin_context();
     /// A graph writes rows of a KV tensor that is not ours: warns, once a context, of layers whose cache stays uncompressed.

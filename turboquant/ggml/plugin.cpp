@@ -9,6 +9,7 @@
 #include "turboquant/ggml/config.h"
 #include "turboquant/ggml/device.h"
 #include "turboquant/kernels/kernels.h"
+#include "turboquant/spec/words.h"
 
 namespace turboquant::ggml {
 namespace {
@@ -32,17 +33,43 @@ std::string& load_error() {
     return *text;
 }
 
+void tell(const std::exception& e, char* error, size_t error_size) {
+    if (error && error_size) std::strncpy(error, e.what(), error_size - 1)[error_size - 1] = '\0';
+}
+
 ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t error_size) {
     try {
         const KvSpec spec = parse_kv_spec(text ? text : "");
         Registry& r = registry();
         const std::scoped_lock lock(r.mutex);
         for (Device& d : r.devices)
-            if (d.spec == spec && !d.plan && d.auto_bits == 0) return &d.device;
+            if (d.spec == spec && !d.plan && d.auto_bits == 0 && !d.respecifiable) return &d.device;
         return &r.devices.emplace_back(&r.reg, r.ops, brief_text(spec), spec).device;
     } catch (const std::exception& e) {
-        if (error && error_size) std::strncpy(error, e.what(), error_size - 1)[error_size - 1] = '\0';
+        tell(e, error, error_size);
         return nullptr;
+    }
+}
+
+ggml_backend_dev_t new_device() {
+    Registry& r = registry();
+    const std::scoped_lock lock(r.mutex);
+    Device& d = r.devices.emplace_back(&r.reg, r.ops, "turboquant-own", KvSpec{});
+    d.respecifiable = true;
+    return &d.device;
+}
+
+bool set_spec(ggml_backend_dev_t dev, const char* text, char* error, size_t error_size) {
+    try {
+        Device& d = device_of(dev);
+        if (!d.respecifiable) throw std::invalid_argument("only a device of turboquant_new_device changes its SPEC");
+        const Config config = parse_config(text ? text : "");
+        if (!config.spec || config.plan) throw std::invalid_argument("a SPEC is wanted, or auto:BITS");
+        d.spec = *config.spec, d.auto_bits = config.auto_bits;
+        return true;
+    } catch (const std::exception& e) {
+        tell(e, error, error_size);
+        return false;
     }
 }
 
@@ -63,6 +90,8 @@ void* get_proc_address(ggml_backend_reg_t, const char* name) {
     if (is("ggml_backend_set_n_threads")) return reinterpret_cast<void*>(&set_n_threads);
     if (is("ggml_backend_set_abort_callback")) return reinterpret_cast<void*>(&set_abort_callback);
     if (is("turboquant_device")) return reinterpret_cast<void*>(static_cast<turboquant_device_t>(&find_or_make_device));
+    if (is("turboquant_new_device")) return reinterpret_cast<void*>(static_cast<turboquant_new_device_t>(&new_device));
+    if (is("turboquant_set_spec")) return reinterpret_cast<void*>(static_cast<turboquant_set_spec_t>(&set_spec));
     if (is("turboquant_kv_stats"))
         return reinterpret_cast<void*>(
             static_cast<turboquant_kv_stats_t>([](ggml_backend_dev_t dev, turboquant_kv_stats* out) { *out = device_of(dev).stats(); }));
@@ -92,6 +121,11 @@ ggml_backend_reg_t make_registry() {
         KvSpec spec;
         spec.k = spec.v = c.id;
         r.devices.emplace_back(&r.reg, r.ops, std::string(c.name), spec);
+    }
+    for (const UnmeasuredWord& w : kUnmeasured) {
+        Device& d = r.devices.emplace_back(&r.reg, r.ops, std::string(w.word), uniform_spec(CodecId::raw, CodecId::raw));
+        d.auto_bits = w.bits;
+        d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
     }
     r.n_listed = r.devices.size();
     log_info(std::string("KV cache formats ") +

@@ -1,11 +1,12 @@
 /* What libggml-turboquant.so offers beyond ggml's backend interface, through ggml_backend_reg_get_proc_address(reg, NAME). Plain C.
  *
  * The registry is named "turboquant"; its devices are named by SPEC words: turbo4 (first, the default), turbo3, turbo2, turbo5, turbo6,
- * turbo8, raw, tcq4, tcq3, tcq2, tcq5, tcq1. If the environment variable TURBOQUANT_KV is set when the library is loaded, a device
+ * turbo8, raw, tcq4, tcq3, tcq2, tcq5, tcq1, and auto4, auto3, auto2: formats chosen by rules within 4.25, 3.25, 2.25 bits a value. If the environment variable TURBOQUANT_KV is set when the library is loaded, a device
  * "turboquant" with that SPEC, plan file or auto:BITS (config.h) comes first.
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,6 +20,14 @@ extern "C" {
  * process. Use it in llama_model_params.devices. NULL on a bad SPEC; then `error` (if not NULL) holds the reason, truncated to error_size.
  */
 typedef ggml_backend_dev_t (*turboquant_device_t)(const char* spec, char* error, size_t error_size);
+
+/* NAME "turboquant_new_device": a device of its own that no other caller gets, SPEC turbo4, kept for the life of the process. */
+typedef ggml_backend_dev_t (*turboquant_new_device_t)(void);
+
+/* NAME "turboquant_set_spec": the SPEC of caches made from now on on a device of turboquant_new_device, so that one loaded model serves contexts of
+ * many formats. Caches that exist keep theirs. Not while a context is being made on the device. False on a bad SPEC, with `error` as above.
+ */
+typedef bool (*turboquant_set_spec_t)(ggml_backend_dev_t dev, const char* spec, char* error, size_t error_size);
 
 /* Memory of all live KV tensors that belong to a device. */
 struct turboquant_kv_stats {

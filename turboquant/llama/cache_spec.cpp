@@ -5,6 +5,7 @@
 
 #include "fmt/format.h"
 #include "turboquant/llama/error.h"
+#include "turboquant/spec/words.h"
 
 namespace turboquant::llama {
 namespace {
@@ -32,7 +33,8 @@ Sides split_sides(std::string_view text) {
 
 std::string known() {
     return fmt::format(
-        "known formats of turboquant: {} (or k=WORD,v=WORD and more: docs/cli.md); llama.cpp's own cache types: {} (or k=TYPE,v=TYPE)",
+        "known formats of turboquant: auto4, auto3, auto2, {} (or k=WORD,v=WORD and more: docs/cli.md); llama.cpp's own cache types: {} "
+        "(or k=TYPE,v=TYPE)",
         known_codec_words(), known_llama_words());
 }
 
@@ -52,7 +54,18 @@ std::string known_llama_words() {
     return out;
 }
 
+std::string device_text(const CacheSpec& spec) {
+    if (spec.auto_bits == 0) return to_string(*spec.ours);
+    const std::string options = to_string(spec.ours->options());
+    return auto_name(spec.auto_bits) + (options.empty() ? "" : "," + options);
+}
+
 CacheSpec parse_cache_spec(std::string_view text) {
+    if (is_auto_word(text)) {
+        const auto word = std::get<AutoWord>(parse_kv_word(text));
+        if (word.measured) throw Error(fmt::format("'{}' is measured on a model; it is no format by itself", text));
+        return {.name = std::string(text), .ours = uniform_spec(CodecId::raw, CodecId::raw, word.options), .auto_bits = word.budget.bits};
+    }
     const Sides sides = split_sides(text);
     const auto k = find_llama_type(sides.k), v = find_llama_type(sides.v);
     CacheSpec spec;

@@ -39,6 +39,7 @@ KvProbe::KvProbe(llama_model* model, int n_ctx, int n_threads) : n_ctx_(n_ctx) {
     params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(std::min(n_ctx, kBatch));
     params.n_threads = params.n_threads_batch = n_threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;  // without it the values are cached transposed
+    params.offload_kqv = false;                              // llama.cpp's own cache, also where the model has a device of ours
     params.swa_full = false;
     params.no_perf = true;
     params.cb_eval = see_node;

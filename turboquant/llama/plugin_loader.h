@@ -5,7 +5,7 @@
 #include <string>
 
 #include "turboquant/ggml/plugin.h"
-#include "turboquant/spec/kv_spec.h"
+#include "turboquant/llama/cache_spec.h"
 
 namespace turboquant::llama {
 
@@ -15,14 +15,17 @@ class Plugin {
     /// used as it is. Throws Error.
     explicit Plugin(const std::string& path);
 
-    /// The device of a format; lives as long as the process. Throws Error with the library's reason.
-    ggml_backend_dev_t device(const KvSpec& spec) const;
+    /// A device of its own; lives as long as the process.
+    ggml_backend_dev_t new_device() const;
+    /// Of caches made on it from now on. Throws Error with the library's reason.
+    void set_spec(ggml_backend_dev_t dev, const CacheSpec& spec) const;
     turboquant_kv_stats stats(ggml_backend_dev_t dev) const;
     std::string last_error(ggml_backend_dev_t dev) const { return last_error_(dev); }
     std::string config(ggml_backend_dev_t dev) const { return config_(dev); }
 
   private:
-    turboquant_device_t device_ = nullptr;
+    turboquant_new_device_t new_device_ = nullptr;
+    turboquant_set_spec_t set_spec_ = nullptr;
     turboquant_kv_stats_t stats_ = nullptr;
     turboquant_last_error_t last_error_ = nullptr;
     turboquant_config_t config_ = nullptr;

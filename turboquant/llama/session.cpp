@@ -9,6 +9,18 @@
 
 namespace turboquant::llama {
 
+namespace {
+
+int all_threads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+
+Error llama_could_not_load(const std::string& path) {
+    return Error(
+        fmt::format("cannot load model '{}': not a whole GGUF file, or one this llama.cpp does not know. Download or convert it again.{}",
+                    path, take_log_problems()));
+}
+
+}  // namespace
+
 ModelFile::ModelFile(std::string path, ModelOptions options) : path_(std::move(path)), options_(std::move(options)) {
     if (!std::filesystem::is_regular_file(path_)) throw Error(fmt::format("model file '{}' does not exist; check -m", path_));
     // Builds of llama.cpp with its back-ends in files of their own load none unasked.
@@ -16,37 +28,51 @@ ModelFile::ModelFile(std::string path, ModelOptions options) : path_(std::move(p
     llama_backend_init();
 }
 
-ModelFile::Loaded ModelFile::load(const CacheSpec& spec) {
-    Loaded loaded;
-    if (!spec.ours && llama_only_) return {llama_only_, nullptr};
-    if (spec.ours) {
-        if (!plugin_) plugin_ = std::make_unique<Plugin>(options_.backend_path);
-        loaded.device = plugin_->device(*spec.ours);
+void ModelFile::use_device() {
+    if (device_) return;
+    plugin_ = std::make_unique<Plugin>(options_.backend_path);
+    device_ = plugin_->new_device();
+    model_.reset();
+}
+
+std::shared_ptr<llama_model> ModelFile::model() {
+    if (model_) return model_;
+    if (weights_.path().empty()) {
+        try {
+            quantized_ = has_quantized_weights(path_);
+        } catch (const Error&) {
+            throw llama_could_not_load(path_);
+        }
+        if (options_.f16_weights && quantized_) {
+            const int n_threads = options_.n_threads > 0 ? options_.n_threads : all_threads();
+            weights_ = f16_weights(path_, options_.weights_file, n_threads, options_.monitor);
+            quantized_ = false;
+        } else {
+            if (options_.f16_weights) options_.monitor.note("weights: not quantized, used as they are");
+            weights_ = own_weights(path_);
+        }
     }
-    ggml_backend_dev_t devices[] = {loaded.device, nullptr};
+    ggml_backend_dev_t devices[] = {device_, nullptr};
     llama_model_params params = llama_model_default_params();
     params.devices = devices;
-    params.n_gpu_layers = 999;  // the weights stay with the CPU all the same: our device computes nothing but the cache's operations
+    params.n_gpu_layers = 999;  // of our device: the caches of all layers
     take_log_problems();
-    loaded.model = {llama_model_load_from_file(path_.c_str(), params), [](llama_model* m) {
-                        if (m) llama_model_free(m);
-                    }};
-    if (!loaded.model)
-        throw Error(
-            fmt::format("cannot load model '{}': not a whole GGUF file, or one this llama.cpp does not know. "
-                        "Download or convert it again.{}",
-                        path_, take_log_problems()));
-    const llama_model* m = loaded.model.get();
+    model_ = {llama_model_load_from_file(weights_.path().c_str(), params), [](llama_model* m) {
+                  if (m) llama_model_free(m);
+              }};
+    if (!model_) throw llama_could_not_load(path_);
+    const llama_model* m = model_.get();
     if (llama_model_has_encoder(m) || !llama_model_has_decoder(m))
         throw Error(fmt::format("model '{}' is no decoder-only language model; this command needs one", path_));
     if (llama_model_is_recurrent(m)) throw Error(fmt::format("model '{}' is recurrent: it has no KV cache to compress", path_));
-    if (!spec.ours) llama_only_ = loaded.model;
-    return loaded;
+    return model_;
 }
 
-Session::Session(const ModelFile& file, ModelFile::Loaded loaded, const CacheSpec& spec, const ContextOptions& options)
-    : spec_(spec), options_(options), file_(&file), loaded_(std::move(loaded)) {
-    if (options_.n_threads == 0) options_.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+Session::Session(ModelFile& file, const CacheSpec& spec, const ContextOptions& options) : spec_(spec), options_(options), file_(&file) {
+    if (spec.ours) file.use_device();
+    model_ = file.model();
+    if (spec.ours) file.plugin()->set_spec(file.device(), spec);
+    if (options_.n_threads == 0) options_.n_threads = all_threads();
     options_.n_batch = std::min(options_.n_batch, options_.n_ctx);
     options_.n_ubatch = std::min(options_.n_ubatch, options_.n_batch);
     llama_context_params params = llama_context_default_params();
@@ -57,15 +83,15 @@ Session::Session(const ModelFile& file, ModelFile::Loaded loaded, const CacheSpe
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     params.type_k = spec.type_k;
     params.type_v = spec.type_v;
-    params.offload_kqv = true;
-    params.swa_full = false;  // sliding-window layers hold their window only, as in llama.cpp's tools
+    params.offload_kqv = spec.ours.has_value();  // llama.cpp's own cache stays in the CPU's memory beside a device of ours
+    params.swa_full = false;                     // sliding-window layers hold their window only, as in llama.cpp's tools
     params.no_perf = true;
     params.cb_eval = see_node;
     params.cb_eval_user_data = this;
     take_log_problems();
-    context_.reset(llama_init_from_model(loaded_.model.get(), params));
+    context_.reset(llama_init_from_model(model_.get(), params));
     if (!context_) {
-        const std::string ours = loaded_.device ? file_->plugin()->last_error(loaded_.device) : "";
+        const std::string ours = spec_.ours ? file_->plugin()->last_error(file_->device()) : "";
         throw Error(fmt::format("llama.cpp could not make a context of {} tokens with a {} cache{}{}; try a smaller -c or another --kv{}",
                                 options_.n_ctx, spec_.name, ours.empty() ? "" : ": ", ours, take_log_problems()));
     }
@@ -109,7 +135,7 @@ const float* Session::decode(std::span<const llama_token> tokens, int pos, int f
     }
     take_log_problems();
     if (const int rc = llama_decode(context(), batch_); rc != 0) {
-        const std::string ours = loaded_.device ? file_->plugin()->last_error(loaded_.device) : "";
+        const std::string ours = spec_.ours ? file_->plugin()->last_error(file_->device()) : "";
         throw Error(fmt::format("llama.cpp failed to decode at position {} with a {} cache (code {}){}{}{}", pos, spec_.name, rc,
                                 ours.empty() ? (rc == 1 ? "; the context is full: use a larger -c" : "; run again with --verbose") : ": ",
                                 ours, take_log_problems()));
@@ -128,8 +154,8 @@ KvMemory Session::memory() const {
     }
     m.f16_bytes = 2 * values;
     if (values == 0) return m;
-    if (loaded_.device) {
-        const turboquant_kv_stats s = file_->plugin()->stats(loaded_.device);
+    if (spec_.ours) {
+        const turboquant_kv_stats s = file_->plugin()->stats(file_->device());
         m.bytes = static_cast<double>(s.format_bytes);
         m.bytes_per_token = m.f16_bytes_per_token * m.bytes / m.f16_bytes;
     }
@@ -140,9 +166,9 @@ KvMemory Session::memory() const {
 std::string Session::config() const {
     const WindowSizes exact = spec_.ours ? spec_.ours->windows.resolve(llama_n_ctx(context())) : WindowSizes{0, 0};
     const std::string cache =
-        loaded_.device ? fmt::format("turboquant backend, {}, exact sink={},recent={}", file_->plugin()->config(loaded_.device), exact.sink,
-                                     exact.recent)
-                       : fmt::format("llama.cpp's own, keys {}, values {}", ggml_type_name(spec_.type_k), ggml_type_name(spec_.type_v));
+        spec_.ours ? fmt::format("turboquant backend, {}, exact sink={},recent={}", file_->plugin()->config(file_->device()), exact.sink,
+                                 exact.recent)
+                   : fmt::format("llama.cpp's own, keys {}, values {}", ggml_type_name(spec_.type_k), ggml_type_name(spec_.type_v));
     return fmt::format("--kv {}: {}; context {}, batch {}/{}, threads {}, flash attention on", spec_.name, cache, llama_n_ctx(context()),
                        llama_n_batch(context()), llama_n_ubatch(context()), options_.n_threads);
 }

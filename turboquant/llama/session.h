@@ -11,6 +11,7 @@
 #include "llama.h"
 #include "turboquant/llama/cache_spec.h"
 #include "turboquant/llama/error.h"
+#include "turboquant/llama/f16_weights.h"
 #include "turboquant/llama/monitor.h"
 #include "turboquant/llama/plugin_loader.h"
 
@@ -34,42 +35,53 @@ struct KvMemory {
 struct ModelOptions {
     std::string backend_path{};  ///< libggml-turboquant.so; empty: beside the program
     Monitor monitor{};           ///< of all work on this model
+    bool f16_weights = false;    ///< use the weights dequantized (f16_weights.h)
+    std::string weights_file{};  ///< where those are kept; empty: nowhere
+    int n_threads = 0;           ///< that dequantize; 0: as many as the machine runs at once
 };
 
-/// Opens sessions of one model file. Caches of llama.cpp's own types share one loaded model; each of our devices needs the model once more
-/// (a device is a property of a loaded model), with the weights mapped from the same file.
+/// A model file, loaded once for all caches: our device belongs to the loaded model, but its SPEC changes from context to context, and caches of
+/// llama.cpp's own types stay beside it in the CPU's memory.
 class ModelFile {
   public:
-    /// Throws Error if the file is missing.
+    /// Throws Error if the file is missing, or cannot be dequantized.
     ModelFile(std::string path, ModelOptions options);
 
-    struct Loaded {
-        std::shared_ptr<llama_model> model;
-        ggml_backend_dev_t device = nullptr;  ///< ours, or null
-    };
-    /// Throws Error with llama.cpp's complaint if the model does not load, or has no KV cache to look at.
-    Loaded load(const CacheSpec& spec);
+    /// The loaded model. Throws Error with llama.cpp's complaint if it does not load, or has no KV cache to look at.
+    std::shared_ptr<llama_model> model();
+    /// To be called before model() where caches of ours are to come: otherwise the model is loaded a second time for them. Throws Error if there
+    /// is no backend library.
+    void use_device();
+    bool has_device() const { return device_ != nullptr; }
+
     const Plugin* plugin() const { return plugin_.get(); }
+    ggml_backend_dev_t device() const { return device_; }
     const std::string& path() const { return path_; }
     const Monitor& monitor() const { return options_.monitor; }
+    /// Of what is loaded: llama.cpp rounds activations to 8 bits before it multiplies with such.
+    bool quantized() const { return quantized_; }
 
   private:
     std::string path_;
     ModelOptions options_;
+    WeightsFile weights_;
+    bool quantized_ = false;
     std::unique_ptr<Plugin> plugin_;
-    std::shared_ptr<llama_model> llama_only_;
+    ggml_backend_dev_t device_ = nullptr;
+    std::shared_ptr<llama_model> model_;
 };
 
 /// One context over one cache, one sequence.
 class Session {
   public:
-    /// Throws Error if the context cannot be made. `loaded` is file.load(spec); `file` must outlive the session.
-    Session(const ModelFile& file, ModelFile::Loaded loaded, const CacheSpec& spec, const ContextOptions& options);
+    /// Throws Error if the context cannot be made. `file` must outlive the session. Sessions of ours on one file must be made one after the other:
+    /// each sets the SPEC of the file's device.
+    Session(ModelFile& file, const CacheSpec& spec, const ContextOptions& options);
     Session(const Session&) = delete;  // llama.cpp holds a pointer to this object
     Session& operator=(const Session&) = delete;
 
     llama_context* context() const { return context_.get(); }
-    const llama_model* model() const { return loaded_.model.get(); }
+    const llama_model* model() const { return model_.get(); }
     const llama_vocab* vocab() const { return llama_model_get_vocab(model()); }
     int n_vocab() const { return llama_vocab_n_tokens(vocab()); }
     const CacheSpec& spec() const { return spec_; }
@@ -101,7 +113,7 @@ class Session {
     }
 
     int n_batch() const { return static_cast<int>(llama_n_batch(context())); }
-    /// Known after the first decode.
+    /// Known after the first decode, and of ours only while no other session of ours on the same file is alive.
     KvMemory memory() const;
     /// One line naming what runs.
     std::string config() const;
@@ -116,7 +128,7 @@ class Session {
     CacheSpec spec_;
     ContextOptions options_;
     const ModelFile* file_;
-    ModelFile::Loaded loaded_;
+    std::shared_ptr<llama_model> model_;
     std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};
     llama_batch batch_{};
     std::unique_ptr<llama_batch, void (*)(llama_batch*)> batch_owner_{nullptr, [](llama_batch* b) { llama_batch_free(*b); }};

@@ -24,7 +24,8 @@ std::vector<DecodeSpeed> decode_speed(llama::ModelFile& file, const std::vector<
     if (specs.empty() || depths.empty()) return {};
     options.n_ctx = (depths.back() + kTimedTokens + 255) / 256 * 256;
     std::vector<std::unique_ptr<llama::Session>> sessions;
-    for (const llama::CacheSpec& spec : specs) sessions.push_back(std::make_unique<llama::Session>(file, file.load(spec), spec, options));
+    if (std::ranges::any_of(specs, [](const llama::CacheSpec& s) { return s.ours.has_value(); })) file.use_device();
+    for (const llama::CacheSpec& spec : specs) sessions.push_back(std::make_unique<llama::Session>(file, spec, options));
     std::vector<llama_token> text(static_cast<std::size_t>(options.n_ctx));
     for (std::size_t i = 0; i < text.size(); i++) text[i] = tokens[i % tokens.size()];
     const auto decode = [&](llama::Session& session, int pos, int n, bool output) {
@@ -33,6 +34,10 @@ std::vector<DecodeSpeed> decode_speed(llama::ModelFile& file, const std::vector<
     };
     std::vector<DecodeSpeed> out;
     llama::Work work(file.monitor(), "decode speed", static_cast<double>(sessions.size()) * options.n_ctx);
+    // Untimed first steps: memory and caches are cold, and threads asleep, whatever the depth.
+    constexpr int kWarmUp = 8;
+    for (const auto& session : sessions)
+        for (int i = 0; i < std::min(kWarmUp, options.n_ctx - 1); i++) decode(*session, i, 1, true);
     for (const int depth : depths) {
         for (const auto& session : sessions) {  // from the beginning: every depth is the same state, whatever was timed before
             session->clear();

@@ -12,7 +12,7 @@
 namespace turboquant::measure {
 namespace {
 
-constexpr int kSequence = 1024;
+constexpr int kSequence = 256;  // several side by side are written faster than a long one
 
 /// key_noise at which keys are told apart badly, and hardly at all.
 constexpr double kSuffers = 0.3, kFails = 1;
@@ -68,8 +68,9 @@ std::string verdict(const std::vector<LayerStatistics>& layers, double outlier_r
 
 Inspection inspect(llama::ModelFile& file, InspectOptions o) {
     if (o.n_threads == 0) o.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    const llama::ModelFile::Loaded plain = file.load(llama::CacheSpec{"f16", std::nullopt});
-    llama_model* model = plain.model.get();
+    if (o.bits > 0) file.use_device();  // for the plan
+    const std::shared_ptr<llama_model> owner = file.model();
+    llama_model* model = owner.get();
     const llama_vocab* vocab = llama_model_get_vocab(model);
     int length = std::min(kSequence, o.n_tokens);
     if (const int trained = llama_model_n_ctx_train(model); trained > 0) length = std::min(length, trained);

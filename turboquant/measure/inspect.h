@@ -15,9 +15,9 @@ constexpr int kShortestInspected = 16;  ///< tokens
 
 struct InspectOptions {
     std::string text_file{};  ///< empty: text that the model writes
-    int n_tokens = 2048;      ///< at most
+    int n_tokens = 512;       ///< at most
     double outlier_ratio = 3;
-    double bits = 4.25;  ///< of the plan; 0: none
+    double bits = 0;  ///< of a plan; 0: none is made
     int n_threads = 0;
 };
 

@@ -10,8 +10,8 @@ namespace turboquant::measure {
 KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes windows) {
     for (const std::string& text : texts) {
         Argument a;
-        if (is_auto_word(text)) {
-            a.automatic = std::get<AutoWord>(parse_kv_word(text));
+        if (const auto word = is_auto_word(text) ? std::get<AutoWord>(parse_kv_word(text)) : AutoWord{.measured = false}; word.measured) {
+            a.automatic = word;
             a.automatic->options.windows.set(windows);
             a.spec.name = text;
         } else if (is_plan_file_word(text)) {
@@ -26,8 +26,13 @@ KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes wind
     }
 }
 
+bool KvArguments::need_device() const {
+    return std::ranges::any_of(arguments_, [](const Argument& a) { return a.spec.ours || a.automatic; });
+}
+
 std::vector<llama::CacheSpec> KvArguments::resolve(llama::ModelFile& file, int n_ctx, PlannerOptions options,
                                                    std::vector<std::optional<Plan>>* plans) const {
+    if (need_device()) file.use_device();
     std::vector<llama::CacheSpec> specs;
     std::map<std::string, std::unique_ptr<Planner>> planners;  // one for all budgets with the same options
     for (const Argument& a : arguments_) {
@@ -42,8 +47,13 @@ std::vector<llama::CacheSpec> KvArguments::resolve(llama::ModelFile& file, int n
         auto& planner = planners[to_string(options.spec)];
         if (!planner) planner = std::make_unique<Planner>(file, options);
         const Plan plan = planner->plan(a.automatic->budget, n_ctx);
-        file.monitor().note(fmt::format("{}: {:.3f} bits per value, predicted mean KLD {:.5f}: {}", a.spec.name, plan.bits_per_value,
-                                        *plan.predicted_kld, brief_text(to_spec(plan))));
+        const bool uniform = to_spec(plan).k_layers.empty() && to_spec(plan).v_layers.empty();
+        file.monitor().note(fmt::format("{}: {:.3f} bits per value, predicted mean KLD {:.5f}{}: {}", a.spec.name, plan.bits_per_value,
+                                        *plan.predicted_kld,
+                                        plan.race.empty() ? ""
+                                        : uniform         ? ", a uniform pair, which won the race"
+                                                          : fmt::format(", won the race against {} others", plan.race.size() - 1),
+                                        brief_text(to_spec(plan))));
         specs.back().ours = to_spec(plan);
         if (plans) plans->back() = plan;
     }

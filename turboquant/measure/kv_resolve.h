@@ -15,6 +15,9 @@ class KvArguments {
     /// `windows`: of all formats of ours, where given (kAuto: as the text says).
     explicit KvArguments(const std::vector<std::string>& texts, WindowSizes windows = {});
 
+    /// Whether any format is ours: then the model needs our device.
+    bool need_device() const;
+
     /// The formats, in order. Plans for another model are refused; those of `auto` are made (measuring takes a minute or so, once for all
     /// budgets) and told to the log. Their name is the text they were given as. n_ctx: context for which a budget in bytes is counted; 0:
     /// the one the model was trained on. `plans`, if given: beside each format the plan it comes from, if any.

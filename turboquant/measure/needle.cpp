@@ -162,22 +162,22 @@ std::vector<NeedleResult> search_needles(llama::ModelFile& file, NeedleOptions o
                         "--template with more \"words\"",
                         most, words.words.size()));
     const Text text{llama::read_text_file(o.text_file), o.text_file};
-    const llama::ModelFile::Loaded plain = file.load(llama::parse_cache_spec("f16"));
-    const llama_vocab* vocab = llama_model_get_vocab(plain.model.get());
+    if (arguments.need_device()) file.use_device();
+    const std::shared_ptr<llama_model> model = file.model();
+    const llama_vocab* vocab = llama_model_get_vocab(model.get());
     std::vector<std::vector<Prompts>> haystacks;
     for (const int n_ctx : o.ctx) haystacks.push_back(make_haystacks(vocab, text, words, o, n_ctx, file.monitor()));
     const int largest = *std::ranges::max_element(o.ctx);
-    if (const int trained = llama_model_n_ctx_train(plain.model.get()); trained < largest)
+    if (const int trained = llama_model_n_ctx_train(model.get()); trained < largest)
         file.monitor().note(fmt::format("warning: the model was trained on contexts of {} tokens only", trained));
     file.monitor().note(fmt::format("model {}: {} texts per context with {} needles each, {} questions at each of {} depths, seed {}",
                                     file.path(), haystacks[0].size(), haystacks[0][0].answers.size(), o.needles, o.depths, o.seed));
 
     std::vector<NeedleResult> results;
     for (const llama::CacheSpec& spec : arguments.resolve(file, largest, {.calib_file = o.calib_file, .n_threads = o.context.n_threads})) {
-        const llama::ModelFile::Loaded loaded = file.load(spec);
         for (std::size_t c = 0; c < o.ctx.size(); c++) {
             o.context.n_ctx = o.ctx[c];
-            llama::Session session(file, loaded, spec, o.context);
+            llama::Session session(file, spec, o.context);
             file.monitor().note(fmt::format("{}; greedy", session.config()));
             const double questions = 40.0 * o.depths * o.needles;  // tokens, about: for the bar
             llama::Work work(file.monitor(), fmt::format("needle {} {}", spec.name, o.ctx[c]),

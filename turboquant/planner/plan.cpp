@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "nlohmann/json.hpp"
+#include "turboquant/codec/tile.h"
 #include "turboquant/spec/channel_scales.h"
 
 namespace turboquant {
@@ -22,6 +23,60 @@ HeadCodecs codecs_of(const Json& words, const char* side, int layer) {
     } catch (const std::invalid_argument& e) {
         throw std::invalid_argument(std::string(side) + " of layer " + std::to_string(layer) + ": " + e.what());
     }
+}
+
+CodecId codec_of(const Json& word) { return parse_head_codecs(word.get<std::string>()).of(0); }
+
+Json to_json(const Measurements& m) {
+    const auto name = [](CodecId c) { return std::string(codec_info(c).name); };
+    const auto responses = [&](const std::vector<Response>& rows) {
+        Json j = Json::object();
+        for (const Response& r : rows) j[name(r.codec)] = r.kld;
+        return j;
+    };
+    Json slots = Json::array(), scales = Json::object();
+    for (const MeasuredSlot& s : m.slots)
+        slots.push_back({s.layer, s.side == Side::key ? "k" : "v", s.head_dim, s.of_heads, s.head, s.window, s.kld, s.error});
+    for (const auto& [layer, letters] : m.key_scales) scales[std::to_string(layer)] = letters;
+    return {{"text", m.text},
+            {"tokens", m.tokens},
+            {"layers", m.n_layers},
+            {"context", m.n_ctx_train},
+            {"options", to_string(m.options)},
+            {"k_format", name(m.k_format)},
+            {"v_format", name(m.v_format)},
+            {"floor", m.floor},
+            {"cell_bits", m.cell_bits},
+            {"scale_gain", m.scale_gain},
+            {"k_responses", responses(m.k_responses)},
+            {"v_responses", responses(m.v_responses)},
+            {"slots", slots},
+            {"key_scales", scales}};
+}
+
+Measurements measurements_of(const Json& j) {
+    Measurements m;
+    m.text = j.value("text", ""), m.tokens = j.value("tokens", 0);
+    m.n_layers = j.at("layers").get<int>(), m.n_ctx_train = j.at("context").get<int>();
+    m.options = parse_spec_options(j.value("options", ""));
+    m.k_format = codec_of(j.at("k_format")), m.v_format = codec_of(j.at("v_format"));
+    m.floor = j.value("floor", 0.0), m.cell_bits = j.value("cell_bits", 0.0), m.scale_gain = j.value("scale_gain", 1.0);
+    for (const auto& [key, rows] : {std::pair{"k_responses", &m.k_responses}, {"v_responses", &m.v_responses}})
+        for (const auto& [word, kld] : j.at(key).items()) rows->push_back({codec_of(word), kld.get<double>()});
+    for (const Json& row : j.at("slots")) {
+        MeasuredSlot s;
+        s.layer = row.at(0).get<int>(), s.side = row.at(1).get<std::string>() == "k" ? Side::key : Side::value;
+        s.head_dim = row.at(2).get<int>(), s.of_heads = row.at(3).get<int>(), s.head = row.at(4).get<int>();
+        s.window = row.at(5).get<std::int64_t>(), s.kld = row.at(6).get<double>(), s.error = row.at(7).get<double>();
+        if (!head_dim_supported(s.head_dim) || s.of_heads < 1 || s.head >= s.of_heads || s.layer < 0)
+            throw std::invalid_argument("its measurements hold a slot that cannot be; make the plan again with `turboquant plan`");
+        m.slots.push_back(s);
+    }
+    for (const auto& [layer, letters] : j.at("key_scales").items()) {
+        parse_scales(letters.get<std::string>());
+        m.key_scales[std::stoi(layer)] = letters.get<std::string>();
+    }
+    return m;
 }
 
 Plan from_json(const Json& j) {
@@ -46,6 +101,9 @@ Plan from_json(const Json& j) {
         p.calibration_tokens = j.at("calibration").value("tokens", 0);
     }
     p.options = parse_spec_options(j.value("options", ""));
+    if (j.contains("race"))
+        for (const Json& r : j.at("race")) p.race.push_back({r.at("formats"), r.at("kld"), r.at("behind"), r.at("error")});
+    if (j.contains("measurements")) p.measurements = measurements_of(j.at("measurements"));
     std::set<int> seen;
     for (const Json& row : j.at("layers")) {
         PlannedLayer l;
@@ -89,6 +147,12 @@ std::string to_json(const Plan& p) {
               {"measured_kld", number_or_null(p.measured_kld)},
               {"calibration", {{"source", p.calibration}, {"tokens", p.calibration_tokens}}},
               {"options", to_string(p.options)}};
+    if (!p.race.empty()) {
+        head["race"] = Json::array();
+        for (const RaceRow& r : p.race)
+            head["race"].push_back({{"formats", r.formats}, {"kld", r.kld}, {"behind", r.behind}, {"error", r.error}});
+    }
+    if (p.measurements) head["measurements"] = to_json(*p.measurements);
     std::string out = "{\n";
     for (const auto& [key, value] : head.items()) out += "  " + Json(key).dump() + ": " + value.dump() + ",\n";
     out += "  \"layers\": [";

@@ -9,6 +9,8 @@
 //     "measured_kld": 0.0028,                       on the calibration text; null: not measured
 //     "calibration": {"source": "...", "tokens": 4096},
 //     "options": "offset=on",                       options of the SPEC (spec/kv_spec.h), for all layers
+//     "race": [{"formats": "k=tcq4,v=tcq3,...", "kld": 0.0028, "behind": 0, "error": 0}, ...],   what it was held against, the best first
+//     "measurements": {...},                        what it was made from, for other budgets (measurements.h); may be left out
 //     "layers": [{"layer": 0, "k": "turbo5", "v": "turbo4", "k_kld": 0.0002, "v_kld": 0.0001, "k_scales": "aaZZbb..."}, ...]
 //   }
 // k and v name one format, or one per KV head: "tcq3/tcq5".
@@ -24,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "turboquant/planner/measurements.h"
 #include "turboquant/spec/kv_spec.h"
 
 namespace turboquant {
@@ -40,6 +43,15 @@ struct PlannedLayer {
     friend bool operator==(const PlannedLayer&, const PlannedLayer&) = default;
 };
 
+/// A choice of formats on text that the measurements did not see.
+struct RaceRow {
+    std::string formats;
+    double kld = 0;                ///< mean, nats
+    double behind = 0, error = 0;  ///< behind the winner, on the same positions, with its standard error
+
+    friend bool operator==(const RaceRow&, const RaceRow&) = default;
+};
+
 struct Plan {
     std::string model_hash;  ///< of the model it was made for; compared as text
     std::string model_name;
@@ -48,7 +60,9 @@ struct Plan {
     std::optional<double> predicted_kld, measured_kld;
     std::string calibration;  ///< description of the text
     int calibration_tokens = 0;
-    SpecOptions options;               ///< for all layers
+    SpecOptions options;        ///< for all layers
+    std::vector<RaceRow> race;  ///< ascending by kld: the plan itself is the first
+    std::optional<Measurements> measurements;
     std::vector<PlannedLayer> layers;  ///< those with a KV cache, ascending
 
     friend bool operator==(const Plan&, const Plan&) = default;

@@ -14,7 +14,9 @@ namespace turboquant {
 namespace {
 
 constexpr double kRoomAbove = 2;                    // bits
-constexpr double kKeysWithOffset = 0.025 / 0.0091;  // beside values
+constexpr double kKeysWithOffset = 0.025 / 0.0091;  // beside values, in shallow models
+constexpr double kKeysWhenDeep = 8;                 // beside values
+constexpr int kShallow = 8, kDeep = 16;             // layers
 constexpr double kTieBreak = 1e-6;                  // per rank: too small to outweigh any difference of formats
 
 std::string three_digits(double x) {
@@ -31,14 +33,21 @@ std::vector<CodecId> unmeasured_candidates(double bits) {
     return out;
 }
 
+double key_weight(int n_layers, bool offset_removed) {
+    const double depth = std::clamp(static_cast<double>(n_layers - kShallow) / (kDeep - kShallow), 0.0, 1.0);
+    return std::pow(kKeysWhenDeep, depth) * (offset_removed ? 1 : kKeysWithOffset);
+}
+
 std::vector<CodecId> unmeasured_formats(std::span<const UnmeasuredSlot> slots, double bits, bool offset_removed) {
     const std::vector<CodecId> codecs = unmeasured_candidates(bits);
     std::vector<std::vector<SlotOption>> options;
     double values = 0;
     std::int64_t least = 0;
+    const auto n_layers = std::ranges::count(slots, Side::key, &UnmeasuredSlot::side);
+    const double keys = key_weight(static_cast<int>(n_layers), offset_removed);
     for (std::size_t s = 0; s < slots.size(); s++) {
         const UnmeasuredSlot& slot = slots[s];
-        const double side = slot.side == Side::key ? (offset_removed ? 1 : kKeysWithOffset) : 1;
+        const double side = slot.side == Side::key ? keys : 1;
         const auto from_end = static_cast<double>(std::min(s, slots.size() - 1 - s) / 2);
         const double weight = side * (1 - kTieBreak * (2 * from_end + (slot.side == Side::value)));
         options.emplace_back();

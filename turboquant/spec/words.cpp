@@ -29,18 +29,23 @@ Budget parse_budget(std::string_view text) {
                                 "' is no budget; give bits per value, like 4.25, or memory, like 512MiB (KiB, MiB, GiB, KB, MB, GB)");
 }
 
-bool is_auto_word(std::string_view text) { return text.starts_with(kAuto); }
+bool is_auto_word(std::string_view text) {
+    const std::string_view first = text.substr(0, text.find(','));
+    return text.starts_with(kAuto) || std::ranges::find(kUnmeasured, first, &UnmeasuredWord::word) != std::end(kUnmeasured);
+}
 
 bool is_plan_file_word(std::string_view text) { return text.ends_with(".json"); }
 
 KvWord parse_kv_word(std::string_view text) {
     if (is_auto_word(text)) {
-        const std::string_view rest = text.substr(kAuto.size());
-        const std::size_t comma = std::min(rest.find(','), rest.size());
-        const Budget budget = parse_budget(rest.substr(0, comma));
-        if (comma + 1 == rest.size())
+        const std::size_t comma = std::min(text.find(','), text.size());
+        const std::string_view word = text.substr(0, comma);
+        const auto* unmeasured = std::ranges::find(kUnmeasured, word, &UnmeasuredWord::word);
+        const bool measured = unmeasured == std::end(kUnmeasured);
+        const Budget budget = measured ? parse_budget(word.substr(kAuto.size())) : Budget{unmeasured->bits, 0};
+        if (comma + 1 == text.size())
             throw std::invalid_argument("'" + std::string(text) + "' ends with a comma; name an option behind it, or leave it out");
-        return AutoWord{budget, parse_spec_options(comma < rest.size() ? rest.substr(comma + 1) : std::string_view{})};
+        return AutoWord{budget, parse_spec_options(comma < text.size() ? text.substr(comma + 1) : std::string_view{}), measured};
     }
     if (is_plan_file_word(text)) return PlanFileWord{std::string(text)};
     return parse_kv_spec(text);

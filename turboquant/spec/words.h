@@ -4,6 +4,7 @@
 // clang-format off
 //   TEXT = SPEC                      kv_spec.h
 //        | auto:BUDGET[,OPTION...]   the best formats within BUDGET: bits per value ("auto:4.25") or memory ("auto:512MiB"); OPTION as in a SPEC
+//        | auto4|auto3|auto2[,...]   the best formats within 4.25, 3.25, 2.25 bits per value that can be had without measuring (planner/prior.h)
 //        | FILE.json                 a plan written by `turboquant plan` (planner/plan.h)
 // clang-format on
 #pragma once
@@ -28,7 +29,15 @@ Budget parse_budget(std::string_view text);
 struct AutoWord {
     Budget budget;
     SpecOptions options;
+    bool measured = true;  ///< false: of a word of kUnmeasured, which never measures
 };
+
+/// Words, which are also names of devices, for formats that are chosen by rules.
+struct UnmeasuredWord {
+    std::string_view word;
+    double bits;
+};
+inline constexpr UnmeasuredWord kUnmeasured[] = {{"auto4", 4.25}, {"auto3", 3.25}, {"auto2", 2.25}};
 
 struct PlanFileWord {
     std::string path;
