@@ -40,6 +40,8 @@ if(NOT TQ_CUDA STREQUAL OFF)
     if(_late)
       list(APPEND TQ_CUDA_PAIR_OPTIONS "--generate-code=arch=compute_90,code=[${_late}]")
     endif()
+    # For warpgroup instructions, which one architecture has.
+    set(TQ_CUDA_90A_OPTIONS "--generate-code=arch=compute_90a,code=sm_90a" ${_common})
     set(TQ_HAS_CUDA ON)
     message(STATUS "CUDA kernels: built by nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${TQ_CUDA_ARCHITECTURES} and PTX 80")
   elseif(TQ_CUDA STREQUAL ON)

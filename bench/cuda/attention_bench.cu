@@ -1,6 +1,6 @@
 // Attention on the GPU, timed: CUDA-graph replays, medians, inputs larger than L2, bytes and share of the card's read bandwidth.
 // One line per case, as a table or, with --json, for scripts/bench-gpu.
-// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--kinds decode,term,heads,tokens,window,prefill] [--formats turbo4,...]
+// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--kinds decode,term,heads,tokens,window,prefill,all-cells] [--formats turbo4,...]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -65,7 +65,7 @@ struct Case {
     std::string kind, name;
     CodecId k, v;
     int batch, n_kv, head_dim = 128, n_head = 32, n_head_kv = 8, n_tokens = 1;
-    bool term = false;
+    bool term = false, causal = true;
     int exact = 0;
 };
 
@@ -127,8 +127,7 @@ class Bench {
         const size_t kb = c.batch * c.n_head_kv * tiles * kt, vb = c.batch * c.n_head_kv * tiles * vt, bytes = kb + vb;
         if (bytes > pool_bytes) throw std::runtime_error("too large");
         const int sets = static_cast<int>(std::clamp<size_t>((size_t{300} << 20) / bytes + 1, 1, pool_bytes / bytes));
-        const int kept = c.n_tokens > 8 ? 1 : sets;
-        for (int s = 0; s < kept; ++s)
+        for (int s = 0; s < sets; ++s)
             fill(pool + s * bytes, c.k, c.head_dim, kb, 1 + s), fill(pool + s * bytes + kb, c.v, c.head_dim, vb, 1000 + s);
         size_t at = 0;
         const auto take = [&](size_t n) {
@@ -146,7 +145,8 @@ class Bench {
 
         std::vector<int> lengths(c.batch, c.n_kv);
         AttentionPlan plan;
-        must(plan_attention(device, {c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, lengths, c.exact > 0, false}, plan));
+        const CodecId sides[] = {c.k, c.v};
+        must(plan_attention(device, {c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, lengths, c.exact > 0, false, sides}, plan));
         if (plan.workspace_bytes > kWorkspace) throw std::runtime_error("workspace too large");
         must(prepare_workspace(plan, workspace, stream));
         AttentionArgs a;
@@ -155,7 +155,7 @@ class Bench {
         a.q_head_stride = a.out_head_stride = c.head_dim;
         a.k = {nullptr, c.n_head_kv * tiles * kt, tiles * kt, kt, c.k}, a.v = {nullptr, c.n_head_kv * tiles * vt, tiles * vt, vt, c.v};
         a.scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
-        a.causal = c.n_tokens > 1;
+        a.causal = c.n_tokens > 1 && c.causal;
         if (c.exact) {
             const size_t et = tile_bytes({CodecId::raw, Side::key, c.head_dim}), n = (c.exact + 63) / 64;
             a.exact_k = {static_cast<uint8_t*>(exact_pool), c.n_head_kv * n * et, n * et, et, CodecId::raw};
@@ -194,10 +194,10 @@ class Bench {
         const double per_launch = static_cast<double>(bytes) * std::max(1, c.n_tokens / 8);
         const int launches = std::max(sets, static_cast<int>(std::min(200.0, 2e9 / per_launch)) / sets * sets);
         const double us = time(sets, [&](int s) {
-            a.k.tiles = pool + (kept == 1 ? 0 : s) * bytes, a.v.tiles = a.k.tiles + kb;
+            a.k.tiles = pool + s * bytes, a.v.tiles = a.k.tiles + kb;
             must(run_attention(plan, a, workspace, stream));
-        }, c.n_tokens > 8 ? 2 : launches);
-        return {us, static_cast<double>(bytes), plan.most_splits};
+        }, c.n_tokens > 8 ? sets : launches);
+        return {us, static_cast<double>(bytes), plan.prefill.n_splits ? plan.prefill.n_splits : plan.most_splits};
     }
 
     Device device;
@@ -246,13 +246,14 @@ std::vector<Case> cases(const std::string& kinds, const std::vector<CodecId>& fo
                 c.exact = 192;
                 all.push_back(c);
             }
-    if (has("prefill"))
-        for (const CodecId f : {CodecId::turbo4, CodecId::turbo3, CodecId::tcq3})
-            for (const int tokens : {512, 2048}) {
-                Case c{"prefill", std::string(codec_info(f).name), f, f, 1, 32768};
-                c.n_tokens = tokens;
-                all.push_back(c);
-            }
+    for (const bool causal : {true, false})
+        if (has(causal ? "prefill" : "all-cells"))
+            for (const CodecId f : formats)
+                for (const int tokens : {32, 128, 512, 2048}) {
+                    Case c{causal ? "prefill" : "all-cells", std::string(codec_info(f).name), f, f, 1, 32768};
+                    c.n_tokens = tokens, c.causal = causal;
+                    all.push_back(c);
+                }
     return all;
 }
 
@@ -265,12 +266,13 @@ int main(int argc, char** argv) try {
     std::string kinds;
     std::vector<CodecId> formats{CodecId::turbo4, CodecId::turbo3, CodecId::turbo2, CodecId::tcq4, CodecId::tcq3, CodecId::tcq2};
     bool json = false, quick = false;
-    int only_batch = 0, only_kv = 0;
+    int only_batch = 0, only_kv = 0, only_tokens = 0;
     for (int i = 1; i < argc; ++i) {
         const std::string arg = argv[i];
         if (arg == "--json") json = true;
         else if (arg == "--quick") quick = true;
         else if (arg == "--only" && i + 1 < argc) std::sscanf(argv[++i], "%dx%d", &only_batch, &only_kv);
+        else if (arg == "--tokens" && i + 1 < argc) only_tokens = std::atoi(argv[++i]);
         else if (arg == "--kinds" && i + 1 < argc) kinds = argv[++i];
         else if (arg == "--formats" && i + 1 < argc) {
             formats.clear();
@@ -288,13 +290,14 @@ int main(int argc, char** argv) try {
     if (!json) std::printf("# %s, %d SMs, L2 %zu MB, reads %.2f TB/s\n", bench.device.name.c_str(), bench.device.n_sm, bench.device.l2_bytes >> 20, bandwidth);
     for (const Case& c : cases(kinds, formats, quick)) {
         if (only_batch && (c.batch != only_batch || c.n_kv != only_kv)) continue;
+        if (only_tokens && c.n_tokens != only_tokens) continue;
         try {
             const Bench::Result r = bench.run(c);
             if (json)
                 std::printf("{\"device\": \"%s\", \"read_tb_per_s\": %.3f, \"kind\": \"%s\", \"format\": \"%s\", \"batch\": %d, \"n_kv\": %d, \"head_dim\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"n_tokens\": %d, \"exact\": %d, \"us\": %.3f, \"tb_per_s\": %.3f}\n",
                             bench.device.name.c_str(), bandwidth, c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, c.exact, r.us, r.bytes / r.us * 1e-6);
             else
-                std::printf("%-8s %-13s %2d x %6d  %2d/%d x %3d  q %4d  %9.1f us  %5.2f TB/s  %3.0f %%  (%d parts)\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.n_head,
+                std::printf("%-9s %-13s %2d x %6d  %2d/%d x %3d  q %4d  %9.1f us  %5.2f TB/s  %3.0f %%  (%d parts)\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.n_head,
                             c.n_head_kv, c.head_dim, c.n_tokens, r.us, r.bytes / r.us * 1e-6, 100 * r.bytes / r.us * 1e-6 / bandwidth, r.splits);
         } catch (const std::exception& e) {
             std::printf("# %s %s %d x %d d %d q %d: %s\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.head_dim, c.n_tokens, e.what());

@@ -54,15 +54,19 @@ class Rig {
     using CpuArgs = turboquant::AttentionArgs;
 
     explicit Rig(const CpuArgs& one) : Rig(std::vector<const CpuArgs*>{&one}, false) {}
-    /// Calls that differ in contents and length only, as sequences of one.
-    Rig(const std::vector<const CpuArgs*>& calls, bool uniform, bool exact_windows = false) {
+    /// Calls that differ in contents and length only, as sequences of one. `prefill`: the plan may choose it.
+    Rig(const std::vector<const CpuArgs*>& calls, bool uniform, bool exact_windows = false, bool prefill = true) {
         const CpuArgs& a = *calls[0];
         const int d = a.k.shape.head_dim;
         n_seq_ = static_cast<int>(calls.size());
         for (const CpuArgs* c : calls) n_kv_.push_back(c->n_kv), most_ = std::max(most_, c->n_kv);
         must(query_device(0, device_));
         must(cudaStreamCreate(&stream_));
-        must(plan_attention(device_, {d, a.n_head, a.n_head_kv, a.n_tokens, n_kv_, exact_windows, uniform}, plan));
+        std::vector<CodecId> formats;
+        for (const TileView* side : {&a.k, &a.v})
+            for (int h = 0; h < a.n_head_kv; ++h) formats.push_back(side->head_shape(h).codec);
+        if (!prefill) formats.clear();
+        must(plan_attention(device_, {d, a.n_head, a.n_head_kv, a.n_tokens, n_kv_, exact_windows, uniform, formats}, plan));
         workspace_ = keep(plan.workspace_bytes);
         must(prepare_workspace(plan, workspace_->as<void>(), stream_));
         must(upload_attention_tables(tables_, d, keep(attention_table_bytes(d))->as<void>(), stream_));

@@ -35,6 +35,9 @@ struct AttentionShape {
     std::span<const int> n_kv;     ///< host: cells of each sequence, at most; run reads no more
     bool exact_windows = false;    ///< rows kept in fp16 beside the compressed ones: one more part per head
     bool uniform_lengths = false;  ///< plan as if all sequences had the longest's length: no table of parts is read
+    /// Host: formats that keys and values of any head may have. More than 8 query tokens go by tensor cores only where these are known
+    /// (docs/cuda.md, Prefill, says which calls do); empty: any, and the decode kernels do all.
+    std::span<const CodecId> formats = {};
 };
 
 struct AttentionPlan {
@@ -49,6 +52,12 @@ struct AttentionPlan {
     std::vector<Item> items;
     int n_items = 0, most_splits = 0;
     std::size_t workspace_bytes = 0;
+    /// Cut of a call that prefill takes (prefill.h); the rest is for those that it cannot.
+    struct Prefill {
+        int n_splits = 0;                                                       ///< 0: none
+        int n_groups = 0, n_panels = 0;                                         ///< of 64 query rows; of 128 cells
+        std::size_t panels = 0, queries = 0, units = 0, part = 0, part_ml = 0;  ///< places in the workspace
+    } prefill;
 };
 
 /// Cuts a call so that its blocks fill `device` evenly. Errors: sizes that have no kernel, named.

@@ -3,6 +3,7 @@
 
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/impl/shared_layout.h"
+#include "turboquant/cuda/prefill.h"
 #include "turboquant/cuda/workspace.h"
 
 namespace turboquant::cuda {
@@ -91,6 +92,7 @@ Status plan_attention(const Device& device, const AttentionShape& s, AttentionPl
     }
     if (alike) p.splits_each = p.most_splits, p.items.clear();
     p.workspace_bytes = workspace_layout(p).bytes;
+    if (prefill_plans(device, s)) plan_prefill(device, p);
     plan = std::move(p);
     return {};
 }

@@ -5,6 +5,7 @@
 #include "turboquant/cuda/impl/instances.h"
 #include "turboquant/cuda/impl/params.h"
 #include "turboquant/cuda/impl/shared_layout.h"
+#include "turboquant/cuda/prefill.h"
 #include "turboquant/cuda/workspace.h"
 
 namespace turboquant::cuda {
@@ -55,8 +56,6 @@ Status prepare_workspace(const AttentionPlan& plan, void* workspace, Stream stre
 
 Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* workspace, Stream stream) {
     if (const char* problem = problem_of(plan, a, workspace)) return bad_argument(problem);
-    const void* kernel = attend_instance(plan.head_dim, plan.groups);
-    if (!kernel) return bad_argument("attention: the plan names a kernel that does not exist");
     const WorkspaceLayout w = workspace_layout(plan);
     auto* base = static_cast<std::uint8_t*>(workspace);
 
@@ -80,6 +79,9 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
                   static_cast<const uint4*>(t.panel), t.tile_pos, t.cell_pos, t.cell_term, t.tile_seq_stride, t.cell_seq_stride};
     p.signs_in = a.tables->signs_in, p.signs_out = a.tables->signs_out, p.hartley = a.tables->hartley, p.lut = a.tables->lut;
     std::copy(std::begin(a.tables->formats), std::end(a.tables->formats), p.table);
+    if (prefill_serves(plan, a)) return run_prefill(plan, p, workspace, stream);
+    const void* kernel = attend_instance(plan.head_dim, plan.groups);
+    if (!kernel) return bad_argument("attention: the plan names a kernel that does not exist");
     p.count = reinterpret_cast<unsigned*>(base + w.count);
     p.part = reinterpret_cast<float*>(base + w.part), p.part_ml = reinterpret_cast<float2*>(base + w.part_ml);
 

@@ -1,0 +1,150 @@
+// Prefill on the GPU: against the double-precision definition, against the decode kernels, and its choice by the plan.
+#include "tests/cuda/attention_rig.h"
+
+#ifdef TQ_HAS_CUDA
+#include <gtest/gtest.h>
+
+namespace turboquant::cuda::test {
+namespace {
+
+using enum CodecId;
+using turboquant::test::Case;
+using turboquant::test::Mask;
+using turboquant::test::Problem;
+
+// Formats x head sizes x GQA x lengths x query tokens x masks, sampled.
+std::vector<Case> prefill_cases() {
+    constexpr CodecId formats[] = {turbo4, turbo3, turbo2, tcq4, tcq3, tcq2, tcq5, tcq1};
+    constexpr int dims[] = {128, 64, 80, 96, 112}, groups[] = {4, 1, 2, 7, 8}, lengths[] = {1000, 65, 129, 300, 4097, 64, 128},
+                  tokens[] = {9, 40, 130, 33, 16, 64};
+    constexpr Mask masks[] = {Mask::none, Mask::causal, Mask::random, Mask::window, Mask::some_rows_empty};
+    std::vector<Case> cases;
+    for (int i = 0; i < 96; ++i) {
+        Case c;
+        c.random_codes = true;
+        c.k = formats[i % 8], c.v = formats[i / 8 % 2 ? i % 8 : (i * 5 + i / 8) % 8];
+        c.k_dim = c.v_dim = dims[(i + i / 8) % 5];
+        c.n_kv = lengths[(i / 2 + i / 11) % 7], c.n_tokens = std::min(tokens[(i / 3) % 6], c.n_kv);
+        c.n_head_kv = c.n_kv > 1000 ? 1 : 2, c.n_head = groups[(i + i / 7) % 5] * c.n_head_kv;
+        c.mask = masks[(i / 5) % 5], c.mask_heads = i % 13 == 4 ? c.n_head : 1;
+        c.sharpness = i % 3 == 0 ? 1.f : i % 3 == 1 ? 12.f : 60.f;  // flat, ordinary, peaked
+        c.sinks = i % 7 == 3, c.softcap = i % 11 == 5 ? 8.f : 0.f, c.max_bias = c.mask == Mask::causal && i % 4 == 0 ? 8.f : 0.f;
+        cases.push_back(c);
+    }
+    return cases;
+}
+
+std::vector<float> defined(Problem& problem) {
+    return problem.run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); });
+}
+double error_of(const std::vector<float>& a, const std::vector<float>& b) { return std::sqrt(turboquant::test::relative_error(a, b)); }
+
+class Prefill : public Gpu, public testing::WithParamInterface<int> {};
+TEST_P(Prefill, IsTheDefinition) {
+    const Case c = prefill_cases()[GetParam()];
+    SCOPED_TRACE(testing::PrintToString(c));
+    Problem problem(c);
+    const std::vector<float> reference = defined(problem);
+    Rig rig(problem.args);
+    ASSERT_GT(rig.plan.prefill.n_splits, 0) << "the plan did not choose prefill";
+    const std::vector<float> out = rig.run();
+    EXPECT_LT(error_of(out, reference), 2e-4);
+    EXPECT_EQ(rig.run(), out) << "not the same bits again";
+}
+INSTANTIATE_TEST_SUITE_P(Cases, Prefill, testing::Range(0, static_cast<int>(prefill_cases().size())));
+
+class CudaPrefill : public Gpu {};
+
+// Native causal and window flags are the mask that says the same; the decode kernels give the same.
+TEST_F(CudaPrefill, FlagsAndDecodeKernels) {
+    for (const int tokens : {9, 200})
+        for (const Mask mask : {Mask::none, Mask::causal, Mask::window}) {
+            Case c{.k = turbo4,
+                   .v = tcq3,
+                   .k_dim = 128,
+                   .v_dim = 128,
+                   .n_head = 8,
+                   .n_head_kv = 2,
+                   .n_tokens = tokens,
+                   .n_kv = 1500,
+                   .mask = mask};
+            c.random_codes = true, c.sharpness = 12;
+            Problem problem(c);
+            const std::vector<float> reference = defined(problem);
+            Rig rig(problem.args), decode({&problem.args}, false, false, false);
+            for (Rig* r : {&rig, &decode}) {
+                r->args.mask = nullptr, r->args.causal = mask != Mask::none, r->args.window = mask == Mask::window ? 71 : 0;
+                r->args.mask_heads = 1;
+            }
+            ASSERT_GT(rig.plan.prefill.n_splits, 0);
+            ASSERT_EQ(decode.plan.prefill.n_splits, 0);
+            const std::vector<float> out = rig.run();
+            EXPECT_LT(error_of(out, reference), 2e-4) << tokens << " " << static_cast<int>(mask);
+            EXPECT_LT(error_of(out, decode.run()), 2e-4) << tokens << " " << static_cast<int>(mask);
+        }
+}
+
+// Heads of different formats, sequences of different lengths, all in one launch.
+TEST_F(CudaPrefill, HeadsAndSequences) {
+    const std::vector<int> lengths{20, 2049, 130, 64, 700};
+    std::vector<std::unique_ptr<Problem>> problems;
+    std::vector<const turboquant::AttentionArgs*> args;
+    std::vector<std::vector<float>> alone;
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+        Case c{.k_dim = 128, .v_dim = 128, .n_head = 12, .n_head_kv = 3, .n_tokens = 20, .n_kv = lengths[i]};
+        c.k_heads = {turbo3, tcq2, tcq5}, c.v_heads = {tcq4, turbo4, turbo2};
+        c.random_codes = true, c.sharpness = 12;
+        problems.push_back(std::make_unique<Problem>(c, 10 + i));
+        args.push_back(&problems.back()->args), alone.push_back(defined(*problems.back()));
+    }
+    Rig rig(args, false);
+    ASSERT_GT(rig.plan.prefill.n_splits, 0);
+    const std::vector<float> out = rig.run();
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+        const std::vector<float> one(out.begin() + static_cast<std::ptrdiff_t>(i * alone[i].size()),
+                                     out.begin() + static_cast<std::ptrdiff_t>((i + 1) * alone[i].size()));
+        EXPECT_LT(error_of(one, alone[i]), 2e-4) << lengths[i];
+    }
+}
+
+TEST_F(CudaPrefill, GraphReplay) {
+    Case c{.k = turbo3, .v = turbo3, .k_dim = 128, .v_dim = 128, .n_head = 8, .n_head_kv = 2, .n_tokens = 50, .n_kv = 3000};
+    c.random_codes = true, c.sharpness = 12;
+    Problem problem(c), shorter(c);
+    shorter.args.n_kv = 777;
+    Rig rig(problem.args);
+    ASSERT_GT(rig.plan.prefill.n_splits, 0);
+    const std::vector<float> before = rig.run();
+    EXPECT_EQ(rig.replay(3000), before);
+    EXPECT_LT(error_of(rig.replay(777), defined(shorter)), 2e-4);
+}
+
+// What prefill cannot do goes to the decode kernels, by the plan where it knows.
+TEST_F(CudaPrefill, ChosenByThePlan) {
+    Device device;
+    ASSERT_TRUE(query_device(0, device).ok());
+    const int n_kv = 1000;
+    const auto chosen = [&](AttentionShape s) {
+        AttentionPlan plan;
+        EXPECT_EQ(plan_attention(device, s, plan).message(), "");
+        return plan.prefill.n_splits > 0;
+    };
+    const CodecId bytes[] = {turbo4, tcq3}, wide[] = {turbo4, turbo8};
+    AttentionShape s{.head_dim = 128, .n_head = 8, .n_head_kv = 2, .n_tokens = 9, .n_kv = {&n_kv, 1}, .formats = bytes};
+    EXPECT_EQ(chosen(s), device.compute_capability == 90);
+    AttentionShape other = s;
+    other.n_tokens = 8;
+    EXPECT_FALSE(chosen(other));
+    other = s, other.formats = wide;
+    EXPECT_FALSE(chosen(other));
+    other = s, other.formats = {};
+    EXPECT_FALSE(chosen(other));
+    other = s, other.head_dim = 256;
+    EXPECT_FALSE(chosen(other));
+    other = s, other.exact_windows = true;
+    EXPECT_FALSE(chosen(other));
+}
+
+}  // namespace
+}  // namespace turboquant::cuda::test
+#endif

@@ -1,0 +1,22 @@
+// Prefill: attention of many query rows by warpgroup instructions, over panels that are decoded once per call (impl/prefill_params.h).
+#pragma once
+
+#include "turboquant/cuda/attention.h"
+#include "turboquant/cuda/impl/params.h"
+
+namespace turboquant::cuda {
+
+/// Whether a plan of this shape gets a prefill part: sm_90, head sizes to 128, more than 8 query tokens, formats that are known and whose
+/// levels are single bytes, no exact rows.
+bool prefill_plans(const Device& device, const AttentionShape& shape);
+/// Fills plan.prefill and lengthens the workspace. Sizes are checked already.
+void plan_prefill(const Device& device, AttentionPlan& plan);
+/// Whether a call can take it: no score term.
+bool prefill_serves(const AttentionPlan& plan, const AttentionArgs& args);
+/// Enqueues the call. `p`: as for the decode kernels, but for their own parts of the workspace.
+Status run_prefill(const AttentionPlan& plan, const AttentionParams& p, void* workspace, Stream stream);
+
+/// The kernel of a head size, for cudaLaunchKernel. `general`: with mask and soft-cap.
+const void* prefill_instance(int head_dim, bool general);
+
+}  // namespace turboquant::cuda

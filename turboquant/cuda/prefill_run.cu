@@ -1,0 +1,58 @@
+// Launches prefill: operands, attention, and what remains per row.
+#include "turboquant/cuda/prefill.h"
+
+#include "turboquant/cuda/impl/prefill_operands.cuh"
+
+namespace turboquant::cuda {
+namespace {
+
+struct Steps {
+    const void *panels, *queries, *finish;
+};
+template <int D>
+Steps steps() {
+    return {reinterpret_cast<const void*>(&make_panels<D>), reinterpret_cast<const void*>(&make_queries<D>), reinterpret_cast<const void*>(&finish_rows<D>)};
+}
+Steps steps_of(int head_dim) {
+    switch (head_dim) {
+        case 64:
+            return steps<64>();
+        case 80:
+            return steps<80>();
+        case 96:
+            return steps<96>();
+        case 112:
+            return steps<112>();
+        default:
+            return steps<128>();
+    }
+}
+
+}  // namespace
+
+Status run_prefill(const AttentionPlan& plan, const AttentionParams& a, void* workspace, Stream stream) {
+    const AttentionPlan::Prefill& f = plan.prefill;
+    const Steps kernels = steps_of(plan.head_dim);
+    const void* attend = prefill_instance(plan.head_dim, a.mask || a.softcap != 0);
+    auto* base = static_cast<std::uint8_t*>(workspace);
+    PrefillParams p{};
+    p.a = a;
+    p.panels = base + f.panels, p.n_panels = f.n_panels;
+    p.queries = base + f.queries, p.units = reinterpret_cast<float*>(base + f.units), p.n_groups = f.n_groups;
+    p.n_splits = f.n_splits, p.part = reinterpret_cast<float*>(base + f.part), p.part_ml = reinterpret_cast<float2*>(base + f.part_ml);
+    void* args[] = {&p};
+    const auto s = static_cast<cudaStream_t>(stream);
+    const unsigned heads = plan.n_head_kv, seqs = plan.n_seq, rows = f.n_groups * kGroupRows;
+    const int panel_memory = panel_layout(plan.head_dim).bytes + 2 * 256 * 4, memory = prefill_shared().bytes;
+    if (const auto e = cudaFuncSetAttribute(kernels.panels, cudaFuncAttributeMaxDynamicSharedMemorySize, panel_memory))
+        return status_of(e, "prefill panels: shared memory");
+    if (const auto e = cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, memory)) return status_of(e, "prefill: shared memory");
+    if (f.n_panels > 0)
+        if (const auto e = cudaLaunchKernel(kernels.panels, dim3(f.n_panels, heads, seqs), dim3(128), args, panel_memory, s)) return status_of(e, "prefill panels: launch");
+    if (const auto e = cudaLaunchKernel(kernels.queries, dim3(rows / 8, heads, seqs), dim3(256), args, 0, s)) return status_of(e, "prefill queries: launch");
+    if (const auto e = cudaLaunchKernel(attend, dim3(rows / kPrefillRows, heads, seqs * f.n_splits), dim3(kPrefillThreads), args, memory, s))
+        return status_of(e, "prefill: launch");
+    return status_of(cudaLaunchKernel(kernels.finish, dim3(rows / 8, heads, seqs), dim3(256), args, 0, s), "prefill rows: launch");
+}
+
+}  // namespace turboquant::cuda
