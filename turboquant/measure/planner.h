@@ -69,7 +69,4 @@ class Planner {
     std::map<std::string, std::vector<double>> raced_;  ///< by SPEC
 };
 
-/// A plan for another budget from the measurements that a plan keeps: nothing is run, so nothing is raced. Throws std::invalid_argument.
-Plan replan(const Plan& measured, const Budget& budget, int n_ctx);
-
 }  // namespace turboquant::measure

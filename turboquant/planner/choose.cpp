@@ -149,4 +149,17 @@ Plan uniform_plan(const Measurements& m, const UniformPair& pair) {
     return plan;
 }
 
+Plan replan(const Plan& measured, const Budget& budget, int n_ctx) {
+    if (!measured.measurements)
+        throw std::invalid_argument("the plan keeps no measurements; make it again with `turboquant plan`, or without --from");
+    const Measurements& m = *measured.measurements;
+    if (n_ctx == 0) n_ctx = m.n_ctx_train;
+    const double bits = budget_bits(m, budget, n_ctx);
+    Plan plan = allocate_formats(m, bits, n_ctx);
+    plan.model_hash = measured.model_hash, plan.model_name = measured.model_name;
+    plan.budget = bits / m.values(n_ctx);
+    plan.measurements = m;
+    return plan;
+}
+
 }  // namespace turboquant

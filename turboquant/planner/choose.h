@@ -30,4 +30,8 @@ std::vector<UniformPair> uniform_pairs(const Measurements& m, double bits, std::
 /// A pair as a plan.
 Plan uniform_plan(const Measurements& m, const UniformPair& pair);
 
+/// A plan for another budget from the measurements that a plan keeps: nothing is run, so nothing is raced. n_ctx 0: the context the model was
+/// trained on. Throws std::invalid_argument, also if the plan keeps none.
+Plan replan(const Plan& measured, const Budget& budget, int n_ctx);
+
 }  // namespace turboquant
