@@ -42,6 +42,28 @@ TEST(PlanCommand, PlanBeatsUniformAtFewerBitsAndHoldsItsPrediction) {
     ASSERT_TRUE(p.predicted_kld && p.measured_kld);
     EXPECT_GT(*p.predicted_kld / *p.measured_kld, 0.5);
     EXPECT_LT(*p.predicted_kld / *p.measured_kld, 2.0);
+    EXPECT_NE(p.measurements->scale_gain, 1) << "keys and queries of the calibration text were seen, and scales of channels tried";
+    // It was held against uniform pairs, and is the first of them all.
+    ASSERT_GE(p.race.size(), 3u) << r.out;
+    EXPECT_EQ(p.race[0].formats, brief_text(to_spec(p)));
+    EXPECT_EQ(p.race[0].behind, 0);
+    for (std::size_t i = 1; i < p.race.size(); i++) {
+        EXPECT_NEAR(p.race[i].behind, p.race[i].kld - p.race[0].kld, 1e-9);
+        EXPECT_GE(p.race[i].behind, p.race[i - 1].behind);
+        EXPECT_GT(p.race[i].error, 0);
+    }
+    EXPECT_TRUE(std::ranges::any_of(p.race, [](const RaceRow& row) {
+        return row.formats.starts_with("k=tcq4,v=tcq3") && row.formats.find("k0=") == std::string::npos;
+    })) << r.out;
+
+    // Another budget from what was measured: nothing runs, not even the model is loaded.
+    const std::string other = (temp_dir() / "other.json").string();
+    const Outcome again = run_command("plan" + kModel + "--from " + plan + " --bits 3.3 -c 512 -o " + other);
+    ASSERT_EQ(again.exit_code, 0) << again.err;
+    EXPECT_EQ(again.err, "");
+    EXPECT_LE(read_plan_file(other).bits_per_value, 3.3);
+    EXPECT_EQ(read_plan_file(other).measurements, p.measurements);
+    EXPECT_TRUE(read_plan_file(other).race.empty());
 
     const Outcome e = run_command("eval" + kModel + "-f " + eval_text() + " -c 512 --chunks 2 --json --kv turbo4 " + plan);
     ASSERT_EQ(e.exit_code, 0) << e.err;

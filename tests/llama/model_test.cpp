@@ -53,8 +53,7 @@ TEST(ModelId, OneByteIsAnotherModel) {
 TEST(KvProbe, SeesShapesAndKeysOnTheirWay) {
     install_log();
     ModelFile file(TQ_DEMO_MODEL, {});
-    const std::shared_ptr<llama_model> model = file.model();
-    KvProbe probe(model.get(), 512, 1);
+    KvProbe probe(file, 512, 1);
     const auto layers = probe.layers();
     ASSERT_EQ(layers.size(), 6u);
     for (int i = 0; i < 6; i++) {

@@ -39,8 +39,7 @@ struct ReportOptions {
 /// Without --kv. Types of llama.cpp's whose blocks do not fit into this model's heads are left out: llama.cpp would refuse them.
 std::vector<std::string> default_formats(ModelFile& file, int n_threads) {
     std::vector<std::string> out;
-    const std::shared_ptr<llama_model> model = file.model();
-    const std::vector<KvLayerShape> layers = KvProbe(model.get(), 256, n_threads).layers();
+    const std::vector<KvLayerShape> layers = KvProbe(file, 256, n_threads).layers();
     for (const char* word : {"f16", "q8_0", "q5_0", "q4_0", "turbo4", "turbo3", "turbo2", "tcq3", "auto:4.25", "auto:3.25"}) {
         const std::optional<ggml_type> type = find_llama_type(word);
         const auto fits = [&](const KvLayerShape& s) {

@@ -33,13 +33,15 @@ std::optional<ggml::KvName> cache_tensor(const ggml_tensor* t) { return ggml::pa
 
 }  // namespace
 
-KvProbe::KvProbe(llama_model* model, int n_ctx, int n_threads) : n_ctx_(n_ctx) {
+KvProbe::KvProbe(ModelFile& file, int n_ctx, int n_threads) : model_(file.model()), n_ctx_(n_ctx) {
+    llama_model* const model = model_.get();
+    if (file.has_device()) file.plugin()->set_spec(file.device(), parse_cache_spec("raw"));
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<std::uint32_t>(n_ctx);
     params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(std::min(n_ctx, kBatch));
     params.n_threads = params.n_threads_batch = n_threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;  // without it the values are cached transposed
-    params.offload_kqv = false;                              // llama.cpp's own cache, also where the model has a device of ours
+    params.offload_kqv = file.has_device();
     params.swa_full = false;
     params.no_perf = true;
     params.cb_eval = see_node;

@@ -12,6 +12,7 @@
 
 #include "llama.h"
 #include "turboquant/cache/rope.h"
+#include "turboquant/llama/session.h"
 
 namespace turboquant::llama {
 
@@ -43,9 +44,9 @@ struct KvRows {
 
 class KvProbe {
   public:
-    /// A context of llama.cpp's own f16 cache. Throws Error if it cannot be made or the model's cache is of a kind that is not
-    /// understood.
-    KvProbe(llama_model* model, int n_ctx, int n_threads);
+    /// A context of llama.cpp's own f16 cache; where the model has a device of ours, of `raw` rows there, since tensors that cross from one device
+    /// to another are copies that carry no names. Throws Error if it cannot be made or the model's cache is of a kind that is not understood.
+    KvProbe(ModelFile& file, int n_ctx, int n_threads);
     KvProbe(const KvProbe&) = delete;  // llama.cpp holds a pointer to this object
     KvProbe& operator=(const KvProbe&) = delete;
 
@@ -64,6 +65,7 @@ class KvProbe {
     void emit(KvRows rows, const ggml_tensor* t);
     void decode(std::span<const llama_token> tokens);
 
+    std::shared_ptr<llama_model> model_;
     int n_ctx_;
     std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};
     std::map<int, KvLayerShape> shapes_;

@@ -77,7 +77,7 @@ Inspection inspect(llama::ModelFile& file, InspectOptions o) {
     if (!o.text_file.empty())
         length = std::clamp(static_cast<int>(llama::tokenize(vocab, llama::read_text_file(o.text_file), false).size()), kShortestInspected,
                             length);
-    llama::KvProbe probe(model, length, o.n_threads);
+    llama::KvProbe probe(file, length, o.n_threads);
     const int n_sequences = std::max(1, o.n_tokens / length);
     const llama::Calibration text = o.text_file.empty() ? llama::generate_text(model, n_sequences, length, 1, o.n_threads, file.monitor())
                                                         : llama::text_from_file(vocab, o.text_file, n_sequences, length);

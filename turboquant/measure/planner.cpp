@@ -33,7 +33,7 @@ constexpr CodecId kScalesTried = CodecId::tcq3;
 
 constexpr double kPositionBits = 32;  // of a cell, before the cache itself has told
 constexpr std::size_t kUniformContenders = 3;
-constexpr double kEvenness = 0.5;  // of the second plan in the race
+constexpr double kEvenness[] = {0, 1};  // of more plans in the race: the measurements as they are, and their mean
 
 int sequence_length(int tokens) { return std::max(64, std::min(kSequence, tokens) / 64 * 64); }
 
@@ -47,7 +47,7 @@ Planner::Planner(llama::ModelFile& file, PlannerOptions options)
     measured_.n_layers = llama_model_n_layer(model_.get());
     measured_.n_ctx_train = llama_model_n_ctx_train(model_.get());
     measured_.options = options_.spec;
-    const llama::KvProbe probe(model_.get(), 4 * kSequence, options_.n_threads);
+    const llama::KvProbe probe(*file_, 4 * kSequence, options_.n_threads);
     shapes_ = probe.layers();
     for (const llama::KvLayerShape& l : shapes_) {
         const std::int64_t window = l.n_cells < probe.n_ctx() ? l.n_cells : 0;
@@ -146,7 +146,7 @@ void Planner::measure_floors(llama::Work& work) {
 // Scales from what keys and queries of the calibration text look like; kept if they pay when measured.
 void Planner::measure_scales(llama::Work& work) {
     if (!options_.spec.offset) return work.add(2);
-    llama::KvProbe probe(model_.get(), static_cast<int>(text_.sequences.at(0).size()), options_.n_threads);
+    llama::KvProbe probe(*file_, static_cast<int>(text_.sequences.at(0).size()), options_.n_threads);
     KvStatistics statistics;
     for (const auto& tokens : text_.sequences) probe.run(tokens, [&](const llama::KvRows& rows) { statistics.add(rows); });
     std::map<int, std::string> scales;
@@ -221,9 +221,10 @@ Plan Planner::plan(const Budget& budget, int n_ctx) {
         allocate_formats(shape, bits, n_ctx);
         measure_all(n_ctx);
     }
-    std::vector<Plan> contenders{allocate_formats(measured_, bits, n_ctx)};
+    std::vector<Plan> contenders{allocate_formats(measured_, bits, n_ctx, default_evenness(measured_))};
     if (options_.race) {
-        contenders.push_back(allocate_formats(measured_, bits, n_ctx, kEvenness));
+        for (const double evenness : kEvenness) contenders.push_back(allocate_formats(measured_, bits, n_ctx, evenness));
+        if (const std::optional<Plan> by_rules = rule_plan(measured_, bits, n_ctx)) contenders.push_back(*by_rules);
         std::vector<UniformPair> pairs = uniform_pairs(measured_, bits, n_ctx);
         pairs.resize(std::min(pairs.size(), kUniformContenders));
         for (const UniformPair& p : pairs) contenders.push_back(uniform_plan(measured_, p));

@@ -9,6 +9,7 @@
 
 #include "turboquant/codec/tile.h"
 #include "turboquant/planner/allocate.h"
+#include "turboquant/planner/prior.h"
 
 namespace turboquant {
 namespace {
@@ -149,13 +150,51 @@ Plan uniform_plan(const Measurements& m, const UniformPair& pair) {
     return plan;
 }
 
+std::optional<Plan> rule_plan(const Measurements& m, double bits, std::int64_t n_ctx) {
+    std::vector<UnmeasuredSlot> slots;  // of whole layers
+    std::vector<std::size_t> first;
+    for (std::size_t i = 0; i < m.slots.size(); i++) {
+        const MeasuredSlot& s = m.slots[i];
+        if (s.head > 0) continue;
+        if (s.head_dim != m.slots.front().head_dim) return std::nullopt;
+        slots.push_back({s.side, s.head_dim, s.of_heads}), first.push_back(i);
+    }
+    const double values = m.values(n_ctx), fixed = m.fixed_bits(n_ctx);
+    std::vector<CodecId> formats;
+    try {
+        formats = unmeasured_formats(slots, (bits - fixed) / values, m.options.offset);
+    } catch (const std::invalid_argument&) {
+        return std::nullopt;
+    }
+    std::map<std::pair<int, Side>, CodecId> chosen;
+    for (std::size_t i = 0; i < slots.size(); i++) chosen[{m.slots[first[i]].layer, slots[i].side}] = formats[i];
+    Plan plan = uniform_plan(m, {});
+    const CostModel model(m);
+    double size = fixed, kld = 0;
+    for (std::size_t i = 0; i < m.slots.size(); i++) {
+        const CodecId c = chosen.at({m.slots[i].layer, m.slots[i].side});
+        size += code_bits(m.slots[i], c, n_ctx), kld += model.cost(i, c);
+    }
+    if (size > bits * (1 + 1e-9)) return std::nullopt;
+    plan.bits_per_value = size / values, plan.predicted_kld = kld + m.floor;
+    for (PlannedLayer& l : plan.layers) {
+        l.k = chosen.at({l.layer, Side::key}), l.k_kld = l.v_kld = 0;
+        if (l.v) l.v = chosen.at({l.layer, Side::value});
+        if (const auto scales = m.key_scales.find(l.layer); scales != m.key_scales.end()) l.k_scales = scales->second;
+        for (std::size_t i = 0; i < m.slots.size(); i++)
+            if (m.slots[i].layer == l.layer)
+                (m.slots[i].side == Side::key ? l.k_kld : l.v_kld) += model.cost(i, chosen.at({l.layer, m.slots[i].side}));
+    }
+    return plan;
+}
+
 Plan replan(const Plan& measured, const Budget& budget, int n_ctx) {
     if (!measured.measurements)
         throw std::invalid_argument("the plan keeps no measurements; make it again with `turboquant plan`, or without --from");
     const Measurements& m = *measured.measurements;
     if (n_ctx == 0) n_ctx = m.n_ctx_train;
     const double bits = budget_bits(m, budget, n_ctx);
-    Plan plan = allocate_formats(m, bits, n_ctx);
+    Plan plan = allocate_formats(m, bits, n_ctx, default_evenness(m));
     plan.model_hash = measured.model_hash, plan.model_name = measured.model_name;
     plan.budget = bits / m.values(n_ctx);
     plan.measurements = m;

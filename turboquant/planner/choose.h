@@ -1,6 +1,7 @@
 // Formats for a budget, from measurements: by allocation over the slots, and the uniform pairs that they are held against.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "turboquant/planner/measurements.h"
@@ -29,6 +30,10 @@ std::vector<UniformPair> uniform_pairs(const Measurements& m, double bits, std::
 
 /// A pair as a plan.
 Plan uniform_plan(const Measurements& m, const UniformPair& pair);
+
+/// What would be chosen without measurements (prior.h), with its prediction; none if its formats take more than `bits`, as where layers differ in
+/// cells.
+std::optional<Plan> rule_plan(const Measurements& m, double bits, std::int64_t n_ctx);
 
 /// A plan for another budget from the measurements that a plan keeps: nothing is run, so nothing is raced. n_ctx 0: the context the model was
 /// trained on. Throws std::invalid_argument, also if the plan keeps none.

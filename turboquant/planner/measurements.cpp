@@ -9,7 +9,8 @@
 namespace turboquant {
 namespace {
 
-constexpr double kPriorTokens = 512;
+constexpr double kPriorTokens = 512;  // heads of a layer
+constexpr double kAlikeTokens = 768;  // slots of a side
 constexpr double kLeastShare = 0.02;  // of the mean slot: no slot is free, whatever was measured
 
 CostCurve curve_of(const Measurements& m, Side side, int head_dim) {
@@ -55,6 +56,8 @@ double Measurements::fixed_bits(std::int64_t n_ctx) const {
     }
     return bits;
 }
+
+double default_evenness(const Measurements& m) { return kAlikeTokens / (kAlikeTokens + std::max(0, m.tokens)); }
 
 CostModel::CostModel(const Measurements& m, double evenness)
     : head_dim_(head_dim_of(m)),
