@@ -18,7 +18,7 @@ void add_window_options(CLI::App& command, WindowSizes& windows);
 /// --weights and --weights-file.
 struct WeightOptions {
     bool f16 = false;
-    std::string file;
+    std::string file{};
 };
 void add_weight_options(CLI::App& command, WeightOptions& weights);
 

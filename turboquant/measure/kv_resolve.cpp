@@ -10,7 +10,7 @@ namespace turboquant::measure {
 KvArguments::KvArguments(const std::vector<std::string>& texts, WindowSizes windows) {
     for (const std::string& text : texts) {
         Argument a;
-        if (const auto word = is_auto_word(text) ? std::get<AutoWord>(parse_kv_word(text)) : AutoWord{.measured = false}; word.measured) {
+        if (const auto word = is_auto_word(text) ? std::get<AutoWord>(parse_kv_word(text)) : AutoWord{{}, {}, false}; word.measured) {
             a.automatic = word;
             a.automatic->options.windows.set(windows);
             a.spec.name = text;
