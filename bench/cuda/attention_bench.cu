@@ -1,6 +1,6 @@
 // Attention on the GPU, timed: CUDA-graph replays, medians, inputs larger than L2, bytes and share of the card's read bandwidth.
 // One line per case, as a table or, with --json, for scripts/bench-gpu.
-// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--kinds decode,term,heads,tokens,window,prefill,all-cells] [--formats turbo4,...]
+// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--kinds decode,term,heads,tokens,window,prefill,prefill-term,all-cells] [--formats turbo4,...]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -146,7 +146,7 @@ class Bench {
         std::vector<int> lengths(c.batch, c.n_kv);
         AttentionPlan plan;
         const CodecId sides[] = {c.k, c.v};
-        must(plan_attention(device, {c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, lengths, c.exact > 0, false, sides}, plan));
+        must(plan_attention(device, {c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, lengths, c.exact > 0, false, sides, c.term}, plan));
         if (plan.workspace_bytes > kWorkspace) throw std::runtime_error("workspace too large");
         must(prepare_workspace(plan, workspace, stream));
         AttentionArgs a;
@@ -185,6 +185,11 @@ class Bench {
             fill_floats<<<1024, 256, 0, stream>>>(q_term, c.batch * term_rows, 3 / (std::sqrt(static_cast<float>(n)) * a.scale), 70);
             a.term.n_freq = n, a.term.q_term = q_term, a.term.q_seq_stride = term_rows;
             a.term.turns = reinterpret_cast<float*>(put(turns.data(), turns.size() * 4)), a.term.panel = put(panel.data(), panel.size() * 4);
+            auto* offset = reinterpret_cast<float*>(take(size_t(c.n_head_kv) * 2 * c.head_dim * 4));
+            fill_floats<<<1024, 256, 0, stream>>>(offset, size_t(c.n_head_kv) * 2 * c.head_dim, .3f, 71);
+            std::vector<std::uint8_t> dim_freq(c.head_dim);
+            for (int i = 0; i < c.head_dim; ++i) dim_freq[i] = static_cast<std::uint8_t>(i % n);
+            a.term.offset = offset, a.term.dim_freq = put(dim_freq.data(), dim_freq.size());
             a.term.cell_pos = reinterpret_cast<int*>(put(pos.data(), pos.size() * 4));
             auto* tile_pos = reinterpret_cast<int*>(take(tiles * 4));
             a.term.tile_pos = tile_pos;  // stride 0: all sequences alike
@@ -246,12 +251,12 @@ std::vector<Case> cases(const std::string& kinds, const std::vector<CodecId>& fo
                 c.exact = 192;
                 all.push_back(c);
             }
-    for (const bool causal : {true, false})
-        if (has(causal ? "prefill" : "all-cells"))
+    for (const std::string kind : {"prefill", "prefill-term", "all-cells"})
+        if (has(kind.c_str()))
             for (const CodecId f : formats)
                 for (const int tokens : {32, 128, 512, 2048}) {
-                    Case c{causal ? "prefill" : "all-cells", std::string(codec_info(f).name), f, f, 1, 32768};
-                    c.n_tokens = tokens, c.causal = causal;
+                    Case c{kind, std::string(codec_info(f).name), f, f, 1, 32768};
+                    c.n_tokens = tokens, c.causal = kind != "all-cells", c.term = kind == "prefill-term";
                     all.push_back(c);
                 }
     return all;
@@ -297,7 +302,7 @@ int main(int argc, char** argv) try {
                 std::printf("{\"device\": \"%s\", \"read_tb_per_s\": %.3f, \"kind\": \"%s\", \"format\": \"%s\", \"batch\": %d, \"n_kv\": %d, \"head_dim\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"n_tokens\": %d, \"exact\": %d, \"us\": %.3f, \"tb_per_s\": %.3f}\n",
                             bench.device.name.c_str(), bandwidth, c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, c.exact, r.us, r.bytes / r.us * 1e-6);
             else
-                std::printf("%-9s %-13s %2d x %6d  %2d/%d x %3d  q %4d  %9.1f us  %5.2f TB/s  %3.0f %%  (%d parts)\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.n_head,
+                std::printf("%-12s %-13s %2d x %6d  %2d/%d x %3d  q %4d  %9.1f us  %5.2f TB/s  %3.0f %%  (%d parts)\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.n_head,
                             c.n_head_kv, c.head_dim, c.n_tokens, r.us, r.bytes / r.us * 1e-6, 100 * r.bytes / r.us * 1e-6 / bandwidth, r.splits);
         } catch (const std::exception& e) {
             std::printf("# %s %s %d x %d d %d q %d: %s\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.head_dim, c.n_tokens, e.what());

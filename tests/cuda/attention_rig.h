@@ -66,7 +66,8 @@ class Rig {
         for (const TileView* side : {&a.k, &a.v})
             for (int h = 0; h < a.n_head_kv; ++h) formats.push_back(side->head_shape(h).codec);
         if (!prefill) formats.clear();
-        must(plan_attention(device_, {d, a.n_head, a.n_head_kv, a.n_tokens, n_kv_, exact_windows, uniform, formats}, plan));
+        must(plan_attention(device_, {d, a.n_head, a.n_head_kv, a.n_tokens, n_kv_, exact_windows, uniform, formats, a.term.n_freq > 0},
+                            plan));
         workspace_ = keep(plan.workspace_bytes);
         must(prepare_workspace(plan, workspace_->as<void>(), stream_));
         must(upload_attention_tables(tables_, d, keep(attention_table_bytes(d))->as<void>(), stream_));

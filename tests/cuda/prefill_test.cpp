@@ -55,6 +55,48 @@ INSTANTIATE_TEST_SUITE_P(Cases, Prefill, testing::Range(0, static_cast<int>(pref
 
 class CudaPrefill : public Gpu {};
 
+// The offset added to the keys is the score term of the definition: two offsets, successive and scattered positions, cells without.
+TEST_F(CudaPrefill, OffsetTerm) {
+    constexpr CodecId formats[] = {turbo4, tcq3, turbo2, tcq4, turbo3};
+    constexpr int dims[] = {128, 64, 80, 96, 112};
+    for (int i = 0; i < 20; ++i) {
+        Case c{.k = formats[i % 5], .v = formats[i % 3], .k_dim = dims[i / 2 % 5], .v_dim = dims[i / 2 % 5], .n_head = 8, .n_head_kv = 2};
+        c.n_tokens = i % 4 ? 40 : 9, c.n_kv = i % 3 ? 300 : 1000, c.random_codes = true, c.sharpness = i % 2 ? 12.f : 1.f;
+        c.mask = i % 5 == 1 ? Mask::causal : Mask::none, c.successive = i % 2, c.n_freq = c.k_dim / (i % 7 == 6 ? 4 : 2);
+        SCOPED_TRACE(testing::PrintToString(c));
+        Problem problem(c);
+        const int d = c.k_dim, n = c.n_freq, group = c.n_head / c.n_head_kv, n_terms = problem.args.term.n_terms;
+        const float size = (i % 2 ? 30.f : 3.f) / (c.sharpness * std::sqrt(static_cast<float>(2 * n)) * problem.args.scale);
+        std::vector<float> offset(static_cast<std::size_t>(n_terms) * c.n_head_kv * 2 * d);
+        std::vector<std::uint8_t> dim_freq(d, 255);
+        for (int f = 0; f < n; ++f) dim_freq[f] = dim_freq[f + n] = static_cast<std::uint8_t>(f);
+        for (int id = 0; id < n_terms; ++id)
+            for (int h = 0; h < c.n_head_kv; ++h) {
+                float* at = offset.data() + (static_cast<std::size_t>(id) * c.n_head_kv + h) * 2 * d;
+                for (int f = 0; f < n; ++f) {
+                    const float u = size * std::sin(1.7f * static_cast<float>(f + 5 * h + 11 * id)),
+                                v = size * std::cos(2.3f * static_cast<float>(f + h));
+                    at[f] = u, at[d + f] = -v, at[f + n] = v, at[d + f + n] = u;
+                    for (int row = 0; row < c.n_tokens * c.n_head; ++row) {
+                        if (row % c.n_head / group != h) continue;
+                        const float x = problem.q[static_cast<std::size_t>(row) * d + f],
+                                    y = problem.q[static_cast<std::size_t>(row) * d + f + n];
+                        float* q_term = problem.q_term.data() + (static_cast<std::size_t>(id) * c.n_tokens * c.n_head + row) * 2 * n;
+                        q_term[f] = x * u + y * v, q_term[f + n] = y * u - x * v;
+                    }
+                }
+            }
+        const std::vector<float> reference = defined(problem);
+        Rig rig(problem.args), decode({&problem.args}, false, false, false);
+        ASSERT_TRUE(rig.plan.prefill.wide);
+        rig.args.term.offset = rig.keep(offset)->as<float>(), rig.args.term.dim_freq = rig.keep(dim_freq)->as<std::uint8_t>();
+        const std::vector<float> out = rig.run();
+        EXPECT_LT(error_of(out, reference), 5e-4);
+        EXPECT_EQ(rig.run(), out) << "not the same bits again";
+        std::printf("d %d %s term error %.1e\n", d, std::string(codec_info(c.k).name).c_str(), error_of(out, reference));
+    }
+}
+
 // Native causal and window flags are the mask that says the same; the decode kernels give the same.
 TEST_F(CudaPrefill, FlagsAndDecodeKernels) {
     for (const int tokens : {9, 200})

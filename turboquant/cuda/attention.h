@@ -38,6 +38,7 @@ struct AttentionShape {
     /// Host: formats that keys and values of any head may have. More than 8 query tokens go by tensor cores only where these are known
     /// (docs/cuda.md, Prefill, says which calls do); empty: any, and the decode kernels do all.
     std::span<const CodecId> formats = {};
+    bool term = false;  ///< calls have a score term
 };
 
 struct AttentionPlan {
@@ -55,6 +56,7 @@ struct AttentionPlan {
     /// Cut of a call that prefill takes (prefill.h); the rest is for those that it cannot.
     struct Prefill {
         int n_splits = 0;                                                       ///< 0: none
+        bool wide = false;                                                      ///< keys of 15 bits: calls with a term
         int n_groups = 0, n_panels = 0;                                         ///< of 64 query rows; of 128 cells
         std::size_t panels = 0, queries = 0, units = 0, part = 0, part_ml = 0;  ///< places in the workspace
     } prefill;
@@ -89,6 +91,10 @@ struct Term {
     const std::int32_t* cell_pos = nullptr;                ///< [seq][cell]; negative: this cell has no term
     const std::uint8_t* cell_term = nullptr;               ///< [seq][cell], < n_terms; null: 0
     std::size_t tile_seq_stride = 0, cell_seq_stride = 0;  ///< elements between sequences
+    /// For prefill, the offset itself; null: the decode kernels serve the call. Dim i of what is added to the key at position p is
+    /// offset[term][kv head][0][i] cos(p w_f) + offset[term][kv head][1][i] sin(p w_f), f = dim_freq[i]; nothing where f >= n_freq.
+    const float* offset = nullptr;           ///< [n_terms][n_head_kv][2][head_dim], model's space
+    const std::uint8_t* dim_freq = nullptr;  ///< [head_dim]
 };
 inline constexpr int kMaxTerms = 4;
 

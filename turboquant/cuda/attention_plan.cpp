@@ -92,7 +92,7 @@ Status plan_attention(const Device& device, const AttentionShape& s, AttentionPl
     }
     if (alike) p.splits_each = p.most_splits, p.items.clear();
     p.workspace_bytes = workspace_layout(p).bytes;
-    if (prefill_plans(device, s)) plan_prefill(device, p);
+    if (prefill_plans(device, s)) plan_prefill(device, p, s.term);
     plan = std::move(p);
     return {};
 }

@@ -76,7 +76,7 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
     p.scale = a.scale, p.softcap = a.logit_softcap, p.max_bias = a.max_bias, p.sinks = a.sinks;
     if (const Term& t = a.term; t.n_freq > 0)
         p.term = {t.n_freq, term_pad(t.n_freq), t.n_terms, t.q_term, t.q_seq_stride, reinterpret_cast<const float2*>(t.turns),
-                  static_cast<const uint4*>(t.panel), t.tile_pos, t.cell_pos, t.cell_term, t.tile_seq_stride, t.cell_seq_stride};
+                  static_cast<const uint4*>(t.panel), t.tile_pos, t.cell_pos, t.cell_term, t.tile_seq_stride, t.cell_seq_stride, t.offset, t.dim_freq};
     p.signs_in = a.tables->signs_in, p.signs_out = a.tables->signs_out, p.hartley = a.tables->hartley, p.lut = a.tables->lut;
     std::copy(std::begin(a.tables->formats), std::end(a.tables->formats), p.table);
     if (prefill_serves(plan, a)) return run_prefill(plan, p, workspace, stream);

@@ -22,8 +22,9 @@ bool prefill_plans(const Device& device, const AttentionShape& s) {
            std::all_of(s.formats.begin(), s.formats.end(), bytes_hold);
 }
 
-void plan_prefill(const Device& device, AttentionPlan& plan) {
+void plan_prefill(const Device& device, AttentionPlan& plan, bool wide) {
     AttentionPlan::Prefill f;
+    f.wide = wide;
     const int blocks = ceil_div(plan.n_tokens * (plan.n_head / plan.n_head_kv), kPrefillRows), heads = plan.n_head_kv * plan.n_seq;
     f.n_groups = kPrefillGroups * blocks, f.n_panels = ceil_div(plan.n_kv, kPanelKeys);
     // Whole waves of one block per multiprocessor, each as long as its part; parts of all rows are written and read once more.
@@ -40,7 +41,7 @@ void plan_prefill(const Device& device, AttentionPlan& plan) {
         return from;
     };
     const std::size_t units = static_cast<std::size_t>(heads), rows = static_cast<std::size_t>(f.n_groups) * kGroupRows;
-    f.panels = take(units * f.n_panels * panel_layout(plan.head_dim).bytes);
+    f.panels = take(units * f.n_panels * panel_layout(plan.head_dim, wide).bytes);
     f.queries = take(units * f.n_groups * 2 * kQueryPlane);
     f.units = take(units * rows * sizeof(float));
     f.part = take(units * f.n_splits * rows * plan.head_dim * sizeof(float));
@@ -49,7 +50,8 @@ void plan_prefill(const Device& device, AttentionPlan& plan) {
 }
 
 bool prefill_serves(const AttentionPlan& plan, const AttentionArgs& a) {
-    if (!plan.prefill.n_splits || a.term.n_freq > 0) return false;
+    if (!plan.prefill.n_splits) return false;
+    if (a.term.n_freq > 0 && !(plan.prefill.wide && a.term.offset && a.term.dim_freq)) return false;
     return (a.k.head_format || bytes_hold(a.k.codec)) && (a.v.head_format || bytes_hold(a.v.codec));
 }
 

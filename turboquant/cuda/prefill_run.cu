@@ -10,21 +10,21 @@ struct Steps {
     const void *panels, *queries, *finish;
 };
 template <int D>
-Steps steps() {
-    return {reinterpret_cast<const void*>(&make_panels<D>), reinterpret_cast<const void*>(&make_queries<D>), reinterpret_cast<const void*>(&finish_rows<D>)};
+Steps steps(bool wide) {
+    return {wide ? reinterpret_cast<const void*>(&make_panels<D, true>) : reinterpret_cast<const void*>(&make_panels<D, false>), reinterpret_cast<const void*>(&make_queries<D>), reinterpret_cast<const void*>(&finish_rows<D>)};
 }
-Steps steps_of(int head_dim) {
+Steps steps_of(int head_dim, bool wide) {
     switch (head_dim) {
         case 64:
-            return steps<64>();
+            return steps<64>(wide);
         case 80:
-            return steps<80>();
+            return steps<80>(wide);
         case 96:
-            return steps<96>();
+            return steps<96>(wide);
         case 112:
-            return steps<112>();
+            return steps<112>(wide);
         default:
-            return steps<128>();
+            return steps<128>(wide);
     }
 }
 
@@ -32,8 +32,8 @@ Steps steps_of(int head_dim) {
 
 Status run_prefill(const AttentionPlan& plan, const AttentionParams& a, void* workspace, Stream stream) {
     const AttentionPlan::Prefill& f = plan.prefill;
-    const Steps kernels = steps_of(plan.head_dim);
-    const void* attend = prefill_instance(plan.head_dim, a.mask || a.softcap != 0);
+    const Steps kernels = steps_of(plan.head_dim, f.wide);
+    const void* attend = prefill_instance(plan.head_dim, a.mask || a.softcap != 0, f.wide);
     auto* base = static_cast<std::uint8_t*>(workspace);
     PrefillParams p{};
     p.a = a;
@@ -43,7 +43,7 @@ Status run_prefill(const AttentionPlan& plan, const AttentionParams& a, void* wo
     void* args[] = {&p};
     const auto s = static_cast<cudaStream_t>(stream);
     const unsigned heads = plan.n_head_kv, seqs = plan.n_seq, rows = f.n_groups * kGroupRows;
-    const int panel_memory = panel_layout(plan.head_dim).bytes + 2 * 256 * 4, memory = prefill_shared().bytes;
+    const int panel_memory = panel_layout(plan.head_dim, f.wide).bytes + (2 * 256 + 4 * plan.head_dim) * 4, memory = prefill_shared(f.wide).bytes;
     if (const auto e = cudaFuncSetAttribute(kernels.panels, cudaFuncAttributeMaxDynamicSharedMemorySize, panel_memory))
         return status_of(e, "prefill panels: shared memory");
     if (const auto e = cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, memory)) return status_of(e, "prefill: shared memory");

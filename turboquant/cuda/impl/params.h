@@ -30,6 +30,8 @@ struct TermParams {
     const std::int32_t* cell_pos;   // [seq][cell]
     const std::uint8_t* cell_term;  // [seq][cell] or null
     std::size_t tile_seq_stride, cell_seq_stride;
+    const float* offset;           // [n_terms][kv head][cosine, sine][head_dim] or null
+    const std::uint8_t* dim_freq;  // [head_dim]
 };
 
 /// Item of a call: a range of one sequence's tiles, or its exact rows.

@@ -34,19 +34,21 @@ struct PrefillWork {
 };
 
 /// Barriers in shared memory: full and empty ones of the stages of keys and values, and one for the queries.
+template <bool kWide>
 struct PanelRing {
     uint8_t* const shared;
-    static constexpr PrefillShared l = prefill_shared();
+    static constexpr PrefillShared l = prefill_shared(kWide);
+    static constexpr int kStages = panel_stages(kWide), kKeys = key_bytes(kWide);
     __device__ __forceinline__ uint64_t* barrier(int i) const { return reinterpret_cast<uint64_t*>(shared + l.barriers) + i; }
-    __device__ __forceinline__ uint64_t* queries() const { return barrier(4 * kPanelStages); }
+    __device__ __forceinline__ uint64_t* queries() const { return barrier(4 * kStages); }
     __device__ __forceinline__ uint64_t* full(int stage, bool values) const { return barrier(2 * stage + values); }
-    __device__ __forceinline__ uint64_t* empty(int stage, bool values) const { return barrier(2 * kPanelStages + 2 * stage + values); }
+    __device__ __forceinline__ uint64_t* empty(int stage, bool values) const { return barrier(2 * kStages + 2 * stage + values); }
 };
 
 /// One thread: queries once, then panels as stages fall empty.
-template <int D>
-__device__ __forceinline__ void fetch_panels(const PrefillWork& work, const PanelRing& ring) {
-    constexpr PanelLayout l = panel_layout(D);
+template <int D, bool kWide>
+__device__ __forceinline__ void fetch_panels(const PrefillWork& work, const PanelRing<kWide>& ring) {
+    constexpr PanelLayout l = panel_layout(D, kWide);
     const PrefillParams& p = work.p;
     constexpr int kQueries = kPrefillGroups * 2 * kQueryPlane;
     barrier_expect(ring.queries(), kQueries);
@@ -56,14 +58,14 @@ __device__ __forceinline__ void fetch_panels(const PrefillWork& work, const Pane
     uint32_t parity = 1;
     for (int i = work.panel_begin; i < work.panel_end; ++i, panel += l.bytes) {
         barrier_wait(ring.empty(stage, false), parity);
-        barrier_expect(ring.full(stage, false), kKeyPlane + kKeyScaleBytes);
-        copy_bulk(ring.shared + ring.l.keys + stage * kKeyPlane, panel + l.keys, kKeyPlane, ring.full(stage, false));
+        barrier_expect(ring.full(stage, false), ring.kKeys + kKeyScaleBytes);
+        copy_bulk(ring.shared + ring.l.keys + stage * ring.kKeys, panel + l.keys, ring.kKeys, ring.full(stage, false));
         copy_bulk(ring.shared + ring.l.key_scales + stage * kKeyScaleBytes, panel + l.key_scales, kKeyScaleBytes, ring.full(stage, false));
         barrier_wait(ring.empty(stage, true), parity);
         barrier_expect(ring.full(stage, true), value_plane(D) + kValueScaleBytes);
         copy_bulk(ring.shared + ring.l.values + stage * kKeyPlane, panel + l.values, value_plane(D), ring.full(stage, true));
         copy_bulk(ring.shared + ring.l.value_scales + stage * kValueScaleBytes, panel + l.value_scales, kValueScaleBytes, ring.full(stage, true));
-        if (++stage == kPanelStages) stage = 0, parity ^= 1;
+        if (++stage == ring.kStages) stage = 0, parity ^= 1;
     }
 }
 
@@ -77,15 +79,15 @@ __device__ __forceinline__ void add_joined(float (&o)[kAll], const int (&high)[n
 }
 
 /// Rows of a warpgroup: row 16*warp + g (+ 8) and columns 8j + 2t (+ 1) of a thread, as the instructions have it: index 4j + 2*(row) + c.
-template <int D, bool kGeneral>
+template <int D, bool kGeneral, bool kWide>
 struct PrefillRows {
     static constexpr int kFirst = (D + 31) / 32 * 16, kSecond = D - kFirst;  // columns of the two halves of the second product
     const PrefillWork& work;
-    const PanelRing& ring;
+    const PanelRing<kWide>& ring;
     const int group, thread, g, t;
     int row[2];
 
-    __device__ __forceinline__ PrefillRows(const PrefillWork& w, const PanelRing& r, int group_of_block)
+    __device__ __forceinline__ PrefillRows(const PrefillWork& w, const PanelRing<kWide>& r, int group_of_block)
         : work(w), ring(r), group(group_of_block), thread(threadIdx.x & 127), g(threadIdx.x >> 2 & 7), t(threadIdx.x & 3) {
         row[0] = work.first_row + group * kGroupRows + thread / 32 * 16 + g, row[1] = row[0] + 8;
     }
@@ -132,12 +134,16 @@ struct PrefillRows {
             {
                 int high[64], low[64];
                 barrier_wait(ring.full(stage, false), parity);
-                const uint64_t k = keys + stage * (kKeyPlane / 16);
+                const uint64_t k = keys + stage * (ring.kKeys / 16);
                 wgmma_fence();
 #pragma unroll
                 for (int i = 0; i < (D + 31) / 32; ++i) wgmma_s8(high, q_high + 2 * i, k + 2 * i, i > 0);
 #pragma unroll
                 for (int i = 0; i < (D + 31) / 32; ++i) wgmma_s8(low, q_low + 2 * i, k + 2 * i, i > 0);
+                if constexpr (kWide) {  // the product of both low planes is less than what rounding leaves
+#pragma unroll
+                    for (int i = 0; i < (D + 31) / 32; ++i) wgmma_s8(low, q_high + 2 * i, k + kKeyPlane / 16 + 2 * i, true);
+                }
                 wgmma_commit();
                 wgmma_wait<0>();
                 hold(high), hold(low);
@@ -238,7 +244,7 @@ struct PrefillRows {
                 leave(ring.empty(stage, true));
                 add_joined<kFirst>(o, b, b2, beta);
             }
-            if (++stage == kPanelStages) stage = 0, parity ^= 1;
+            if (++stage == ring.kStages) stage = 0, parity ^= 1;
         }
         write(o, most, sum);
     }
@@ -287,12 +293,12 @@ struct PrefillRows {
 };
 
 /// grid: blocks of 128 rows, kv heads, sequences * splits.
-template <int D, bool kGeneral>
+template <int D, bool kGeneral, bool kWide>
 __global__ void __launch_bounds__(kPrefillThreads, 1) prefill_kernel(const __grid_constant__ PrefillParams p) {
     extern __shared__ __align__(1024) uint8_t shared[];
-    const PanelRing ring{shared};
+    const PanelRing<kWide> ring{shared};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < kPanelStages; ++i)
+        for (int i = 0; i < ring.kStages; ++i)
             for (const bool values : {false, true}) barrier_init(ring.full(i, values), 1), barrier_init(ring.empty(i, values), 4 * kPrefillGroups);
         barrier_init(ring.queries(), 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -304,7 +310,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) prefill_kernel(const __gri
         if (threadIdx.x == 0) fetch_panels<D>(work, ring);
     } else {
         take_registers<240>();
-        PrefillRows<D, kGeneral>(work, ring, threadIdx.x / 128 - 1).run();
+        PrefillRows<D, kGeneral, kWide>(work, ring, threadIdx.x / 128 - 1).run();
     }
 }
 

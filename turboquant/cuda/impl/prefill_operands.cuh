@@ -4,6 +4,7 @@
 #include "turboquant/cuda/impl/formats.cuh"
 #include "turboquant/cuda/impl/prefill_params.h"
 #include "turboquant/cuda/impl/rotate.cuh"
+#include "turboquant/cuda/impl/term.cuh"
 
 namespace turboquant::cuda {
 
@@ -132,10 +133,86 @@ struct HeadTilesAt {
 
 __device__ __forceinline__ int cells_of(const AttentionParams& p, int seq) { return p.seq_n_kv ? min(p.seq_n_kv[seq], p.n_kv) : p.n_kv; }
 
-/// One panel per block of four warps: two of them have a tile of keys each, two of values. grid: panels, kv heads, sequences.
+/// Four integers of 15 bits as bytes, high and low ones.
+struct WordPair {
+    uint32_t high = 0, low = 0;
+    __device__ __forceinline__ void put(int b, int v) {
+        const int lo = static_cast<int8_t>(v), hi = (v - lo) >> 8;
+        high |= static_cast<uint32_t>(hi & 255) << 8 * b, low |= static_cast<uint32_t>(lo & 255) << 8 * b;
+    }
+};
+inline constexpr float kPrefillTop = 32500;
+/// The dim that byte b of a row's word holds.
 template <int D>
+__device__ __forceinline__ int dim_of(int word, int b, bool trellis) {
+    constexpr int n = fragment_rows(D);
+    return word / n * 4 * n + (trellis ? word % n + n * b : 4 * (word % n) + b);
+}
+__device__ __forceinline__ bool is_trellis_index(int format) {
+    return format >= fragment_codec_index(CodecId::tcq1) && format <= fragment_codec_index(CodecId::tcq5);
+}
+
+/// Keys of a panel, decoded, become wide: levels times scales plus the offset at the cells' positions, in units of the format's step.
+/// A warp has 32 rows; x: D floats of its own.
+template <int D>
+__device__ __forceinline__ void widen_keys(const PrefillParams& p, int seq, int head, int panel, int n_kv, int warp, int lane, uint8_t* keys, float* scales, float* x) {
+    constexpr int kEach = (D + 31) / 32;
+    const TermParams& term = p.a.term;
+    const int format = HeadTilesAt(p.a.k, seq, head).format;
+    const float inverse_step = 1 / p.a.table[format].step;
+    const bool trellis = is_trellis_index(format);
+#pragma unroll 1
+    for (int row = 32 * warp; row < 32 * warp + 32; ++row) {
+        const int cell = panel * kPanelKeys + row / kTileKeys * kTileKeys + cell_of_position(row % kTileKeys);
+        const std::size_t at = seq * term.cell_seq_stride + cell;
+        const int pos = term.n_freq > 0 && cell < n_kv ? term.cell_pos[at] : -1;
+        if (pos >= 0) {
+            const float* offset = term.offset + (static_cast<std::size_t>(term.cell_term ? term.cell_term[at] : 0) * p.a.n_head_kv + head) * 2 * D;
+            float v[kEach];
+#pragma unroll
+            for (int i = 0; i < kEach; ++i) {
+                const int dim = lane + 32 * i, f = dim < D ? __ldg(term.dim_freq + dim) : 255;
+                v[i] = 0;
+                if (f >= term.n_freq) continue;
+                const float2 unit = __ldg(term.turns + (pos & 63) * term.n_pad + f),
+                             by = __ldg(term.turns + static_cast<std::size_t>(kTurnRows + (pos >> 6)) * term.n_pad + f);
+                const float c = unit.x * by.x - unit.y * by.y, s = unit.y * by.x + unit.x * by.y;
+                v[i] = fmaf(__ldg(offset + dim), c, __ldg(offset + D + dim) * s);
+            }
+            if constexpr ((D & (D - 1)) == 0) rotate_lanes<D>(v, lane, p.a.signs_in, p.a.signs_out);
+#pragma unroll
+            for (int i = 0; i < kEach; ++i)
+                if (D % 32 == 0 || lane + 32 * i < D) x[lane + 32 * i] = v[i];
+            __syncwarp();
+            if constexpr ((D & (D - 1)) != 0) rotate_row<D>(x, lane, p.a.signs_in, p.a.signs_out, p.a.hartley);
+        }
+        float w[4] = {}, top = 0;
+        if (lane < D / 4) {
+            const uint32_t levels = *reinterpret_cast<const uint32_t*>(keys + swizzled(row, lane));
+            const float scale = scales[row];
+#pragma unroll
+            for (int b = 0; b < 4; ++b) {
+                w[b] = static_cast<float>(static_cast<int8_t>(levels >> 8 * b)) * scale;
+                if (pos >= 0) w[b] = fmaf(x[dim_of<D>(lane, b, trellis)], inverse_step, w[b]);
+                top = fmaxf(top, fabsf(w[b]));
+            }
+        }
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+        const float f = top > 0 ? kPrefillTop / top : 0;
+        WordPair out;
+#pragma unroll
+        for (int b = 0; b < 4; ++b) out.put(b, __float2int_rn(w[b] * f));
+        put_word(keys, row, lane, out.high), put_word(keys + kKeyPlane, row, lane, out.low);
+        __syncwarp();
+        if (lane == 0) scales[row] = top * (256 / kPrefillTop);  // the kernel's scores are in units of 256
+    }
+}
+
+/// One panel per block of four warps: two of them have a tile of keys each, two of values. grid: panels, kv heads, sequences.
+template <int D, bool kWide>
 __global__ void __launch_bounds__(128) make_panels(const __grid_constant__ PrefillParams p) {
-    constexpr PanelLayout l = panel_layout(D);
+    constexpr PanelLayout l = panel_layout(D, kWide);
     extern __shared__ __align__(16) uint8_t memory[];
     uint8_t* image = memory;
     uint32_t* lut = reinterpret_cast<uint32_t*>(memory + l.bytes);  // [keys, values][256]
@@ -190,21 +267,23 @@ __global__ void __launch_bounds__(128) make_panels(const __grid_constant__ Prefi
         to[lane] = scale[0] * inverse, to[lane + 32] = scale[1] * inverse;
         if (warp == 2 && lane < 4) reinterpret_cast<float*>(image + l.value_scales)[lane] = top * (1.f / kWeightTop);
     }
+    if constexpr (kWide) {
+        __syncthreads();
+        widen_keys<D>(p, seq, head, panel, n_kv, warp, lane, image + l.keys, reinterpret_cast<float*>(image + l.key_scales),
+                      reinterpret_cast<float*>(lut + 512) + warp * D);
+    }
     __syncthreads();
     uint4* out = reinterpret_cast<uint4*>(p.panels + ((static_cast<std::size_t>(seq) * p.a.n_head_kv + head) * p.n_panels + panel) * l.bytes);
     for (int i = threadIdx.x; i < l.bytes / 16; i += 128) out[i] = reinterpret_cast<const uint4*>(image)[i];
 }
 
-inline constexpr float kPrefillQueryTop = 32500;  // 15 bits in two signed bytes
-
 /// One query row per warp, eight per block. grid: rows (padded) / 8, kv heads, sequences.
 template <int D>
 __global__ void __launch_bounds__(256) make_queries(const __grid_constant__ PrefillParams p) {
-    constexpr int n = fragment_rows(D);
     __shared__ float rows[8][D];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = blockIdx.x * 8 + warp, head = blockIdx.y, seq = blockIdx.z;
     const int token = row / p.a.group, format = HeadTilesAt(p.a.k, seq, head).format;
-    const bool trellis = format >= fragment_codec_index(CodecId::tcq1) && format <= fragment_codec_index(CodecId::tcq5);
+    const bool trellis = is_trellis_index(format);
     float* x = rows[warp];
     const float* from = p.a.q + seq * p.a.q_seq_stride + token * p.a.q_token_stride + (head * p.a.group + row - token * p.a.group) * p.a.q_head_stride;
     float top = 0;
@@ -223,24 +302,19 @@ __global__ void __launch_bounds__(256) make_queries(const __grid_constant__ Pref
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
     __syncwarp();
-    const float f = top > 0 ? kPrefillQueryTop / top : 0;
-    uint32_t high = 0, low = 0;
+    const float f = top > 0 ? kPrefillTop / top : 0;
+    WordPair out;
     if (lane < D / 4) {
-        const float* of = x + lane / n * 4 * n;
-        const int r = lane % n;
 #pragma unroll
-        for (int b = 0; b < 4; ++b) {
-            const int v = __float2int_rn(of[trellis ? r + n * b : 4 * r + b] * f), lo = static_cast<int8_t>(v), hi = (v - lo) >> 8;
-            high |= static_cast<uint32_t>(hi & 255) << 8 * b, low |= static_cast<uint32_t>(lo & 255) << 8 * b;
-        }
+        for (int b = 0; b < 4; ++b) out.put(b, __float2int_rn(x[dim_of<D>(lane, b, trellis)] * f));
     }
     const std::size_t unit = static_cast<std::size_t>(seq) * p.a.n_head_kv + head;
     uint8_t* plane = p.queries + (unit * p.n_groups + row / kGroupRows) * (2 * kQueryPlane);
-    put_word(plane, row % kGroupRows, lane, high);
-    put_word(plane + kQueryPlane, row % kGroupRows, lane, low);
+    put_word(plane, row % kGroupRows, lane, out.high);
+    put_word(plane + kQueryPlane, row % kGroupRows, lane, out.low);
     if (lane == 0)
         p.units[unit * p.n_groups * kGroupRows + row] =
-            fmaxf(1e-30f, top * p.a.scale * 1.4426950408889634f * p.a.table[format].step / kPrefillQueryTop);
+            fmaxf(1e-30f, top * p.a.scale * 1.4426950408889634f * p.a.table[format].step / kPrefillTop);
 }
 
 /// Merges the parts of a row, takes in the sink, divides, rotates back and writes. Grid as that of make_queries.

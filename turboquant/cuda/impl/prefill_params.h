@@ -3,6 +3,8 @@
 // A panel is the operand form of 128 cells of a KV head, made once for all query rows: keys as 128 rows of signed bytes (row = position of
 // the cell in its tile, fragment_order.h), then their scales; values as head_dim rows of 128 bytes (byte = the place of the key's weight
 // in the other operand), then the largest scale of the 128 values and each one's share of it in units of 1/kWeightTop.
+// Wide panels, for calls with an offset term: a key is its levels times its scale plus the offset, turned to its position and rotated, in
+// 15 bits as two planes, high bytes and low ones, with one scale for both.
 // Rows are 128 bytes in the swizzle that warpgroup instructions read (wgmma.cuh); keys and queries are padded to that.
 #pragma once
 
@@ -15,7 +17,7 @@ inline constexpr int kGroupRows = 64;     ///< query rows of a warpgroup
 inline constexpr int kPrefillGroups = 2;  ///< warpgroups per block that compute
 inline constexpr int kPrefillRows = kGroupRows * kPrefillGroups;
 inline constexpr int kPrefillThreads = 128 * (kPrefillGroups + 1);
-inline constexpr int kPanelStages = 4;
+constexpr int panel_stages(bool wide) { return wide ? 3 : 4; }
 /// A weight, in 16 bits, of the largest logit at the largest scale; less than 65535, as rounding puts logits up to 2^-11 above the largest.
 inline constexpr float kWeightTop = 65500;
 
@@ -28,9 +30,10 @@ struct PanelLayout {
 };
 inline constexpr int kKeyPlane = kPanelKeys * kPanelRow, kKeyScaleBytes = kPanelKeys * 4, kValueScaleBytes = 16 + kPanelKeys * 4;
 constexpr int value_plane(int head_dim) { return head_dim * kPanelRow; }
-constexpr PanelLayout panel_layout(int head_dim) {
+constexpr int key_bytes(bool wide) { return wide ? 2 * kKeyPlane : kKeyPlane; }
+constexpr PanelLayout panel_layout(int head_dim, bool wide) {
     PanelLayout l{};
-    l.key_scales = kKeyPlane;
+    l.key_scales = key_bytes(wide);
     l.values = l.key_scales + kKeyScaleBytes;
     l.value_scales = l.values + value_plane(head_dim);
     l.bytes = l.value_scales + kValueScaleBytes;
@@ -44,14 +47,15 @@ inline constexpr int kQueryPlane = kGroupRows * kPanelRow;
 struct PrefillShared {
     int queries, keys, values, key_scales, value_scales, barriers, bytes;
 };
-constexpr PrefillShared prefill_shared() {
+constexpr PrefillShared prefill_shared(bool wide) {
+    const int stages = panel_stages(wide);
     PrefillShared l{};
     l.keys = kPrefillGroups * 2 * kQueryPlane;
-    l.values = l.keys + kPanelStages * kKeyPlane;
-    l.key_scales = l.values + kPanelStages * kKeyPlane;
-    l.value_scales = l.key_scales + kPanelStages * kKeyScaleBytes;
-    l.barriers = l.value_scales + kPanelStages * kValueScaleBytes;
-    l.bytes = l.barriers + (4 * kPanelStages + 1) * 8;
+    l.values = l.keys + stages * key_bytes(wide);
+    l.key_scales = l.values + stages * kKeyPlane;
+    l.value_scales = l.key_scales + stages * kKeyScaleBytes;
+    l.barriers = l.value_scales + stages * kValueScaleBytes;
+    l.bytes = l.barriers + (4 * stages + 1) * 8;
     return l;
 }
 
