@@ -71,7 +71,10 @@ std::shared_ptr<llama_model> ModelFile::model() {
 Session::Session(ModelFile& file, const CacheSpec& spec, const ContextOptions& options) : spec_(spec), options_(options), file_(&file) {
     if (spec.ours) file.use_device();
     model_ = file.model();
-    if (spec.ours) file.plugin()->set_spec(file.device(), spec);
+    if (spec.ours) {
+        file.plugin()->set_spec(file.device(), spec);
+        others_bytes_ = static_cast<double>(file.plugin()->stats(file.device()).format_bytes);
+    }
     if (options_.n_threads == 0) options_.n_threads = all_threads();
     options_.n_batch = std::min(options_.n_batch, options_.n_ctx);
     options_.n_ubatch = std::min(options_.n_ubatch, options_.n_batch);
@@ -156,7 +159,7 @@ KvMemory Session::memory() const {
     if (values == 0) return m;
     if (spec_.ours) {
         const turboquant_kv_stats s = file_->plugin()->stats(file_->device());
-        m.bytes = static_cast<double>(s.format_bytes);
+        m.bytes = static_cast<double>(s.format_bytes) - others_bytes_;
         m.bytes_per_token = m.f16_bytes_per_token * m.bytes / m.f16_bytes;
     }
     m.bits_per_value = 8 * m.bytes / values;

@@ -133,6 +133,7 @@ class Session {
     llama_batch batch_{};
     std::unique_ptr<llama_batch, void (*)(llama_batch*)> batch_owner_{nullptr, [](llama_batch* b) { llama_batch_free(*b); }};
     std::map<std::string, KvTensorInfo> kv_;
+    double others_bytes_ = 0;  ///< what the device held when this session was made: it may have other contexts
 };
 
 }  // namespace turboquant::llama

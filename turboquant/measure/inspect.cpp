@@ -77,7 +77,6 @@ Inspection inspect(llama::ModelFile& file, InspectOptions o) {
     if (!o.text_file.empty())
         length = std::clamp(static_cast<int>(llama::tokenize(vocab, llama::read_text_file(o.text_file), false).size()), kShortestInspected,
                             length);
-    llama::KvProbe probe(file, length, o.n_threads);
     const int n_sequences = std::max(1, o.n_tokens / length);
     const llama::Calibration text = o.text_file.empty() ? llama::generate_text(model, n_sequences, length, 1, o.n_threads, file.monitor())
                                                         : llama::text_from_file(vocab, o.text_file, n_sequences, length);
@@ -85,7 +84,10 @@ Inspection inspect(llama::ModelFile& file, InspectOptions o) {
     r.model = llama::identify_model(file.path()).name, r.text = text.source, r.n_tokens = static_cast<int>(text.n_tokens());
     r.outlier_ratio = o.outlier_ratio;
     KvStatistics statistics;
-    for (const auto& tokens : text.sequences) probe.run(tokens, [&](const llama::KvRows& rows) { statistics.add(rows); });
+    {
+        llama::KvProbe probe(file, length, o.n_threads);  // gone before the plan: its cache takes as much as the model's own
+        for (const auto& tokens : text.sequences) probe.run(tokens, [&](const llama::KvRows& rows) { statistics.add(rows); });
+    }
     r.layers = statistics.layers(o.outlier_ratio);
     if (r.layers.empty()) throw llama::Error("this model writes no keys into a cache that could be looked at");
     double v_norm = 0;
