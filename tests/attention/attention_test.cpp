@@ -6,7 +6,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "tests/kernels/support.h"
+#include "tests/attention/problem.h"
 
 namespace turboquant::test {
 namespace {
@@ -117,7 +117,7 @@ TEST_F(TwoCells, ScoreTerm) {
     EXPECT_NEAR(weight(), sigmoid(3 * std::tanh(2 * (2 + e) / 3)), 1e-6);
 }
 TEST_F(TwoCells, Masked) {
-    const std::uint16_t mask[] = {0xfc00, 0xfc00};
+    const std::uint16_t mask[] = {kMaskHidden, kMaskHidden};
     p.args.mask = mask;
     EXPECT_EQ(weight(), 0);
 }

@@ -157,7 +157,7 @@ TEST(StepPlan, TakesEachCellOnce) {
     };
     std::vector<std::uint16_t> mask(n_tokens * n, 0);
     for (int t = 0; t < n_tokens; t++)
-        for (int j = n - n_tokens + t + 1; j < n; j++) mask[t * n + j] = 0xfc00;
+        for (int j = n - n_tokens + t + 1; j < n; j++) mask[t * n + j] = kMaskHidden;
     AttentionArgs a;
     a.n_head = a.n_head_kv = kHeads, a.n_tokens = n_tokens, a.n_kv = n;
     a.q = q.data(), a.q_token_stride = a.out_token_stride = kEmbd, a.q_head_stride = a.out_head_stride = kDim;

@@ -165,7 +165,7 @@ class Rig {
         must(cudaMemcpy(out.data(), out_->as<void>(), out.size() * sizeof(float), cudaMemcpyDeviceToHost));
         return out;
     }
-    // The frequencies are those of tests/kernels/support.h.
+    // The frequencies are those of tests/attention/problem.h.
     void take_term(const CpuArgs& a) {
         const ScoreTerm& t = a.term;
         std::vector<double> frequencies;

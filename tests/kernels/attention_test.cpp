@@ -27,7 +27,7 @@ TEST_P(Conformance, Grid) {
     for (const Case& c : attention_grid()) {
         SCOPED_TRACE(testing::PrintToString(c));
         Problem p(c);
-        const std::vector<float> reference = p.reference(), out = p.kernel(GetParam());
+        const std::vector<float> reference = p.reference(), out = kernel(p, GetParam());
         const double error = relative_error(out, reference);
         if (!int8_panels(c)) {
             worst_float = std::max(worst_float, error);
@@ -60,7 +60,7 @@ TEST_P(Conformance, Int8CostsLittle) {
         exact.k = exact.v = raw;
         Problem p(c);
         const std::vector<float> reference = p.reference();
-        const double share = relative_error(p.kernel(GetParam()), reference) / relative_error(reference, Problem(exact).reference());
+        const double share = relative_error(kernel(p, GetParam()), reference) / relative_error(reference, Problem(exact).reference());
         EXPECT_LT(share, int8_share(c, 0.02)) << codec_info(id).name;
         EXPECT_GT(share, 1e-5) << codec_info(id).name;
     }
@@ -78,7 +78,7 @@ TEST_P(Conformance, FormatsPerHeadDoNotTouchEachOther) {
                  .k_heads = {turbo8, tcq2, turbo4},
                  .v_heads = {tcq5, turbo6, turbo3}};
     Problem p(c);
-    const std::vector<float> all = p.kernel(GetParam());
+    const std::vector<float> all = kernel(p, GetParam());
     for (int h = 0; h < 3; ++h) {
         AttentionArgs one = p.args;
         const auto alone = [h](const TileView& v) { return TileView{v.head_shape(h), v.head_tiles(h), 0, v.tile_stride, nullptr}; };
@@ -94,7 +94,7 @@ TEST_P(Conformance, FormatsPerHeadDoNotTouchEachOther) {
 
 TEST_P(Conformance, MaskedRowsAreZero) {
     Problem p({.n_head = 4, .n_tokens = 6, .n_kv = 100, .mask = Mask::some_rows_empty, .sinks = true});
-    const std::vector<float> out = p.kernel(GetParam());
+    const std::vector<float> out = kernel(p, GetParam());
     for (int t = 0; t < 6; ++t) {
         double energy = 0;
         for (int i = 0; i < 4 * 64; ++i) energy += std::abs(out[t * 256 + i]);
@@ -105,13 +105,13 @@ TEST_P(Conformance, MaskedRowsAreZero) {
 // What a masked cell holds must not matter, however large.
 TEST_P(Conformance, MaskedCellsDoNotLeak) {
     Problem p({.n_head = 4, .n_tokens = 2, .n_kv = 200, .mask = Mask::causal});
-    const std::vector<float> before = p.kernel(GetParam());
+    const std::vector<float> before = kernel(p, GetParam());
     const std::vector<float> huge(64, 3e4f);
     tile_encode(p.args.k.shape, p.k_tiles.data() + 3 * p.args.k.tile_stride, 50, huge);  // cell 242, past n_kv
     tile_encode(p.args.v.shape, p.v_tiles.data() + 3 * p.args.v.tile_stride, 50, huge);
-    EXPECT_EQ(p.kernel(GetParam()), before);
+    EXPECT_EQ(kernel(p, GetParam()), before);
     tile_encode(p.args.k.shape, p.k_tiles.data() + 3 * p.args.k.tile_stride, 7, huge);  // cell 199: visible to the last token only
-    const std::vector<float> after = p.kernel(GetParam());
+    const std::vector<float> after = kernel(p, GetParam());
     EXPECT_TRUE(std::equal(after.begin(), after.begin() + 256, before.begin()));
     EXPECT_GT(relative_error(after, before), 1e-3);
 }
@@ -122,7 +122,7 @@ TEST_P(Conformance, DecodeEqualsPrefill) {
         const Case c{
             .k = id, .v = id, .k_dim = 128, .v_dim = 128, .n_head = 6, .n_head_kv = 2, .n_tokens = 50, .n_kv = 400, .mask = Mask::causal};
         Problem p(c);
-        const std::vector<float> batch = p.kernel(GetParam());
+        const std::vector<float> batch = kernel(p, GetParam());
         std::fill(p.out.begin(), p.out.end(), 0);
         for (int t = 0; t < c.n_tokens; ++t) {
             AttentionArgs one = p.args;
@@ -152,9 +152,9 @@ TEST_P(Conformance, Threads) {
                    .n_kv = 1900,
                    .mask = Mask::causal,
                    .sinks = true});
-        const std::vector<float> single = p.kernel(GetParam());
+        const std::vector<float> single = kernel(p, GetParam());
         for (const int n_threads : {2, 3, 5, 8, 16}) {
-            const AttentionPlan plan = plan_attention(k, p.args, n_threads);
+            const AttentionPlan plan = plan_attention(p.args, n_threads);
             EXPECT_EQ(plan.n_threads, n_threads);
             EXPECT_GE(3 * plan.n_row_blocks * plan.n_chunks * 10, n_threads * 9);
             AlignedBytes workspace(plan.workspace_bytes);
@@ -182,7 +182,7 @@ TEST_P(Conformance, PlanOfNothing) {
     p.args.n_tokens = 0;
     attention(kernels(GetParam()), p.args);
     p.args.n_tokens = 1, p.args.n_kv = 0;
-    const std::vector<float> out = p.kernel(GetParam());
+    const std::vector<float> out = kernel(p, GetParam());
     EXPECT_EQ(std::count(out.begin(), out.end(), 0.0f), static_cast<std::ptrdiff_t>(out.size()));
 }
 

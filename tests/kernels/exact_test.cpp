@@ -129,7 +129,7 @@ TEST_P(Exact, IsTheReferences) {
         p.args.lse = got_lse.data();
         for (const int threads : {1, 7}) {  // with chunks, and without
             const std::vector<float> got = p.run([&](const AttentionArgs& a) {
-                const AttentionPlan plan = plan_attention(k, a, threads);
+                const AttentionPlan plan = plan_attention(a, threads);
                 std::vector<std::uint8_t> memory(plan.workspace_bytes + 64);
                 auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
                 for (int i = 0; i < plan.n_threads; ++i) run_attention(k, plan, a, ws, i);

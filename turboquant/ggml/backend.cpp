@@ -1,4 +1,5 @@
-// The backend (stream) of a device: the wrapped device computes the graph, but for the operations on compressed rows.
+#include "turboquant/ggml/backend.h"
+
 #include <cstring>
 #include <exception>
 #include <new>

@@ -130,6 +130,13 @@ bool is_layer_state(const ggml_tensor* t) {
            name.find_first_not_of("0123456789", l + 2) == name.npos;
 }
 
+bool is_ours(const ggml_tensor* t) {
+    const ggml_backend_buffer* buffer = root(t)->buffer;
+    return buffer && buffer->buft && buffer->buft->iface.alloc_buffer == alloc_buffer;
+}
+
+bool is_kv(const ggml_tensor* t) { return is_ours(t) && kv_side(root(t)).has_value(); }
+
 std::optional<Side> kv_side(const ggml_tensor* t) {
     const auto name = parse_kv_name(t->name);
     return name ? std::optional(name->side) : std::nullopt;
@@ -195,6 +202,7 @@ bool KvBuffer::init_tensor(ggml_tensor* t) {
     const auto side = kv_side(t);
     if (!side) {
         const std::string_view name = t->name;
+        const std::scoped_lock lock(lists_);
         plain_[std::string(name.substr(0, name.rfind("_l")))] += ggml_nbytes(t);
         return true;
     }
@@ -207,6 +215,7 @@ bool KvBuffer::init_tensor(ggml_tensor* t) {
     const KvGeometry g = geometry_of(spec_, auto_bits_, *side, t);
     std::string name = t->name;
     name[name.rfind("_l") - 1] = 'k';
+    const std::scoped_lock lock(lists_);
     auto& layer = layers_[name];
     if (!layer) layer = std::make_unique<LayerCache>(cells_for(g));
     auto e = std::make_unique<KvExtra>(KvExtra{layer.get(), *side, static_cast<std::uint8_t*>(t->data)});
@@ -224,6 +233,7 @@ CellPositions& KvBuffer::cells_for(const KvGeometry& g) {
 }
 
 std::set<std::pair<int, Side>> KvBuffer::slots() const {
+    const std::scoped_lock lock(lists_);
     std::set<std::pair<int, Side>> all;
     for (std::size_t i = 0; i < names_.size(); i++) all.insert({kv_layer(names_[i]), tensors_[i]->side});
     return all;
@@ -286,6 +296,7 @@ void KvBuffer::choose_formats(int head_dim) {
     for (std::size_t i = 0; i < tensors_.size(); i++) {
         KvGeometry g = tensors_[i]->kv().geometry();
         g.codecs = formats[i];
+        const std::scoped_lock lock(lists_);
         tensors_[i]->layer->set_tensor(g, cpu_store_in(tensors_[i]->memory));
         PlannedLayer& l = layers[kv_layer(names_[i])];
         l.layer = kv_layer(names_[i]);
@@ -318,6 +329,7 @@ void KvBuffer::clear() {
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {
     const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    const std::scoped_lock lock(lists_);
     for (const auto& e : tensors_) {
         const KvGeometry& g = e->kv().geometry();
         const std::size_t reserved = reserved_bytes(g);

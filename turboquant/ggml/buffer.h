@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -30,6 +31,13 @@ struct KvExtra {
 inline constexpr const char* kPlanRemedy =
     "; if this is the cache of a draft model, give that a device of its own (-devd turbo4, or -devd none)";
 
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);
+size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t);
+
+/// True for a tensor or view whose memory is of one of our devices.
+bool is_ours(const ggml_tensor* t);
+/// True if it is a KV tensor, compressed.
+bool is_kv(const ggml_tensor* t);
 /// Side of a KV tensor by its name ("cache_k_l7", "cache_v_l7"), nullopt for any other tensor. Caches beside that of keys and values
 /// ("cache_idx_k_l7") are none: what is done with their rows is a model's own.
 std::optional<Side> kv_side(const ggml_tensor* t);
@@ -48,7 +56,7 @@ KvExtra* kv_extra(const ggml_tensor* t);
 void bind_from_op(const Device& d, const ggml_tensor* op, bool computing = false);
 
 /// Context of one ggml buffer.
-class KvBuffer {
+class KvBuffer final : public DeviceBuffer {
   public:
     KvBuffer(Device& device, size_t size);  ///< throws std::bad_alloc
     ~KvBuffer();
@@ -62,7 +70,7 @@ class KvBuffer {
     /// Holds the cache against the device's plan, or chooses formats within its budget. Called with the first operation on the cache, whose
     /// heads have head_dim values: then all layers are there. If the plan or the budget does not fit, all tensors are refused.
     void settle(int head_dim);
-    std::set<std::pair<int, Side>> slots() const;
+    std::set<std::pair<int, Side>> slots() const override;
     /// Says in one line what this cache is, as soon as the head sizes of all its layers are known.
     void announce();
     /// Says that rows of a restored state were lost, once for every cause until the next batch is written: the tensors of all layers and
@@ -70,9 +78,11 @@ class KvBuffer {
     void report_lost(const ggml_tensor* t, RestoreResult why);
     void begin_batch() { reported_.clear(); }
     void clear();
-    /// Whether this is a cache, or other state of layers: not a buffer of intermediate results.
-    bool has_state() const { return !tensors_.empty() || !plain_.empty(); }
-    void add_stats(turboquant_kv_stats& s, double& values) const;
+    bool has_state() const override {
+        const std::scoped_lock lock(lists_);
+        return !tensors_.empty() || !plain_.empty();
+    }
+    void add_stats(turboquant_kv_stats& s, double& values) const override;
 
   private:
     Device& device_;
@@ -80,6 +90,9 @@ class KvBuffer {
     const double auto_bits_;
     std::uint8_t* base_ = nullptr;
     size_t size_;
+    /// Of the lists of tensors: threads of other contexts ask (Device::slots, stats) while this one is made. Taken after the
+    /// device's mutex, never before it.
+    mutable std::mutex lists_;
     std::vector<std::unique_ptr<KvExtra>> tensors_;
     std::vector<std::string> names_;                             ///< of tensors_
     std::vector<std::unique_ptr<CellPositions>> cells_;          ///< of each shape of cache

@@ -1,109 +1,16 @@
 #include "turboquant/ggml/device.h"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
-#include "turboquant/ggml/buffer.h"
 #include "turboquant/ggml/cpu_device.h"
-#include "turboquant/ggml/host_memory.h"
-#include "turboquant/ggml/ops.h"
 
 namespace turboquant::ggml {
-namespace {
 
-/// What the kernel says is available; but while --fit weighs a context, all of the memory, because that is what it takes the CPU to have
-/// (ggml's CPU device reports its total as free). This device's cache lies in the same memory: anything less would make --fit shrink the
-/// context, or move layers to the "larger" CPU and so to f16, where without a device it changes nothing.
-void get_memory(ggml_backend_dev_t dev, size_t* free, size_t* total) {
-    const HostMemory m = host_memory();
-    *total = m.total;
-    *free = device_of(dev).fitting ? m.total : m.available;
-}
-
-// One id for all: llama.cpp takes the first device of an id and skips the rest, unless -dev names another.
-constexpr const char* kDeviceId = "turboquant";
-
-void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
-    props->name = device_of(dev).name.c_str();
-    props->description = device_of(dev).description.c_str();
-    props->type = GGML_BACKEND_DEVICE_TYPE_GPU;
-    props->device_id = kDeviceId;
-    get_memory(dev, &props->memory_free, &props->memory_total);
-    // mmap_support came with a later ggml; in earlier ones its byte is padding at the end of the struct.
-    props->caps.async = props->caps.host_buffer = props->caps.buffer_from_host_ptr = props->caps.events = false;
-    props->caps.mmap_support = true;
-}
-
-/// llama.cpp asks whether weights can lie in our memory with a tensor in an empty buffer of our type. It also has empty buffers for caches
-/// that it only measures (--fit); those are named by their layer.
-bool asks_for_weight(const ggml_tensor* t) { return t->buffer->size == 0 && !is_layer_state(t); }
-
-/// Weights stay in the CPU's buffers: mapped files and repacked weights need them, and all of their operations are taken here anyway. KV
-/// tensors of layers that are not on this device are attended to by the CPU, as llama.cpp expects of such a layer (it turns flash attention
-/// off if attention is computed elsewhere).
-/// Everything that touches compressed rows is claimed, also what cannot be computed: a "no" here would make the scheduler abort the
-/// process, or copy compressed bytes to another backend as if they were f16. Such a graph gets no memory, and fails in graph_compute if it
-/// has some already.
-bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
-    Device& d = device_of(dev);
-    if (is_view_op(d.ops, op)) return true;
-    bool compressed = is_kv(op);
-    if (is_ours(op) && root(op)->buffer->buft != &d.buft) return false;
-    for (const ggml_tensor* src : op->src) {
-        if (!src || !is_ours(src)) continue;
-        if (root(src)->buffer->buft != &d.buft) return false;
-        compressed |= is_kv(src);
-        if (asks_for_weight(root(src))) {
-            d.has_layers = true;
-            return false;
-        }
-    }
-    if (compressed) {
-        bind_from_op(d, op);
-        note_unservable(unservable(d, op));
-        return true;
-    }
-    if (op->op == d.ops.set_rows && is_foreign_cache(op)) d.see_foreign_cache(root(op));
-    if (op->op == d.ops.flash_attn && (is_foreign_cache(op->src[1]) || is_foreign_cache(op->src[2]))) return false;
-    return d.takes_all() && d.inner().supports_op(op);
-}
-
-bool supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
-    const Device& d = device_of(dev);
-    return buft == &d.buft || d.inner().supports_buft(buft);
-}
-
-ggml_backend_device_i device_interface() {
-    ggml_backend_device_i i{};
-    i.get_name = [](ggml_backend_dev_t dev) { return device_of(dev).name.c_str(); };
-    i.get_description = [](ggml_backend_dev_t dev) { return device_of(dev).description.c_str(); };
-    i.get_memory = get_memory;
-    i.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
-    i.get_props = get_props;
-    i.init_backend = init_backend;
-    i.get_buffer_type = [](ggml_backend_dev_t dev) -> ggml_backend_buffer_type_t { return &device_of(dev).buft; };
-    i.supports_op = supports_op;
-    i.supports_buft = supports_buft;
-    return i;
-}
-
-ggml_backend_buffer_type_i buft_interface() {
-    ggml_backend_buffer_type_i i{};
-    i.get_name = [](ggml_backend_buffer_type_t buft) { return device_of(buft).buft_name.c_str(); };
-    i.alloc_buffer = alloc_buffer;
-    i.get_alignment = [](ggml_backend_buffer_type_t) -> size_t { return 128; };
-    i.get_alloc_size = alloc_size;
-    // Never host: the CPU backend would read compressed bytes as f16.
-    i.is_host = [](ggml_backend_buffer_type_t) { return false; };
-    return i;
-}
-
-}  // namespace
-
-Device::Device(ggml_backend_reg_t reg, const Ops& o, std::string n, const KvSpec& s)
+Device::Device(ggml_backend_reg_t reg, const Interfaces& interfaces, const Ops& o, std::string n, const KvSpec& s)
     : ops(o), name(std::move(n)), description("TurboQuant KV cache, " + brief_text(s)), buft_name(name), spec(s) {
-    device = {device_interface(), reg, this};
-    buft = {buft_interface(), &device, this};
+    device = {interfaces.device, reg, this};
+    buft = {interfaces.buft, &device, this};
 }
 
 namespace {
@@ -143,7 +50,7 @@ std::string Device::formats() const {
 std::set<std::pair<int, Side>> Device::slots() const {
     const std::scoped_lock lock(mutex_);
     std::set<std::pair<int, Side>> all;
-    for (const KvBuffer* b : buffers_) all.merge(b->slots());
+    for (const DeviceBuffer* b : buffers_) all.merge(b->slots());
     return all;
 }
 
@@ -161,12 +68,12 @@ void Device::see_foreign_cache(const ggml_tensor* tensor) {
     if (const std::string warning = placement_.see(tensor, ours); !warning.empty()) log_warning(name + ": " + warning);
 }
 
-void Device::add(KvBuffer* b) {
+void Device::add(DeviceBuffer* b) {
     const std::scoped_lock lock(mutex_);
     buffers_.push_back(b);
 }
 
-void Device::remove(KvBuffer* b) {
+void Device::remove(DeviceBuffer* b) {
     const std::scoped_lock lock(mutex_);
     std::erase(buffers_, b);
 }
@@ -175,7 +82,7 @@ turboquant_kv_stats Device::stats() const {
     const std::scoped_lock lock(mutex_);
     turboquant_kv_stats s{};
     double values = 0;
-    for (const KvBuffer* b : buffers_) b->add_stats(s, values);
+    for (const DeviceBuffer* b : buffers_) b->add_stats(s, values);
     s.f16_bytes = 2 * values;
     s.bits_per_value = values > 0 && s.format_bytes ? 8.0 * static_cast<double>(s.format_bytes) / values : 0;
     return s;
@@ -186,14 +93,7 @@ const InnerDevice& Device::inner() const { return cpu_device(ops); }
 bool Device::takes_all() const {
     if (has_layers) return true;
     const std::scoped_lock lock(mutex_);
-    return std::ranges::any_of(buffers_, [](const KvBuffer* b) { return b->has_state(); });
+    return std::ranges::any_of(buffers_, [](const DeviceBuffer* b) { return b->has_state(); });
 }
-
-bool is_ours(const ggml_tensor* t) {
-    const ggml_backend_buffer* buffer = root(t)->buffer;
-    return buffer && buffer->buft && buffer->buft->iface.alloc_buffer == alloc_buffer;
-}
-
-bool is_kv(const ggml_tensor* t) { return is_ours(t) && kv_side(root(t)).has_value(); }
 
 }  // namespace turboquant::ggml

@@ -1,4 +1,4 @@
-// Devices (one per SPEC), their buffer type and what they say yes to.
+// Devices, one per SPEC: what each is, what it has refused, which caches it holds.
 #pragma once
 
 #include <atomic>
@@ -19,11 +19,29 @@
 
 namespace turboquant::ggml {
 
-class KvBuffer;
+/// What a device asks of its buffers (buffer.h).
+class DeviceBuffer {
+  public:
+    /// Layers and sides of its KV tensors.
+    virtual std::set<std::pair<int, Side>> slots() const = 0;
+    /// Whether this is a cache, or other state of layers: not a buffer of intermediate results.
+    virtual bool has_state() const = 0;
+    /// Adds the memory of its KV tensors, and the values that their cells hold.
+    virtual void add_stats(turboquant_kv_stats& s, double& values) const = 0;
+
+  protected:
+    ~DeviceBuffer() = default;
+};
 
 /// One device. ggml keeps pointers to `device` and `buft`, so a Device never moves and lives as long as the process.
 struct Device {
-    Device(ggml_backend_reg_t reg, const Ops& ops, std::string name, const KvSpec& spec);
+    /// What it answers to ggml (device_interface.h).
+    struct Interfaces {
+        ggml_backend_device_i device;
+        ggml_backend_buffer_type_i buft;
+    };
+
+    Device(ggml_backend_reg_t reg, const Interfaces& interfaces, const Ops& ops, std::string name, const KvSpec& spec);
     Device(const Device&) = delete;
 
     Ops ops;
@@ -59,15 +77,15 @@ struct Device {
     /// Layers and sides of all caches alive.
     std::set<std::pair<int, Side>> slots() const;
 
-    void add(KvBuffer* b);
-    void remove(KvBuffer* b);
+    void add(DeviceBuffer* b);
+    void remove(DeviceBuffer* b);
     turboquant_kv_stats stats() const;
 
   private:
     mutable std::mutex mutex_;
     std::string last_error_, choice_;
     Placement placement_;
-    std::vector<KvBuffer*> buffers_;
+    std::vector<DeviceBuffer*> buffers_;
 };
 
 /// Why the graph that this thread is showing to a device cannot be computed: noted when its operations are offered, taken when memory for
@@ -78,18 +96,7 @@ std::string take_unservable();
 inline Device& device_of(ggml_backend_dev_t dev) { return *static_cast<Device*>(dev->context); }
 inline Device& device_of(ggml_backend_buffer_type_t buft) { return *static_cast<Device*>(buft->context); }
 
-/// True for a tensor or view whose memory is of one of our devices.
-bool is_ours(const ggml_tensor* t);
-/// True if it is a KV tensor, compressed.
-bool is_kv(const ggml_tensor* t);
 /// The tensor that a view looks into, or the tensor itself.
 inline const ggml_tensor* root(const ggml_tensor* t) { return t->view_src ? t->view_src : t; }
-
-// Implemented in their own files.
-ggml_backend_t init_backend(ggml_backend_dev_t dev, const char* params);                    // backend.cpp
-void set_n_threads(ggml_backend_t backend, int n_threads);                                  // backend.cpp
-void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data);  // backend.cpp
-ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size);           // buffer.cpp
-size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t);                   // buffer.cpp
 
 }  // namespace turboquant::ggml

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "turboquant/ggml/buffer.h"
+#include "turboquant/ggml/kv_names.h"
 
 namespace turboquant::ggml {
 namespace {
@@ -31,7 +31,7 @@ std::string Placement::see(const ggml_tensor* tensor, const std::set<int>& ours)
     std::set<int> foreign;
     double mib = 0;
     for (const ggml_tensor* t : seen_) {
-        foreign.insert(kv_layer(t->name));
+        if (const auto name = parse_kv_name(t->name)) foreign.insert(name->layer);
         mib += static_cast<double>(ggml_nbytes(t)) / (1 << 20);
     }
     std::set<int> all = ours;

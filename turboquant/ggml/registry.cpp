@@ -1,13 +1,13 @@
 // Entry point of libggml-turboquant.so: the registry, its devices and its extra procedures (plugin.h).
-#include "turboquant/ggml/plugin.h"
-
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <mutex>
 
+#include "turboquant/ggml/backend.h"
 #include "turboquant/ggml/config.h"
-#include "turboquant/ggml/device.h"
+#include "turboquant/ggml/device_interface.h"
+#include "turboquant/ggml/plugin.h"
 #include "turboquant/kernels/kernels.h"
 #include "turboquant/spec/words.h"
 
@@ -44,7 +44,7 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
         const std::scoped_lock lock(r.mutex);
         for (Device& d : r.devices)
             if (d.spec == spec && !d.plan && d.auto_bits == 0 && !d.respecifiable) return &d.device;
-        return &r.devices.emplace_back(&r.reg, r.ops, brief_text(spec), spec).device;
+        return &r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, brief_text(spec), spec).device;
     } catch (const std::exception& e) {
         tell(e, error, error_size);
         return nullptr;
@@ -54,7 +54,7 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
 ggml_backend_dev_t new_device() {
     Registry& r = registry();
     const std::scoped_lock lock(r.mutex);
-    Device& d = r.devices.emplace_back(&r.reg, r.ops, "turboquant-own", KvSpec{});
+    Device& d = r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, "turboquant-own", KvSpec{});
     d.respecifiable = true;
     return &d.device;
 }
@@ -112,7 +112,7 @@ ggml_backend_reg_t make_registry() {
     r.reg.iface.get_device = [](ggml_backend_reg_t, size_t i) { return &registry().devices[i].device; };
     r.reg.iface.get_proc_address = get_proc_address;
     if (config.spec) {
-        Device& d = r.devices.emplace_back(&r.reg, r.ops, "turboquant", *config.spec);
+        Device& d = r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, "turboquant", *config.spec);
         d.plan = config.plan, d.auto_bits = config.auto_bits;
         if (config.auto_bits > 0) d.description = "TurboQuant KV cache, " + auto_name(config.auto_bits);
     }
@@ -120,10 +120,10 @@ ggml_backend_reg_t make_registry() {
         if (is_composite(c.id)) continue;  // for comparison: through the configuration variable and turboquant_device only
         KvSpec spec;
         spec.k = spec.v = c.id;
-        r.devices.emplace_back(&r.reg, r.ops, std::string(c.name), spec);
+        r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::string(c.name), spec);
     }
     for (const UnmeasuredWord& w : kUnmeasured) {
-        Device& d = r.devices.emplace_back(&r.reg, r.ops, std::string(w.word), uniform_spec(CodecId::raw, CodecId::raw));
+        Device& d = r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::string(w.word), uniform_spec(CodecId::raw, CodecId::raw));
         d.auto_bits = w.bits;
         d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
     }
