@@ -3,12 +3,7 @@
 include(CMakePackageConfigHelpers)
 set(_tq_config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/turboquant)
 
-install(TARGETS turboquant EXPORT turboquant-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-foreach(layer codec spec attention planner kernels cuda cache)
-  if(IS_DIRECTORY ${PROJECT_SOURCE_DIR}/turboquant/${layer})
-    install(DIRECTORY turboquant/${layer} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/turboquant FILES_MATCHING PATTERN "*.h")
-  endif()
-endforeach()
+install(TARGETS turboquant EXPORT turboquant-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 if(TQ_BUILD_GGML)
   install(FILES turboquant/ggml/plugin.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/turboquant/ggml)
   install(TARGETS ggml-turboquant LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})

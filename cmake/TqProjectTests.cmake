@@ -2,14 +2,20 @@
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
 
 add_test(NAME project.layers COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/scripts/check_layers.py ${PROJECT_SOURCE_DIR})
+add_test(NAME project.layers_check COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tests/project/check_layers_test.py)
 add_test(NAME project.format COMMAND ${PROJECT_SOURCE_DIR}/scripts/check_format)
 set_tests_properties(project.format PROPERTIES SKIP_RETURN_CODE 77)
 
 if(TQ_SANITIZE)
   set(_flags "-fsanitize=${_sanitizers}")
 endif()
+if(TQ_BUILD_GGML)
+  get_target_property(_ggml_include llama INTERFACE_INCLUDE_DIRECTORIES)
+  list(GET _ggml_include 0 _ggml_include)
+  set(_ggml_include -DGGML_INCLUDE=${_ggml_include})
+endif()
 add_test(NAME project.package COMMAND ${CMAKE_COMMAND} -DBUILD=${PROJECT_BINARY_DIR} -DSOURCE=${PROJECT_SOURCE_DIR}/tests/package
-  -DGENERATOR=${CMAKE_GENERATOR} -DCXX=${CMAKE_CXX_COMPILER} -DFLAGS=${_flags} -DWORK=${PROJECT_BINARY_DIR}/package-test
+  -DGENERATOR=${CMAKE_GENERATOR} -DCC=${CMAKE_C_COMPILER} -DCXX=${CMAKE_CXX_COMPILER} ${_ggml_include} -DFLAGS=${_flags} -DWORK=${PROJECT_BINARY_DIR}/package-test
   -DCOMMAND_LINE=${TQ_BUILD_GGML} -P ${PROJECT_SOURCE_DIR}/tests/package/run.cmake)
 
 # Unmodified processes beside our command: a program that links libllama only, and Python's llama_cpp.
