@@ -6,7 +6,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 LLAMA := $(if $(LLAMA_PREFIX),$(abspath $(LLAMA_PREFIX)),$(CURDIR)/.venv/llama)
 CCACHE := $(shell command -v ccache 2>/dev/null)
 
-.PHONY: all setup build demo test install clean
+.PHONY: all setup build demo test test-clang test-tsan install clean
 all: build
 
 setup:
@@ -23,6 +23,10 @@ demo: build
 
 test: build
 	@python3 scripts/test --build build
+
+# The same by another compiler, and under the thread sanitizer; each says so where it cannot run.
+test-clang test-tsan: test-%: setup
+	@scripts/test-preset $* -DCMAKE_PREFIX_PATH='$(LLAMA)' || [ $$? = 77 ]
 
 install: build
 	@cmake --install build --prefix '$(PREFIX)'

@@ -59,7 +59,7 @@ void attention_step(benchmark::State& state, SimdLevel level, CodecId codec, int
     std::vector<std::uint16_t> mask;
     if (options.causal) {
         for (int t = 0; t < options.n_tokens; ++t)
-            for (int j = 0; j < n_kv; ++j) mask.push_back(j <= n_kv - options.n_tokens + t ? 0 : 0xfc00);
+            for (int j = 0; j < n_kv; ++j) mask.push_back(j <= n_kv - options.n_tokens + t ? 0 : kMaskHidden);
         a.mask = mask.data(), a.mask_token_stride = n_kv;
     }
     const std::vector<float> q_term = normals(static_cast<std::size_t>(options.n_tokens) * kHeads * 2 * options.n_freq);
@@ -71,7 +71,7 @@ void attention_step(benchmark::State& state, SimdLevel level, CodecId codec, int
         a.term = {options.n_freq, q_term.data(), turns.data(), positions.data()};
     }
     const Kernels& kn = kernels(level);
-    const AttentionPlan plan = plan_attention(kn, a, 1);
+    const AttentionPlan plan = plan_attention(a, 1);
     std::vector<std::uint8_t> memory(plan.workspace_bytes + 64);
     auto* workspace = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
     for (auto _ : state) {

@@ -1,7 +1,7 @@
 # Compile options of our own code, kept off the installed interface.
 add_library(tq_options INTERFACE)
 target_compile_features(tq_options INTERFACE cxx_std_20)
-target_compile_options(tq_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-unused-parameter -fvisibility=hidden)
+target_compile_options(tq_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -fvisibility=hidden)
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)

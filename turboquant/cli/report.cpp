@@ -116,7 +116,7 @@ void report(ReportOptions o, const GlobalOptions& global) {
     const KvArguments arguments(o.eval.kv, o.eval.windows);  // what is wrong about the words is told before minutes are spent
     if (!o.depths.empty()) {
         std::ranges::sort(o.depths);
-        o.depths.erase(std::ranges::unique(o.depths).begin(), o.depths.end());
+        o.depths.erase(std::unique(o.depths.begin(), o.depths.end()), o.depths.end());
     }
     const std::string python = find_python(o.python);
     const std::string kept = o.json.empty() ? o.output + ".json" : o.json;

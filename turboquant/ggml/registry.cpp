@@ -123,7 +123,8 @@ ggml_backend_reg_t make_registry() {
         r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::string(c.name), spec);
     }
     for (const UnmeasuredWord& w : kUnmeasured) {
-        Device& d = r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::string(w.word), uniform_spec(CodecId::raw, CodecId::raw));
+        Device& d =
+            r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::string(w.word), uniform_spec(CodecId::raw, CodecId::raw));
         d.auto_bits = w.bits;
         d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
     }

@@ -136,7 +136,7 @@ int choose_chunks(int n_blocks, int n_tiles, int n_threads) {
 
 }  // namespace
 
-AttentionPlan plan_attention(const Kernels& k, const AttentionArgs& a, int n_threads) {
+AttentionPlan plan_attention(const AttentionArgs& a, int n_threads) {
     AttentionPlan p;
     const int n_rows = a.n_tokens * (a.n_head / a.n_head_kv), n_tiles = ceil_div(a.n_kv, kTileKeys);
     p.n_threads = std::max(1, n_threads);
@@ -177,7 +177,7 @@ void merge_attention(const Kernels& k, const AttentionPlan& plan, const Attentio
 }
 
 void attention(const Kernels& k, const AttentionArgs& args) {
-    const AttentionPlan plan = plan_attention(k, args, 1);
+    const AttentionPlan plan = plan_attention(args, 1);
     std::vector<std::uint8_t> memory(plan.workspace_bytes + 64);
     auto* workspace = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
     run_attention(k, plan, args, workspace, 0);

@@ -67,7 +67,8 @@ struct AttentionPlan {
     std::size_t workspace_bytes = 0;  ///< for all threads together
 };
 
-AttentionPlan plan_attention(const Kernels& k, const AttentionArgs& args, int n_threads);
+/// The same for all levels. n_threads: parts of run_attention() and merge_attention() at most, at least 1.
+AttentionPlan plan_attention(const AttentionArgs& args, int n_threads);
 /// Part `ith` of plan.n_threads. `workspace`: plan.workspace_bytes, 64-byte aligned, shared by all parts.
 void run_attention(const Kernels& k, const AttentionPlan& plan, const AttentionArgs& args, std::uint8_t* workspace, int ith);
 /// After all parts have run; a no-op if plan.n_chunks == 1.

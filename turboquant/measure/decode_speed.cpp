@@ -15,7 +15,7 @@ constexpr int kTurn = 8;  ///< timed tokens before the next format has its turn
 std::vector<int> default_depths(int n_ctx) {
     const int most = std::max(0, n_ctx - kTimedTokens);
     std::vector<int> depths{0, std::min(n_ctx / 4, most), std::min(n_ctx / 2, most), most};
-    depths.erase(std::ranges::unique(depths).begin(), depths.end());
+    depths.erase(std::unique(depths.begin(), depths.end()), depths.end());
     return depths;
 }
 

@@ -15,7 +15,7 @@ namespace {
 /// Runs an attention call on the context's threads.
 void run_attention_call(StoreContext& ctx, const Kernels& k, const AttentionArgs& a) {
     const std::int64_t work = static_cast<std::int64_t>(a.n_tokens) * a.n_head * a.n_kv;
-    const AttentionPlan plan = plan_attention(k, a, work < 4096 ? 1 : ctx.executor->n_threads());
+    const AttentionPlan plan = plan_attention(a, work < 4096 ? 1 : ctx.executor->n_threads());
     if (ctx.workspace.size() < plan.workspace_bytes + 64) ctx.workspace.resize(plan.workspace_bytes + 64);
     auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(ctx.workspace.data()) + 63) / 64 * 64);
     ctx.executor->run(plan.n_threads, [&](int ith) { run_attention(k, plan, a, ws, ith); });
