@@ -4,11 +4,14 @@
 
 #include <cmath>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "turboquant/attention/turns.h"
 #include "turboquant/codec/random.h"
 #include "turboquant/kernels/kernels.h"
+#include "turboquant/kernels/rows.h"
 
 namespace turboquant {
 namespace {
@@ -100,6 +103,53 @@ void encode_batch(benchmark::State& state, SimdLevel level, CodecId codec, Side 
         benchmark::Counter(static_cast<double>(n), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
+/// Threads that end with the call.
+class Threads final : public Executor {
+  public:
+    explicit Threads(int n) : n_(n) {}
+    int n_threads() const override { return n_; }
+
+  protected:
+    void run_parts(int n, void (*part)(void* arg, int ith), void* arg) override {
+        std::vector<std::thread> threads;
+        for (int i = 1; i < n; ++i) threads.emplace_back(part, arg, i);
+        part(arg, 0);
+        for (std::thread& t : threads) t.join();
+    }
+
+  private:
+    int n_;
+};
+
+enum class Move { save, restore, shift };
+
+/// Rows of a whole stream. bytes_per_second counts nominal rows: fp16.
+void move_rows(benchmark::State& state, SimdLevel level, CodecId codec, Move move, int threads) {
+    constexpr int kCells = 4096;
+    const TileShape shape{codec, Side::key, kDim};
+    std::vector<std::uint8_t> memory = filled_tiles(shape, kCells);
+    const StreamTiles tiles({shape, memory.data(), tile_bytes(shape), kHeadsKv * tile_bytes(shape)}, memory.data(), kHeadsKv);
+    const std::size_t row = 2 * kHeadsKv * kDim;
+    std::vector<std::uint8_t> rows(kCells * row);
+    std::vector<std::int64_t> cells(kCells);
+    for (int i = 0; i < kCells; ++i) cells[i] = i;
+    std::vector<float> table;
+    for (int i = 0; i < kDim / 2; ++i) table.insert(table.end(), {std::cos(0.1f * i), std::sin(0.1f * i)});
+    const std::vector<const float*> tables(kCells, table.data());
+    const Kernels& k = kernels(level);
+    Threads executor(threads);
+    get_rows(k, executor, tiles, cells, rows.data(), row);
+    for (auto _ : state) {
+        if (move == Move::save) get_rows(k, executor, tiles, cells, rows.data(), row);
+        if (move == Move::restore) set_rows(k, executor, tiles, cells, rows.data(), row);
+        if (move == Move::shift) rotate_rows(k, executor, tiles, cells, {0, kDim, true}, tables, NormMode::corrected);
+        benchmark::DoNotOptimize(rows.data());
+    }
+    state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations()) * kCells * row);
+    state.counters["per_vector"] =
+        benchmark::Counter(kCells * kHeadsKv, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+}
+
 void register_all() {
     for (const SimdLevel level : available_simd_levels())
         for (const CodecInfo& codec : kCodecs) {
@@ -114,6 +164,15 @@ void register_all() {
                 [=](benchmark::State& s) { attention_step(s, level, codec.id, 4096, {.n_tokens = 512, .causal = true}); });
             add("encode_key", [=](benchmark::State& s) { encode_batch(s, level, codec.id, Side::key, 512); });
             add("encode_value", [=](benchmark::State& s) { encode_batch(s, level, codec.id, Side::value, 512); });
+            if (is_composite(codec.id)) continue;
+            for (const auto& [name, move] : {std::pair("save", Move::save), {"restore", Move::restore}, {"shift", Move::shift}})
+                for (const int threads : {1, 2}) {
+                    const Move m = move;
+                    benchmark::RegisterBenchmark((std::string(name) + "/" + std::to_string(threads) + tail).c_str(),
+                                                 [=](benchmark::State& s) { move_rows(s, level, codec.id, m, threads); })
+                        ->MinTime(0.2)
+                        ->UseRealTime();
+                }
         }
 }
 

@@ -37,7 +37,7 @@ TEST_P(KeyScales, KeepTheScores) {
     std::mt19937 rng(3);
     std::normal_distribution<float> normal;
     std::vector<float> q(kDim), scaled_q(kDim), terms(2 * n), turn(2 * turn_width(n)), rows(200 * kEmbd);
-    scaled.kv->store().read(0, 200, rows.data());
+    scaled.kv->store().read(serial(), 0, 200, rows.data());
     for (int j = 0; j < 200; j += 7)
         for (int h = 0; h < kHeads; h++) {
             for (float& v : q) v = normal(rng);

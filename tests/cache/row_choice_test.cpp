@@ -34,12 +34,12 @@ struct Sequence {
 void write(Cache& c, const Sequence& s, int first, int n) {
     const auto rows = iota64(n, first);
     c.cells.place(rows, std::span(s.pos).subspan(first, n), std::span(s.beside).subspan(first, n));
-    ASSERT_TRUE(c.kv->encode_keys(serial(), {s.x.data() + first * kEmbd, kEmbd, rows}, c.cells));
+    ASSERT_TRUE(c.kv->encode_keys(serial(), {s.x.data() + first * kEmbd, kEmbd, rows, {}, {}}, c.cells));
 }
 
 std::vector<std::uint8_t> codes(const Cache& c, std::int64_t row) {
     std::vector<std::uint8_t> all(c.kv->layout().row_bytes());
-    c.kv->store().rows_out(row, 1, all.data());
+    c.kv->store().rows_out(serial(), row, 1, all.data(), all.size());
     return all;
 }
 
@@ -117,7 +117,7 @@ TEST_P(RowChoice, ImagesAreMeasuredOnAsTextIs) {
     for (int first = 0; first < 125; first += 5) {
         const auto rows = iota64(5, first);
         c.cells.place(rows, std::span(pos).subspan(first, 5), std::span(beside).subspan(first, 5));
-        ASSERT_TRUE(c.kv->encode_keys(serial(), {x.data() + first * kEmbd, kEmbd, rows}, c.cells));
+        ASSERT_TRUE(c.kv->encode_keys(serial(), {x.data() + first * kEmbd, kEmbd, rows, {}, {}}, c.cells));
         EXPECT_LT(c.error(x, 0, first + 5), 0.002) << first;
     }
     EXPECT_GT(c.error(x, 0, 125), 1e-5);

@@ -87,7 +87,7 @@ struct Restored {
     }
     std::vector<std::uint8_t> codes(std::int64_t row) const {
         std::vector<std::uint8_t> all(kv->layout().row_bytes());
-        kv->store().rows_out(row, 1, all.data());
+        kv->store().rows_out(serial(), row, 1, all.data(), all.size());
         return all;
     }
     CellPositions cells{kCells, 1};

@@ -41,7 +41,7 @@ class SpecStore final : public TileStore {
         reference_attention(a);
         return nullptr;
     }
-    void read(std::int64_t first, std::int64_t n, float* x) const override {
+    void read(StoreContext&, std::int64_t first, std::int64_t n, float* x) const override {
         for (std::int64_t i = 0; i < n * n_head_; i++, x += d_) {
             const std::int64_t row = first + i / n_head_;
             const TileShape shape = layout_.shape(i % n_head_);
@@ -49,15 +49,15 @@ class SpecStore final : public TileStore {
             if (codec_info(shape.codec).rotated) rotation_for(d_).inverse({x, static_cast<std::size_t>(d_)});
         }
     }
-    void rows_out(std::int64_t first, std::int64_t n, std::uint8_t* out) const override {
-        for (std::int64_t row = first; row < first + n; row++)
-            for (int h = 0; h < n_head_; out += row_bytes(layout_.shape(h).codec, d_), h++)
-                tile_get_row(layout_.shape(h), tile(row, h), slot(row), out);
+    void rows_out(StoreContext&, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const override {
+        for (std::int64_t row = first; row < first + n; row++, out += stride)
+            for (std::size_t h = 0, at = 0; h < static_cast<std::size_t>(n_head_); at += row_bytes(layout_.shape(h).codec, d_), h++)
+                tile_get_row(layout_.shape(h), tile(row, h), slot(row), out + at);
     }
-    void rows_in(std::int64_t first, std::int64_t n, const std::uint8_t* in) override {
-        for (std::int64_t row = first; row < first + n; row++)
-            for (int h = 0; h < n_head_; in += row_bytes(layout_.shape(h).codec, d_), h++)
-                tile_set_row(layout_.shape(h), tile(row, h), slot(row), in);
+    void rows_in(StoreContext&, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) override {
+        for (std::int64_t row = first; row < first + n; row++, in += stride)
+            for (std::size_t h = 0, at = 0; h < static_cast<std::size_t>(n_head_); at += row_bytes(layout_.shape(h).codec, d_), h++)
+                tile_set_row(layout_.shape(h), tile(row, h), slot(row), in + at);
     }
     void copy_stream(std::int64_t src, std::int64_t dst) override {
         const auto n = static_cast<std::int64_t>(layout_.stream_bytes());

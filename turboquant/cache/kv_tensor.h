@@ -90,8 +90,9 @@ class KvTensor {
     /// Decoded rows first..first+n-1 as fp16, out[i*n_embd ..), exact where they are kept so.
     void decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const CellPositions& cells, std::uint16_t* out) const;
 
-    /// Saved form of a row (saved_row.h). Restoring it gives the same bytes: saved state is lossless. Rows of one state are saved in
-    /// ascending order (SaveOrder).
+    /// Saved form of rows first .. first+n-1 (saved_row.h), out[i*n_embd..]. Restoring them gives the same bytes: saved state is lossless.
+    /// Rows of one state are saved in ascending order (SaveOrder).
+    void save_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, CellPositions& cells, std::uint16_t* out) const;
     void save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const;
     /// Rows first .. first+n-1 from saved form, in[i*n_embd..]. Also rows of other formats of ours and of llama.cpp's own f16 cache. Rows
     /// that are lost become zero, and the result says why; of some only finish_restore() knows. `places`: this tensor sets the positions
@@ -128,16 +129,23 @@ class KvTensor {
         std::vector<float> x;
     };
     using SavedRow = std::span<const std::uint16_t>;
+    /// Adds to a decoded row what was taken from it.
+    void give_back(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
+    bool save_kept(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const;
+    void save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, CellPositions& cells, std::uint16_t* out) const;
     void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells);
     bool same_form(const PackedHeader& h) const;
     std::optional<std::vector<std::uint16_t>> known_mu(std::uint32_t hash) const;
     void adopt_offset(int id, const PackedHeader& h);
-    RestoreResult restore_packed(std::int64_t row, SavedRow saved, const PackedHeader& h, const CellPositions& cells, Decoded& decoded);
+    bool copies(const PackedHeader& h, std::int64_t row, const CellPositions& cells);
+    void restore_offset(SavedRow saved, const PackedHeader& h, std::uint32_t& known);
+    RestoreResult restore_packed(StoreContext& ctx, std::int64_t row, SavedRow saved, const PackedHeader& h, const CellPositions& cells,
+                                 Decoded& decoded);
     RestoreResult restore_plain(std::int64_t row, SavedRow saved, const CellPositions& cells, Decoded& decoded);
-    RestoreResult retry_waiting(const CellPositions& cells, bool last, Decoded& decoded);
+    RestoreResult retry_waiting(StoreContext& ctx, const CellPositions& cells, bool last, Decoded& decoded);
     bool encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells);
     void encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure);
-    void lose_offset(int id, CellPositions& cells);
+    void lose_offset(StoreContext& ctx, int id, CellPositions& cells);
 
     Geometry g_;
     StoreFactory make_store_;

@@ -7,6 +7,8 @@
 #include "turboquant/cache/kv_tensor.h"
 #include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/quantizer.h"
+#include "turboquant/kernels/executor.h"
+#include "turboquant/kernels/kernels.h"
 
 namespace turboquant {
 namespace {
@@ -55,63 +57,109 @@ std::optional<std::vector<float>> KvTensor::exact_row(std::int64_t row) const {
 }
 
 void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
-    store_->read(row, 1, x.data());
+    SerialExecutor executor;
+    StoreContext ctx{&executor, {}};
+    store_->read(ctx, row, 1, x.data());
+    give_back(row, cells, x);
+}
+
+void KvTensor::give_back(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
     if (offset_) offset_->give_back(cells.at(row) >= 0 ? cells.offset_id(row) : 0, x, cells.at(row));
 }
 
 void KvTensor::decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const CellPositions& cells, std::uint16_t* out) const {
     const std::size_t n_embd = layout().n_embd();
-    const int parts = static_cast<int>(std::min<std::int64_t>(ctx.executor->n_threads(), n));
+    const std::int64_t first_tile = first / kTileKeys, n_tiles = (first + n + kTileKeys - 1) / kTileKeys - first_tile;
+    const int parts = static_cast<int>(std::clamp<std::int64_t>(n_tiles, 1, ctx.executor->n_threads()));
     ctx.executor->run(parts, [&](int ith) {
-        std::vector<float> x(n_embd);
-        for (std::int64_t i = ith; i < n; i += parts) {
-            read_row(first + i, cells, x);
-            std::transform(x.begin(), x.end(), out + i * n_embd, to_half);
+        SerialExecutor serial;
+        StoreContext part{&serial, {}};
+        std::vector<float> x(kTileKeys * n_embd);
+        for (std::int64_t t = ith; t < n_tiles; t += parts) {
+            const std::int64_t begin = std::max(first, (first_tile + t) * kTileKeys);
+            const std::int64_t end = std::min(first + n, (first_tile + t + 1) * kTileKeys);
+            store_->read(part, begin, end - begin, x.data());
+            for (std::int64_t row = begin; row < end; row++) give_back(row, cells, {x.data() + (row - begin) * n_embd, n_embd});
+            to_halves(kernels(), x.data(), (end - begin) * n_embd, out + (begin - first) * n_embd);
         }
     });
     if (!exact_) return;
-    for (const std::int64_t row : exact_->slots()) {
-        if (row < first || row >= first + n) continue;
-        const auto x = exact_row(row);
-        std::transform(x->begin(), x->end(), out + (row - first) * n_embd, to_half);
-    }
+    for (std::size_t s = 0; s < exact_->slots().size(); s++)
+        if (const std::int64_t row = exact_->slots()[s]; row >= first && row < first + n)
+            store_->exact_out(static_cast<std::int32_t>(s), out + (row - first) * n_embd);
 }
 
 void KvTensor::save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const {
+    SerialExecutor executor;
+    StoreContext ctx{&executor, {}};
+    save_rows(ctx, row, 1, cells, out.data());
+}
+
+// Rows that are saved as fp16 values whatever the format; false: as the store has them.
+bool KvTensor::save_kept(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const {
     if (const KeptRow* kept = first_.find(row)) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
-        return;
-    }
-    const auto exact = exact_ && !offset_ ? exact_row(row) : std::nullopt;
-    if (!codec_info(g_.codecs.of(0)).rotated || exact) {
-        std::vector<float> x(g_.n_embd);
-        if (exact)
-            x = *exact;
-        else
-            read_row(row, cells, x);
-        std::transform(x.begin(), x.end(), out.begin(), to_half);
-        return;
+        return true;
     }
     const int id = cells.offset_id(row);
     const std::int32_t pos = offset_ ? cells.at(row) : -1;
-    cells.save_order().begin(this, row);
     if (const KeptRow* kept = pos >= 0 && !offset_->frozen(id) ? offset_->find_kept(id, row, pos) : nullptr) {
         std::copy(kept->values.begin(), kept->values.end(), out.begin());
         tag_keys(out, pos, cells.save_order().name(id));
-        return;
+        return true;
     }
-    if (const auto keys = exact_ && pos >= 0 && offset_->frozen(id) && out.size() >= kTagValues ? exact_row(row) : std::nullopt) {
-        std::transform(keys->begin(), keys->end(), out.begin(), to_half);
-        tag_exact_keys(out, pos, offset_->mu_hash(id));
-        return;
+    if (!exact_ || (offset_ && (pos < 0 || !offset_->frozen(id) || out.size() < kTagValues))) return false;
+    const std::int32_t slot = exact_->find(row);
+    if (slot < 0) return false;
+    store_->exact_out(slot, out.data());
+    if (offset_) tag_exact_keys(out, pos, offset_->mu_hash(id));
+    return true;
+}
+
+// As the store has them: packed, or their values where the format is one of plain values.
+void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, CellPositions& cells, std::uint16_t* out) const {
+    const auto n_embd = static_cast<std::size_t>(g_.n_embd);
+    if (g_.codecs.of(0) == CodecId::raw && !g_.codecs.mixed())
+        return store_->rows_out(ctx, first, n, reinterpret_cast<std::uint8_t*>(out), 2 * n_embd);
+    if (!codec_info(g_.codecs.of(0)).rotated) {
+        std::vector<float> x(n * n_embd);
+        store_->read(ctx, first, n, x.data());
+        return to_halves(kernels(), x.data(), x.size(), out);
     }
-    PackedHeader header{g_.codecs, head_dim(), pos, 0, offset_ ? offset_->scale_hash() : 0};
-    std::vector<std::uint16_t> mu;
-    if (pos >= 0) {
-        mu = offset_->mu_halves(id), header.mu_hash = hash_mu(mu);
-        header.piece = cells.save_order().number(row, id);
+    std::map<int, std::vector<std::uint16_t>> mus;
+    PackedHeader header{g_.codecs, head_dim(), -1, 0, offset_ ? offset_->scale_hash() : 0};
+    std::uint8_t* codes = nullptr;
+    for (std::int64_t i = 0; i < n; i++) {
+        std::span<const std::uint16_t> mu;
+        header.pos = offset_ ? cells.at(first + i) : -1;
+        header.mu_hash = 0;
+        if (header.pos >= 0) {
+            const int id = cells.offset_id(first + i);
+            std::vector<std::uint16_t>& known = mus[id];
+            if (known.empty()) known = offset_->mu_halves(id);
+            mu = known;
+            header.mu_hash = offset_->frozen(id) ? offset_->mu_hash(id) : hash_mu(mu);
+            header.piece = cells.save_order().number(first + i, id);
+        }
+        std::uint8_t* at = pack_row({out + i * n_embd, n_embd}, header, mu).data();
+        if (i == 0) codes = at;
     }
-    store_->rows_out(row, 1, pack_row(out, header, mu).data());
+    store_->rows_out(ctx, first, n, codes, 2 * n_embd);
+}
+
+void KvTensor::save_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, CellPositions& cells, std::uint16_t* out) const {
+    const auto n_embd = static_cast<std::size_t>(g_.n_embd);
+    cells.save_order().begin(this, first);
+    std::int64_t stored = 0;  // rows before i that are still to be saved
+    for (std::int64_t i = 0; i < n; i++) {
+        if (!save_kept(first + i, cells, {out + i * n_embd, n_embd})) {
+            stored++;
+            continue;
+        }
+        if (stored) save_stored(ctx, first + i - stored, stored, cells, out + (i - stored) * n_embd);
+        stored = 0;
+    }
+    if (stored) save_stored(ctx, first + n - stored, stored, cells, out + (n - stored) * n_embd);
 }
 
 void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
@@ -152,11 +200,18 @@ void KvTensor::adopt_offset(int id, const PackedHeader& h) {
         offset_->expect(id, h.mu_hash);
 }
 
-// Rows of this very format go back bit for bit, the others are decoded and encoded.
-RestoreResult KvTensor::restore_packed(std::int64_t row, SavedRow saved, const PackedHeader& h, const CellPositions& cells,
-                                       Decoded& decoded) {
+// Rows of this very format, with what is removed from this cell's sequence, go back bit for bit.
+bool KvTensor::copies(const PackedHeader& h, std::int64_t row, const CellPositions& cells) {
     const int id = offset_ && cells.at(row) >= 0 ? cells.offset_id(row) : -1;
-    if (id >= 0 && h.mu_hash) adopt_offset(id, h);  // of a damaged row, too: others are not to be measured on it
+    if (id >= 0 && h.mu_hash) adopt_offset(id, h);
+    return same_form(h) && h.mu_hash == (id >= 0 ? offset_->mu_hash(id) : 0);
+}
+
+// The others are decoded and encoded.
+RestoreResult KvTensor::restore_packed(StoreContext& ctx, std::int64_t row, SavedRow saved, const PackedHeader& h,
+                                       const CellPositions& cells, Decoded& decoded) {
+    const std::size_t row_bytes = 2 * saved.size();
+    const bool copy = copies(h, row, cells);  // takes over the offset of a damaged row, too: none is to be measured on it
     RestoreResult result = RestoreResult::ok;
     if (!scales_finite(saved, h))
         result = RestoreResult::damaged;
@@ -166,8 +221,8 @@ RestoreResult KvTensor::restore_packed(std::int64_t row, SavedRow saved, const P
         result = RestoreResult::offset_missing;
     std::vector<float> x(g_.n_embd);
     if (result == RestoreResult::ok) {
-        if (same_form(h) && h.mu_hash == (id >= 0 ? offset_->mu_hash(id) : 0)) {
-            store_->rows_in(row, 1, packed_codes(saved, h).data());
+        if (copy) {
+            store_->rows_in(ctx, row, 1, packed_codes(saved, h).data(), row_bytes);
             return result;
         }
         const auto mu = h.mu_hash ? known_mu(h.mu_hash) : std::nullopt;
@@ -209,10 +264,10 @@ RestoreResult KvTensor::restore_plain(std::int64_t row, SavedRow saved, const Ce
 }
 
 // `last`: no more rows come; those that still wait are lost.
-RestoreResult KvTensor::retry_waiting(const CellPositions& cells, bool last, Decoded& decoded) {
+RestoreResult KvTensor::retry_waiting(StoreContext& ctx, const CellPositions& cells, bool last, Decoded& decoded) {
     RestoreResult result = RestoreResult::ok;
     const std::vector<Waiting> waiting = std::exchange(waiting_, {});
-    for (const Waiting& w : waiting) result = worse(result, restore_packed(w.row, w.saved, *packed_header(w.saved), cells, decoded));
+    for (const Waiting& w : waiting) result = worse(result, restore_packed(ctx, w.row, w.saved, *packed_header(w.saved), cells, decoded));
     if (!last || waiting_.empty()) return result;
     for (const Waiting& w : waiting_) {
         decoded.rows.push_back(w.row);
@@ -240,44 +295,64 @@ RestoreResult KvTensor::restore_rows(StoreContext& ctx, std::int64_t first, std:
     const std::size_t n_embd = g_.n_embd;
     const auto saved = [&](std::int64_t i) { return SavedRow(in + i * n_embd, n_embd); };
     std::vector<std::optional<PackedHeader>> headers(n);
+    std::uint32_t known = 0;
     for (std::int64_t i = 0; i < n; i++) {
         headers[i] = packed_header(saved(i));
-        if (headers[i] && headers[i]->mu_hash) pieces_.try_emplace(headers[i]->mu_hash, n_embd).first->second.add(saved(i), *headers[i]);
+        if (headers[i] && headers[i]->mu_hash) restore_offset(saved(i), *headers[i], known);
         if (offset_ && places) place_restored(first + i, headers[i] ? &*headers[i] : nullptr, read_tag(saved(i)), cells);
     }
     RestoreResult result = RestoreResult::ok;
     Decoded decoded;
-    for (std::int64_t i = 0; i < n; i++) {
-        const std::int64_t row = first + i;
-        if (offset_ && cells.at(row) >= 0) offset_->begin(cells.offset_id(row), cells.generation(cells.offset_id(row)));
-        result = worse(
-            result, headers[i] ? restore_packed(row, saved(i), *headers[i], cells, decoded) : restore_plain(row, saved(i), cells, decoded));
+    const auto copied = [&](std::int64_t i) {
+        return headers[i] && scales_finite(saved(i), *headers[i]) && copies(*headers[i], first + i, cells);
+    };
+    for (std::int64_t i = 0, end; i < n; i = end) {
+        for (end = i; end < n; end++) {
+            const std::int64_t row = first + end;
+            if (offset_ && cells.at(row) >= 0) offset_->begin(cells.offset_id(row), cells.generation(cells.offset_id(row)));
+            if (!copied(end)) break;
+        }
+        if (end > i) {  // a run of rows: all have the same form
+            store_->rows_in(ctx, first + i, end - i, packed_codes(saved(i), *headers[i]).data(), 2 * n_embd);
+            continue;
+        }
+        result = worse(result, headers[i] ? restore_packed(ctx, first + i, saved(i), *headers[i], cells, decoded)
+                                          : restore_plain(first + i, saved(i), cells, decoded));
+        end++;
     }
-    result = worse(result, retry_waiting(cells, false, decoded));
+    result = worse(result, retry_waiting(ctx, cells, false, decoded));
     encode_pending(ctx, cells, false);
     return encode_decoded(ctx, decoded, cells) ? result : worse(result, RestoreResult::damaged);
+}
+
+// `known`: the offset that the rows before this one were found to be complete with.
+void KvTensor::restore_offset(SavedRow saved, const PackedHeader& h, std::uint32_t& known) {
+    if (h.mu_hash == known) return;
+    MuPieces& pieces = pieces_.try_emplace(h.mu_hash, saved.size()).first->second;
+    pieces.add(saved, h);
+    if (pieces.complete()) known = h.mu_hash;
 }
 
 RestoreResult KvTensor::finish_restore(StoreContext& ctx, CellPositions& cells) {
     if (!std::exchange(restoring_, false)) return RestoreResult::ok;
     encode_pending(ctx, cells, true);
     Decoded decoded;
-    RestoreResult result = waiting_.empty() ? RestoreResult::ok : retry_waiting(cells, true, decoded);
+    RestoreResult result = waiting_.empty() ? RestoreResult::ok : retry_waiting(ctx, cells, true, decoded);
     encode_decoded(ctx, decoded, cells);
     for (int id = 0; offset_ && id < CellPositions::kMaxOffsets; id++) {
         offset_->begin(id, cells.generation(id));
         if (!offset_->expected(id)) continue;
-        lose_offset(id, cells);
+        lose_offset(ctx, id, cells);
         result = RestoreResult::offset_missing;
     }
     return result;
 }
 
 // What was removed from these keys will never be known: they become zero, and so does what is removed from later ones.
-void KvTensor::lose_offset(int id, CellPositions& cells) {
+void KvTensor::lose_offset(StoreContext& ctx, int id, CellPositions& cells) {
     const std::vector<std::uint8_t> zero(layout().row_bytes());
     for (std::int64_t row = 0; row < static_cast<std::int64_t>(cells.size()); row++)
-        if (cells.at(row) >= 0 && cells.offset_id(row) == id) store_->rows_in(row, 1, zero.data());
+        if (cells.at(row) >= 0 && cells.offset_id(row) == id) store_->rows_in(ctx, row, 1, zero.data(), zero.size());
     offset_->freeze(id, std::vector<std::uint16_t>(g_.n_embd));
     cells.lose(id);
 }

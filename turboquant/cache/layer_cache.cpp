@@ -146,13 +146,22 @@ void LayerCache::decode(StoreContext& ctx, Side side, std::int64_t first, std::i
 
 void LayerCache::save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out) {
     if (side == Side::key) finish_restore(ctx);
-    std::vector<std::uint16_t> row(static_cast<std::size_t>(tensor(side).geometry().n_embd));
-    const std::size_t row_bytes = row.size() * sizeof row[0];
-    for (std::size_t at = offset, n; at < offset + size; at += n) {
-        const std::size_t in_row = at % row_bytes;
-        n = std::min(row_bytes - in_row, offset + size - at);
-        tensor(side).save_row(static_cast<std::int64_t>(at / row_bytes), *cells_, row);
-        std::memcpy(static_cast<char*>(out) + (at - offset), reinterpret_cast<const char*>(row.data()) + in_row, n);
+    const KvTensor& kv = tensor(side);
+    std::vector<std::uint16_t> row(static_cast<std::size_t>(kv.geometry().n_embd));
+    const std::size_t row_bytes = row.size() * sizeof row[0], end = offset + size;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(out) % alignof(std::uint16_t) == 0;
+    for (std::size_t at = offset, n; at < end; at += n) {
+        const auto r = static_cast<std::int64_t>(at / row_bytes);
+        const std::size_t in_row = at % row_bytes, whole = in_row == 0 && aligned ? (end - at) / row_bytes : 0;
+        char* to = static_cast<char*>(out) + (at - offset);
+        if (whole) {
+            n = whole * row_bytes;
+            kv.save_rows(ctx, r, static_cast<std::int64_t>(whole), *cells_, reinterpret_cast<std::uint16_t*>(to));
+            continue;
+        }
+        n = std::min(row_bytes - in_row, end - at);
+        kv.save_rows(ctx, r, 1, *cells_, row.data());
+        std::memcpy(to, reinterpret_cast<const char*>(row.data()) + in_row, n);
     }
 }
 
@@ -160,13 +169,17 @@ RestoreResult LayerCache::restore(StoreContext& ctx, Side side, std::size_t offs
     const auto n_embd = static_cast<std::size_t>(tensor(side).geometry().n_embd);
     const std::size_t row_bytes = n_embd * sizeof(std::uint16_t), first = offset / row_bytes,
                       end = (offset + size + row_bytes - 1) / row_bytes;
+    const bool places = side == Side::key && cells_->restorer == this;
+    const auto n = static_cast<std::int64_t>(end - first);
+    const bool whole = offset % row_bytes == 0 && size % row_bytes == 0;
+    if (whole && reinterpret_cast<std::uintptr_t>(in) % alignof(std::uint16_t) == 0)
+        return tensor(side).restore_rows(ctx, static_cast<std::int64_t>(first), n, static_cast<const std::uint16_t*>(in), *cells_, places);
     std::vector<std::uint16_t> rows((end - first) * n_embd);
     for (const std::size_t r : {first, end - 1})
         if (offset > r * row_bytes || offset + size < (r + 1) * row_bytes)
-            tensor(side).save_row(static_cast<std::int64_t>(r), *cells_, std::span(rows).subspan((r - first) * n_embd, n_embd));
+            tensor(side).save_rows(ctx, static_cast<std::int64_t>(r), 1, *cells_, rows.data() + (r - first) * n_embd);
     std::memcpy(reinterpret_cast<char*>(rows.data()) + (offset - first * row_bytes), in, size);
-    return tensor(side).restore_rows(ctx, static_cast<std::int64_t>(first), static_cast<std::int64_t>(end - first), rows.data(), *cells_,
-                                     side == Side::key && cells_->restorer == this);
+    return tensor(side).restore_rows(ctx, static_cast<std::int64_t>(first), n, rows.data(), *cells_, places);
 }
 
 void LayerCache::shift(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {

@@ -22,7 +22,7 @@ void TileStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<cons
     for (std::int64_t row = 0; row < static_cast<std::int64_t>(shift.size()); row++) {
         if (shift[row] == 0) continue;
         rope_table(rope, static_cast<float>(shift[row]), table);
-        read(row, 1, x.data());
+        read(ctx, row, 1, x.data());
         for (std::size_t at = 0; at < x.size(); at += d) rope_apply(rope, table, std::span(x).subspan(at, d));
         write(ctx, {x.data(), x.size(), {&row, 1}, {}, {}}, nullptr);
     }

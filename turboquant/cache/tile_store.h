@@ -59,11 +59,11 @@ class TileStore {
     virtual const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a) const = 0;
 
     /// Decodes rows first..first+n-1 into x[i*n_embd ..), the model's space; keys without what was taken from them, and still scaled.
-    virtual void read(std::int64_t first, std::int64_t n, float* x) const = 0;
+    virtual void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const = 0;
 
-    /// Rows first..first+n-1 in row form, out[i*layout().row_bytes() ..), and back. Not for composites.
-    virtual void rows_out(std::int64_t first, std::int64_t n, std::uint8_t* out) const = 0;
-    virtual void rows_in(std::int64_t first, std::int64_t n, const std::uint8_t* in) = 0;
+    /// Rows first..first+n-1 in row form, layout().row_bytes() of them at out + i*stride, and back. Not for composites.
+    virtual void rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const = 0;
+    virtual void rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) = 0;
 
     /// Rotates every head of row r by shift[r] positions: decoded, rotated, encoded (context shift). What was taken from a key moves with
     /// its cell's position by itself. Here: by read() and write().

@@ -46,10 +46,50 @@ struct AttentionUnit {
     float* exact_state;                     // of the exact rows, in the model's space; null: there are none, or another unit has them
 };
 
+/// Slots of one tile of one head, and their row forms (rows.h).
+struct TileRows {
+    TileShape shape;
+    std::uint8_t* tile;
+    const std::int64_t* cells;  // the slots are cells[i] % 64
+    int n;
+    std::uint8_t* rows;  // row i at rows + i*row_stride
+    std::size_t row_stride;
+};
+
+/// Slots of one tile to be decoded; the rest as DecodedRows, of this head and these rows.
+struct TileDecode {
+    TileShape shape{};
+    const std::uint8_t* tile = nullptr;
+    const std::int64_t* cells = nullptr;
+    int n = 0;
+    float* x = nullptr;
+    std::uint16_t* halves = nullptr;
+    std::size_t stride = 0;
+    const float* turns = nullptr;
+    const float* const* offsets = nullptr;
+    std::size_t offset_at = 0;
+    const float* unscale = nullptr;
+};
+
+/// Slots of one tile to be rotated.
+struct TileTurn {
+    TileShape shape;
+    std::uint8_t* tile;
+    const std::int64_t* cells;
+    int n;
+    PairTurn pairs;
+    const float* const* tables;
+    NormMode norm_mode;
+};
+
 struct Kernels {
     SimdLevel (*level)();
     bool (*encode)(const EncodeArgs& args, const CodecTables& tables);
     void (*to_halves)(const float* x, std::size_t n, std::uint16_t* out);
+    void (*get_rows)(const TileRows& args, const CodecTables& tables);
+    void (*set_rows)(const TileRows& args, const CodecTables& tables);
+    void (*decode_rows)(const TileDecode& args, const CodecTables& tables);
+    bool (*rotate_rows)(const TileTurn& args, const CodecTables& tables);
     /// Fills `state`, and the unit's exact_state if there is one.
     void (*attend)(const AttentionCall& call, const AttentionUnit& unit, std::uint8_t* scratch, float* state);
     /// Combines the states of n_chunks chunks and the exact rows' and writes output rows row_begin.. (absolute; the states' first row is

@@ -33,6 +33,12 @@ const Kernels& kernels(SimdLevel level);
 /// The level whose code actually runs, reported by that code itself (compiled into its translation unit).
 SimdLevel kernels_level(const Kernels& k);
 
+/// A rotation of pairs of values: (first + 2i, first + 2i+1) if adjacent, else (first + i, first + i + n_dims/2), i < n_dims/2.
+struct PairTurn {
+    int first = 0, n_dims = 0;
+    bool adjacent = true;
+};
+
 /// A batch of vectors to encode into tile slots of one head.
 struct EncodeArgs {
     TileShape shape;

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstring>
 #include <functional>
+#include <map>
 
 #include "turboquant/codec/composite.h"
 #include "turboquant/codec/quantizer.h"
@@ -103,50 +104,39 @@ const char* CpuStore::attend(StoreContext& ctx, const TileStore& values, std::in
     return nullptr;
 }
 
-void CpuStore::decode_head(std::int64_t row, int head, std::span<float> x) const {
-    tile_decode_rotated(layout_.shape(head), tile(row, head), slot(row), x);
-    if (codec_info(layout_.codecs().of(head)).rotated) rotation_for(layout_.head_dim()).inverse(x);
+std::vector<std::int64_t> CpuStore::places(std::int64_t first, std::int64_t n) const {
+    std::vector<std::int64_t> places(n);
+    for (std::int64_t i = 0; i < n; i++) places[i] = layout_.place(first + i);
+    return places;
 }
 
-void CpuStore::read(std::int64_t first, std::int64_t n, float* x) const {
-    const std::size_t d = layout_.head_dim();
-    for (std::int64_t row = first; row < first + n; row++)
-        for (int h = 0; h < layout_.n_head(); h++, x += d) decode_head(row, h, {x, d});
+void CpuStore::read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const {
+    DecodedRows out;
+    out.x = x, out.stride = layout_.n_embd();
+    decode_rows(*kernels_, *ctx.executor, tiles(), places(first, n), out);
 }
 
-void CpuStore::rows_out(std::int64_t first, std::int64_t n, std::uint8_t* out) const {
-    for (std::int64_t row = first; row < first + n; row++)
-        for (int h = 0; h < layout_.n_head(); h++) {
-            tile_get_row(layout_.shape(h), tile(row, h), slot(row), out);
-            out += row_bytes(layout_.codecs().of(h), layout_.head_dim());
-        }
+void CpuStore::rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const {
+    get_rows(*kernels_, *ctx.executor, tiles(), places(first, n), out, stride);
 }
 
-void CpuStore::rows_in(std::int64_t first, std::int64_t n, const std::uint8_t* in) {
-    for (std::int64_t row = first; row < first + n; row++)
-        for (int h = 0; h < layout_.n_head(); h++) {
-            tile_set_row(layout_.shape(h), tile(row, h), slot(row), in);
-            in += row_bytes(layout_.codecs().of(h), layout_.head_dim());
-        }
+void CpuStore::rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) {
+    set_rows(*kernels_, *ctx.executor, tiles(), places(first, n), in, stride);
 }
 
 void CpuStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
-    const int parts = ctx.executor->n_threads();
-    ctx.executor->run(parts, [&](int ith) {
-        // Whole tiles per thread: rows of one tile share bytes.
-        std::vector<float> table(rope.n_dims), x(layout_.head_dim());
-        std::int32_t table_for = 0;
-        for (std::size_t i = 0; i < shift.size(); i++) {
-            const auto row = static_cast<std::int64_t>(i);
-            if (shift[i] == 0 || static_cast<int>(row % layout_.n_cells() / kTileKeys % parts) != ith) continue;
-            if (table_for != shift[i]) rope_table(rope, static_cast<float>(table_for = shift[i]), table);
-            for (int h = 0; h < layout_.n_head(); h++) {
-                decode_head(row, h, x);
-                rope_apply(rope, table, x);
-                tile_encode(layout_.shape(h), tile(row, h), slot(row), x, layout_.norm_mode());
-            }
-        }
-    });
+    std::map<std::int32_t, std::vector<float>> tables;
+    std::vector<std::int64_t> moved;
+    std::vector<const float*> by_row;
+    for (std::size_t row = 0; row < shift.size(); row++) {
+        if (shift[row] == 0) continue;
+        std::vector<float>& table = tables[shift[row]];
+        if (table.empty()) table.resize(rope.n_dims), rope_table(rope, static_cast<float>(shift[row]), table);
+        moved.push_back(layout_.place(static_cast<std::int64_t>(row)));
+        by_row.push_back(table.data());
+    }
+    const PairTurn pairs{rope.n_offset, rope.n_dims, rope.pairs == RopePairs::adjacent};
+    rotate_rows(*kernels_, *ctx.executor, tiles(), moved, pairs, by_row, layout_.norm_mode());
 }
 
 void CpuStore::copy_stream(std::int64_t src, std::int64_t dst) {

@@ -3,6 +3,7 @@
 
 #include "turboquant/cache/tile_store.h"
 #include "turboquant/kernels/kernels.h"
+#include "turboquant/kernels/rows.h"
 
 namespace turboquant {
 
@@ -13,9 +14,9 @@ class CpuStore final : public TileStore {
 
     bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) override;
     const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a) const override;
-    void read(std::int64_t first, std::int64_t n, float* x) const override;
-    void rows_out(std::int64_t first, std::int64_t n, std::uint8_t* out) const override;
-    void rows_in(std::int64_t first, std::int64_t n, const std::uint8_t* in) override;
+    void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const override;
+    void rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const override;
+    void rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) override;
     void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) override;
     void copy_stream(std::int64_t src, std::int64_t dst) override;
     void clear() override {}
@@ -29,8 +30,8 @@ class CpuStore final : public TileStore {
     std::uint8_t* tile(std::int64_t row, int head) const {
         return memory_ + layout_.place(row) / kTileKeys * layout_.tile_stride() + layout_.head_at(head);
     }
-    int slot(std::int64_t row) const { return static_cast<int>(layout_.place(row) % kTileKeys); }
-    void decode_head(std::int64_t row, int head, std::span<float> x) const;
+    StreamTiles tiles() const { return {view(0), memory_, layout_.n_head()}; }
+    std::vector<std::int64_t> places(std::int64_t first, std::int64_t n) const;
 
     std::uint8_t* memory_;
     const Kernels* kernels_;
