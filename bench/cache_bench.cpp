@@ -104,7 +104,7 @@ class Layer {
         RopeParams rope;
         rope.n_dims = kDim, rope.pairs = RopePairs::split;
         layer_.set_rope(rope);
-        for (int first = 0; first < n_kv; first += kBatch) write(first), layer_.end_batch();
+        for (int first = 0; first < n_kv; first += kBatch) write(first), layer_.end_batch(ctx_.store);
         mask_.assign(static_cast<std::size_t>(n_tokens) * n_kv, 0);
         for (int t = 0; t < n_tokens; t++)
             std::fill(mask_.begin() + static_cast<std::ptrdiff_t>(t) * n_kv + n_kv - n_tokens + t + 1,
@@ -116,7 +116,7 @@ class Layer {
     /// Attention, and what a step does beside it once per graph, as if a model had n_layers layers.
     double attend(int n_layers) {
         if (args_.n_tokens > 1) {  // attention over a batch ends it: the windows before it and the batch itself are to be exact again
-            write(args_.n_kv - 2 * kBatch), layer_.end_batch();
+            write(args_.n_kv - 2 * kBatch), layer_.end_batch(ctx_.store);
             write(args_.n_kv - kBatch);
         }
         executor_.lap();

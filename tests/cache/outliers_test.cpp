@@ -34,7 +34,7 @@ std::vector<T> iota(int n, int first = 0) {
 }
 
 class OutlierCache : public OverStores {};
-TQ_OVER_STORES(OutlierCache);
+TQ_OVER_CPU_STORES(OutlierCache);
 
 struct Cache {
     explicit Cache(CodecId codec, Side side = Side::value, float ratio = kOutlierRatio)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "turboquant/cache/queries.h"
 #include "turboquant/cache/tile_store.h"
 #include "turboquant/codec/composite.h"
 #include "turboquant/codec/quantizer.h"
@@ -34,7 +35,9 @@ class SpecStore final : public TileStore {
         }
         return finite;
     }
-    const char* attend(StoreContext&, const TileStore& values, std::int64_t stream, AttentionArgs a) const override {
+    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
+                       std::uint64_t) const override {
+        if (queries) transform_queries(ctx, d_, *queries, a);
         a.k = view(stream), a.v = static_cast<const SpecStore&>(values).view(stream);
         set_exact(values, a.exact);
         if (const char* error = check_attention_args(a)) return error;
@@ -63,7 +66,7 @@ class SpecStore final : public TileStore {
         const auto n = static_cast<std::int64_t>(layout_.stream_bytes());
         std::copy_n(tiles_.begin() + src * n, n, tiles_.begin() + dst * n);
     }
-    void clear() override { std::ranges::fill(tiles_, std::uint8_t{0}); }
+    void clear() override { TileStore::clear(), std::ranges::fill(tiles_, std::uint8_t{0}); }
     void set_outliers(int n, std::span<const std::uint8_t> masks, std::span<const std::int64_t>) override {
         if (layout_.set_n_outliers(n); !std::ranges::equal(masks, masks_)) tiles_.assign(layout_.bytes(), 0);
         masks_.assign(masks.begin(), masks.end());

@@ -8,12 +8,16 @@
 
 #include "tests/cache/spec_store.h"
 #include "turboquant/cache/cpu/cpu_store.h"
+#include "turboquant/cache/cuda/cuda_store.h"
 #include "turboquant/cache/kv_tensor.h"
 
 namespace turboquant::test {
 
-enum class StoreKind { cpu, spec };
-inline void PrintTo(StoreKind kind, std::ostream* out) { *out << (kind == StoreKind::cpu ? "cpu" : "spec"); }
+/// cuda: the store of GPUs over kernels of the host (tests/cuda/host_kernels.cpp).
+enum class StoreKind { cpu, spec, cuda };
+inline void PrintTo(StoreKind kind, std::ostream* out) {
+    *out << (kind == StoreKind::cpu ? "cpu" : kind == StoreKind::spec ? "spec" : "cuda");
+}
 
 class OverStores : public testing::TestWithParam<StoreKind> {
   protected:
@@ -21,6 +25,8 @@ class OverStores : public testing::TestWithParam<StoreKind> {
 
   public:
     static inline StoreKind current = StoreKind::cpu;
+    /// Whether the store of the test that runs takes a format, at a head size.
+    static bool serves(CodecId codec, int head_dim) { return current != StoreKind::cuda || (!is_composite(codec) && head_dim != 576); }
 };
 
 /// A KV tensor with its memory, over the store of the test that runs.
@@ -28,10 +34,10 @@ class HeldTensor {
   public:
     explicit HeldTensor(const KvGeometry& g) : memory_(reserved_bytes(g) + 64) {
         auto* aligned = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory_.data()) + 63) / 64 * 64);
-        StoreFactory cpu = cpu_store_in(aligned);
-        kv_ = std::make_unique<KvTensor>(
-            g, OverStores::current == StoreKind::cpu ? std::move(cpu)
-                                                     : [](const Layout& layout) { return std::make_unique<SpecStore>(layout); });
+        StoreFactory store = cpu_store_in(aligned);
+        if (OverStores::current == StoreKind::spec) store = [](const Layout& layout) { return std::make_unique<SpecStore>(layout); };
+        if (OverStores::current == StoreKind::cuda) store = cuda_store_in(aligned, 0);
+        kv_ = std::make_unique<KvTensor>(g, std::move(store));
     }
     HeldTensor(const KvGeometry& g, int head_dim) : HeldTensor(g) { kv_->bind_head_dim(head_dim); }
     /// As the owner of a buffer does it.
@@ -50,12 +56,15 @@ class HeldTensor {
 /// On the calling thread.
 inline StoreContext& serial() {
     static SerialExecutor executor;
-    static StoreContext ctx{&executor, {}};
+    static StoreContext ctx{&executor};
     return ctx;
 }
 
 }  // namespace turboquant::test
 
-#define TQ_OVER_STORES(suite)                                                                                                     \
-    INSTANTIATE_TEST_SUITE_P(Stores, suite, testing::Values(turboquant::test::StoreKind::cpu, turboquant::test::StoreKind::spec), \
-                             [](const auto& i) { return testing::PrintToString(i.param); })
+#define TQ_OVER_SOME_STORES(suite, ...) \
+    INSTANTIATE_TEST_SUITE_P(Stores, suite, testing::Values(__VA_ARGS__), [](const auto& i) { return testing::PrintToString(i.param); })
+#define TQ_OVER_STORES(suite) \
+    TQ_OVER_SOME_STORES(suite, turboquant::test::StoreKind::cpu, turboquant::test::StoreKind::spec, turboquant::test::StoreKind::cuda)
+/// Formats that GPUs do not have.
+#define TQ_OVER_CPU_STORES(suite) TQ_OVER_SOME_STORES(suite, turboquant::test::StoreKind::cpu, turboquant::test::StoreKind::spec)

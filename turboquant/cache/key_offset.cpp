@@ -165,7 +165,7 @@ bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span
     return true;
 }
 
-void KeyOffset::measure(Entry& e) const {
+void KeyOffset::measure(Entry& e) {
     std::vector<double> sum(e.mu.size());
     std::vector<float> turn(2 * turn_width(n_freq())), x(head_dim_);
     const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
@@ -190,7 +190,8 @@ void KeyOffset::measure(Entry& e) const {
     set_quarters(e);
 }
 
-void KeyOffset::set_quarters(Entry& e) const {
+void KeyOffset::set_quarters(Entry& e) {
+    version_++;
     e.quarters.assign(2 * e.mu.size(), 0.0f);
     const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
     for (int h = 0; h < n_head_; h++) {
@@ -212,21 +213,13 @@ void KeyOffset::settle(int id) {
 }
 
 void KeyOffset::query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const {
-    const float *value = at(id).quarters.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, *quarter = value + head_dim_;
-    const int pairs = has_rope_ ? rope_.n_dims / 2 : 0, n = n_freq();
-    const int step = rope_.pairs == RopePairs::adjacent ? 2 : 1, apart = rope_.pairs == RopePairs::adjacent ? 1 : pairs;
-    for (int i = 0; i < pairs; i++) {
-        const int x = rope_.n_offset + i * step, y = x + apart;
-        terms[i] = q[x] * value[x] + q[y] * value[y];
-        terms[n + i] = q[x] * quarter[x] + q[y] * quarter[y];
-    }
-    if (n == pairs) return;
-    terms[pairs] = terms[n + pairs] = 0;
-    for (int i = 0; i < head_dim_; i++)
-        if (!has_rope_ || i < rope_.n_offset || i >= rope_.n_offset + rope_.n_dims) terms[pairs] += q[i] * value[i];
+    turboquant::query_terms(rope_table(), head_dim_, at(id).quarters.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, q.data(),
+                            terms.data());
 }
 
-RopeTable KeyOffset::rope_table() const { return {turns(), n_freq(), has_rope_ ? rope_.n_dims : 0, rope_.n_offset, rope_.pairs}; }
+RopeTable KeyOffset::rope_table() const {
+    return {turns(), n_freq(), has_rope_ ? rope_.n_dims : 0, rope_.n_offset, rope_.pairs, turns_->frequencies};
+}
 
 KeyTransform KeyOffset::transform(const CellPositions& cells) const {
     KeyTransform t;
@@ -234,6 +227,7 @@ KeyTransform KeyOffset::transform(const CellPositions& cells) const {
     for (std::size_t id = 0; id < entries_.size(); id++) t.mu[id] = entries_[id].quarters.data();
     t.rope = rope_table();
     t.scales = scaled() ? scales_.data() : nullptr;
+    t.version = version_;
     return t;
 }
 

@@ -69,7 +69,7 @@ class KeyOffset {
     /// What was measured so far stays for all ids (kept rows are about to become wrong).
     void freeze_all();
     /// Forgets everything (the cache was emptied).
-    void reset() { entries_.clear(); }
+    void reset() { entries_.clear(), version_++; }
 
     /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0). A row at position p ends what was kept from p on: the
     /// sequence was cut back; `beside`, if not empty, marks rows that stand beside others (CellPositions) and end only what was kept behind
@@ -106,8 +106,8 @@ class KeyOffset {
     };
     const Entry& at(int id) const { return entries_[id]; }
     RopeTable rope_table() const;
-    void measure(Entry& e) const;
-    void set_quarters(Entry& e) const;
+    void measure(Entry& e);
+    void set_quarters(Entry& e);
     void set_frozen(Entry& e, std::vector<std::uint16_t> mu);
 
     struct Turns {
@@ -125,6 +125,7 @@ class KeyOffset {
     std::vector<float> freq_factors_;
     std::shared_ptr<const Turns> turns_;
     std::vector<Entry> entries_;
+    std::uint64_t version_ = 1;  ///< changes with anything that transform() tells
     std::deque<std::pair<std::uint32_t, std::vector<std::uint16_t>>> remembered_;
 };
 

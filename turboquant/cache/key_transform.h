@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <span>
 
 #include "turboquant/attention/turns.h"
 #include "turboquant/cache/positions.h"
@@ -20,6 +21,7 @@ struct RopeTable {
     int n_freq = 0;
     int n_dims = 0, n_offset = 0;  ///< rotated dims of a head; 0: none, the offset is the same at all positions
     RopePairs pairs = RopePairs::adjacent;
+    std::span<const double> frequencies;  ///< [n_freq], radians per position; a last one of zero where RoPE leaves dims alone
 };
 
 struct KeyTransform {
@@ -29,7 +31,25 @@ struct KeyTransform {
     std::array<const float*, CellPositions::kMaxOffsets> mu{};
     RopeTable rope;
     const float* scales = nullptr;  ///< [n_head][head_dim], or null
+    std::uint64_t version = 0;      ///< of mu, rope and scales: for those who keep copies
 };
+
+/// a_0.., b_0.. (2*n_freq floats) of one query vector: q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i). `mu`: of the KV head, values and
+/// quarters (KeyTransform::mu).
+inline void query_terms(const RopeTable& rope, int head_dim, const float* mu, const float* q, float* terms) {
+    const float* quarter = mu + head_dim;
+    const int pairs = rope.n_dims / 2, n = rope.n_freq;
+    const int step = rope.pairs == RopePairs::adjacent ? 2 : 1, apart = rope.pairs == RopePairs::adjacent ? 1 : pairs;
+    for (int i = 0; i < pairs; i++) {
+        const int x = rope.n_offset + i * step, y = x + apart;
+        terms[i] = q[x] * mu[x] + q[y] * mu[y];
+        terms[n + i] = q[x] * quarter[x] + q[y] * quarter[y];
+    }
+    if (n == pairs) return;
+    terms[pairs] = terms[n + pairs] = 0;
+    for (int i = 0; i < head_dim; i++)
+        if (i < rope.n_offset || i >= rope.n_offset + rope.n_dims) terms[pairs] += q[i] * mu[i];
+}
 
 /// C(pos) and S(pos): the cosine and sine that apply to each dim of a head, 2*head_dim floats.
 inline void spread_turn(const RopeTable& rope, int head_dim, std::int32_t pos, float* turn) {

@@ -18,7 +18,7 @@ struct Unpacked {
         rows.push_back(r.row);
         for (const std::uint16_t h : r.values) x.push_back(from_half(h));
     }
-    StoreRows batch(std::size_t n_embd) const { return {x.data(), n_embd, rows, {}, {}}; }
+    StoreRows batch(std::size_t n_embd) const { return {x.data(), n_embd, rows, {}, {}, true}; }
 };
 
 }  // namespace
@@ -77,7 +77,7 @@ void KvTensor::reset() {
     pieces_.clear();
     pending_.clear();
     waiting_.clear();
-    if (exact_) exact_->clear(), store_->move_exact({}, 0);
+    if (exact_) exact_->clear();
 }
 
 bool KvTensor::write(StoreContext& ctx, StoreRows batch, const CellPositions& cells, bool remove_offset) {
@@ -91,10 +91,10 @@ bool KvTensor::write(StoreContext& ctx, StoreRows batch, const CellPositions& ce
     return finite;
 }
 
-void KvTensor::end_batch(const CellPositions& cells) {
+void KvTensor::end_batch(StoreContext& ctx, const CellPositions& cells) {
     if (!exact_) return;
     const std::span<const SlotMove> moves = exact_->trim(cells);
-    store_->move_exact(moves, exact_->slots().size());
+    store_->move_exact(ctx, moves, exact_->slots().size());
 }
 
 bool KvTensor::encode_rows(StoreContext& ctx, StoreRows batch) {
@@ -127,7 +127,7 @@ bool KvTensor::encode_kept(StoreContext& ctx, int id, const CellPositions& cells
 }
 
 // Measures offsets on the batch, sequence by sequence: runs of rows with one id, as batches have them.
-void KvTensor::observe(const StoreRows& batch, const CellPositions& cells) {
+void KvTensor::observe(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells) {
     const std::span<const std::int64_t> rows = batch.rows;
     measured_.clear();
     for (std::size_t i = 0, end; i < rows.size(); i = end) {
@@ -139,14 +139,15 @@ void KvTensor::observe(const StoreRows& batch, const CellPositions& cells) {
         }
         offset_->begin(id, cells.generation(id));
         if (batch_pos_[0] < 0 || offset_->frozen(id)) continue;
-        const bool changed =
-            offset_->observe(id, batch.x + i * batch.stride, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
+        const float* x = batch.x + i * batch.stride;
+        if (!batch.on_host) x = store_->on_host(ctx, x, batch.stride, end - i, observed_);
+        const bool changed = offset_->observe(id, x, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
         measured_.push_back({id, i, changed ? 0 : end - i});
     }
 }
 
 bool KvTensor::encode_keys(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells) {
-    observe(batch, cells);
+    observe(ctx, batch, cells);
     const KeyTransform transform = offset_->transform(cells);
     bool finite = store_->write(ctx, batch, &transform);
     for (const Measured& m : measured_) finite = encode_kept(ctx, m.id, cells, batch.rows.subspan(m.first, m.n)) && finite;
@@ -177,8 +178,10 @@ void KvTensor::rotate_exact(const RopeParams& rope, std::span<const std::int32_t
 
 void KvTensor::copy_stream(std::int64_t src, std::int64_t dst) {
     if (exact_) {
+        SerialExecutor executor;
+        StoreContext ctx{&executor};
         const std::span<const SlotMove> copies = exact_->copy_stream(src, dst);
-        store_->move_exact(copies, exact_->slots().size());
+        store_->move_exact(ctx, copies, exact_->slots().size());
     }
     store_->copy_stream(src, dst);
 }

@@ -56,7 +56,7 @@ class KvTensor {
     /// Writes a batch: encodes it, with offset removal or without, and keeps what may be wanted exactly. `cells` were placed before
     /// (CellPositions::place). Returns false if a value was not finite. Once attention over it is done, end_batch() follows.
     bool write(StoreContext& ctx, StoreRows batch, const CellPositions& cells, bool remove_offset);
-    void end_batch(const CellPositions& cells);
+    void end_batch(StoreContext& ctx, const CellPositions& cells);
 
     /// Encodes a batch of rows as they are. While outlier channels are measured (measuring), the measurement is brought up to date and what
     /// was written before is encoded again. Returns false if a value was not finite.
@@ -119,7 +119,7 @@ class KvTensor {
         std::size_t first, n;  ///< rows to encode from what was kept; n 0: all that was, the offset has changed
     };
     void rotate_exact(const RopeParams& rope, std::span<const std::int32_t> shift);
-    void observe(const StoreRows& batch, const CellPositions& cells);
+    void observe(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells);
     bool encode_first_rows(StoreContext& ctx);
     void measure();
     bool encode_kept(StoreContext& ctx, int id, const CellPositions& cells, std::span<const std::int64_t> only);
@@ -158,6 +158,7 @@ class KvTensor {
     std::vector<Measured> measured_;  // of the batch at hand; members, to be used again
     std::vector<std::int32_t> batch_pos_, exact_slots_;
     std::vector<std::uint8_t> batch_beside_, rounded_, rounded_rows_;
+    std::vector<float> observed_;
 
     struct Waiting {
         std::int64_t row;

@@ -58,7 +58,7 @@ std::optional<std::vector<float>> KvTensor::exact_row(std::int64_t row) const {
 
 void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
     SerialExecutor executor;
-    StoreContext ctx{&executor, {}};
+    StoreContext ctx{&executor};
     store_->read(ctx, row, 1, x.data());
     give_back(row, cells, x);
 }
@@ -73,7 +73,8 @@ void KvTensor::decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n
     const int parts = static_cast<int>(std::clamp<std::int64_t>(n_tiles, 1, ctx.executor->n_threads()));
     ctx.executor->run(parts, [&](int ith) {
         SerialExecutor serial;
-        StoreContext part{&serial, {}};
+        StoreContext part{&serial};
+        if (parts == 1) part.device = ctx.device;
         std::vector<float> x(kTileKeys * n_embd);
         for (std::int64_t t = ith; t < n_tiles; t += parts) {
             const std::int64_t begin = std::max(first, (first_tile + t) * kTileKeys);
@@ -91,7 +92,7 @@ void KvTensor::decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n
 
 void KvTensor::save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const {
     SerialExecutor executor;
-    StoreContext ctx{&executor, {}};
+    StoreContext ctx{&executor};
     save_rows(ctx, row, 1, cells, out.data());
 }
 
@@ -279,7 +280,7 @@ RestoreResult KvTensor::retry_waiting(StoreContext& ctx, const CellPositions& ce
 
 bool KvTensor::encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells) {
     if (decoded.rows.empty()) return true;
-    const StoreRows batch{decoded.x.data(), static_cast<std::size_t>(g_.n_embd), decoded.rows, {}, {}};
+    const StoreRows batch{decoded.x.data(), static_cast<std::size_t>(g_.n_embd), decoded.rows, {}, {}, true};
     return offset_ ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
 }
 
@@ -377,7 +378,7 @@ void KvTensor::encode_pending(StoreContext& ctx, const CellPositions& cells, boo
         if (keys) x.insert(x.end(), keys->begin(), keys->end());
         return !keys;
     });
-    if (!rows.empty()) encode_keys(ctx, {x.data(), layout().n_embd(), rows, {}, {}}, cells);
+    if (!rows.empty()) encode_keys(ctx, {x.data(), layout().n_embd(), rows, {}, {}, true}, cells);
 }
 
 }  // namespace turboquant

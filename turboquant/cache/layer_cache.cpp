@@ -5,20 +5,6 @@
 #include <stdexcept>
 
 namespace turboquant {
-namespace {
-
-/// f(t, h, row) for each query row, split over tokens.
-template <class F>
-void for_each_query(Executor& executor, const AttentionArgs& a, F&& f) {
-    const int parts = a.n_tokens < 16 ? 1 : executor.n_threads();
-    executor.run(parts, [&](int ith) {
-        for (int t = ith; t < a.n_tokens; t += parts)
-            for (int h = 0; h < a.n_head; h++) f(t, h, static_cast<std::size_t>(t) * a.n_head + h);
-    });
-}
-
-}  // namespace
-
 void LayerCache::set_tensor(const KvGeometry& g, StoreFactory store) {
     tensors_[index(g.side)] = std::make_unique<KvTensor>(g, std::move(store));
     if (g.side == Side::key) rope_known_ = false;
@@ -75,34 +61,13 @@ bool LayerCache::write_values(CacheContext& ctx, const StoreRows& batch) {
     return tensor(Side::value).write(ctx.store, batch, *cells_, false);
 }
 
-/// Queries for keys with scaled channels, in ctx.scaled_q.
-void LayerCache::scale_queries(CacheContext& ctx, AttentionArgs& a) const {
-    const KeyOffset& offset = *tensor(Side::key).offset();
-    const std::size_t d = tensor(Side::key).head_dim();
-    ctx.scaled_q.resize(static_cast<std::size_t>(a.n_tokens) * a.n_head * d);
-    for_each_query(*ctx.store.executor, a, [&](int t, int h, std::size_t row) {
-        offset.scale_query({a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv),
-                           {ctx.scaled_q.data() + row * d, d});
-    });
-    a.q = ctx.scaled_q.data(), a.q_head_stride = d, a.q_token_stride = a.n_head * d;
-}
-
-/// Score terms that give back what offset removal took from the keys: q.R(p)mu.
-void LayerCache::set_score_term(CacheContext& ctx, const StepPlan& plan, AttentionArgs& a) {
-    if (plan.ids.empty()) return;
+/// Score terms that give back what offset removal took from the keys, q.R(p)mu, and the scales.
+void LayerCache::set_score_term(const StepPlan& plan, QueryTransform& queries, AttentionArgs& a) {
     KeyOffset& offset = *tensor(Side::key).offset();
-    const std::size_t width = 2 * offset.n_freq(), d = tensor(Side::key).head_dim(), rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
-    ctx.q_terms.resize(plan.ids.size() * rows * width);
-    for (std::size_t i = 0; i < plan.ids.size(); i++) {
-        const int id = plan.ids[i];
-        offset.begin(id, cells_->generation(id));
-        for_each_query(*ctx.store.executor, a, [&](int t, int h, std::size_t row) {
-            offset.query_terms(id, {a.q + t * a.q_token_stride + h * a.q_head_stride, d}, h / (a.n_head / a.n_head_kv),
-                               {ctx.q_terms.data() + (i * rows + row) * width, width});
-        });
-    }
-    a.term = {offset.n_freq(),      ctx.q_terms.data(), offset.turns(), plan.cell_pos.data(), static_cast<int>(plan.ids.size()),
-              plan.cell_term.data()};
+    for (const int id : plan.ids) offset.begin(id, cells_->generation(id));
+    queries = {offset.transform(*cells_), plan.ids};
+    if (plan.ids.empty()) return;
+    a.term = {offset.n_freq(), nullptr, offset.turns(), plan.cell_pos.data(), static_cast<int>(plan.ids.size()), plan.cell_term.data()};
 }
 
 const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t first_stream, std::span<const StreamQuery> streams) {
@@ -113,35 +78,45 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
         const std::int64_t stream = first_stream + static_cast<std::int64_t>(i);
         a = common;
         a.q = streams[i].q, a.out = streams[i].out, a.mask = streams[i].mask;
+        QueryTransform queries;
+        std::uint64_t plan_number = 0;
         const bool offset = removes_offset();
         const ExactRows *k = keys.exact(), *v = k && !a.v_is_k ? values.exact() : nullptr;
         if (offset || k) {
-            const StepMask mask{
-                streams[i].mask_id, a.mask, a.mask_token_stride, a.mask_head_stride, a.mask ? a.mask_heads : 1, a.n_tokens, a.n_kv, stream};
-            const StepPlan& plan = ctx.plans.find(*ctx.store.executor, mask, *cells_, k, v, offset);
+            const std::uint16_t* host_mask = streams[i].host_mask ? streams[i].host_mask : a.mask;
+            const StepMask mask{streams[i].mask_id,
+                                host_mask,
+                                a.mask_token_stride,
+                                a.mask_head_stride,
+                                a.mask ? a.mask_heads : 1,
+                                a.n_tokens,
+                                a.n_kv,
+                                stream};
+            const StepPlan& plan = ctx.plans.find(*ctx.store.executor, mask, *cells_, k, v, offset, keys.store().exact_in_pairs());
+            plan_number = plan.number;
             a.mask_heads = mask.heads;
             // Exact keys are asked with the queries as the model made them.
             a.exact.q = a.q, a.exact.q_token_stride = a.q_token_stride, a.exact.q_head_stride = a.q_head_stride;
             plan.set_exact(a);
-            if (offset && keys.offset()->scaled()) scale_queries(ctx, a);
-            if (offset) set_score_term(ctx, plan, a);
+            if (offset) set_score_term(plan, queries, a);
         }
-        const char* error = keys.store().attend(ctx.store, values.store(), stream, a);
+        const char* error =
+            keys.store().attend(ctx.store, values.store(), stream, a, offset && keys.offset() ? &queries : nullptr, plan_number);
         if (error) return error;
     }
-    end_batch();
+    end_batch(ctx.store);
     return nullptr;
 }
 
-void LayerCache::end_batch() {
+void LayerCache::end_batch(StoreContext& ctx) {
     for (const auto& kv : tensors_)
-        if (kv && kv->bound()) kv->end_batch(*cells_);
+        if (kv && kv->bound()) kv->end_batch(ctx, *cells_);
 }
 
 void LayerCache::decode(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, std::uint16_t* out) {
     if (side == Side::key) finish_restore(ctx);
     tensor(side).decode_rows(ctx, first, n, *cells_, out);
-    tensor(side).end_batch(*cells_);
+    tensor(side).end_batch(ctx, *cells_);
 }
 
 void LayerCache::save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out) {

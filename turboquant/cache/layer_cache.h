@@ -25,7 +25,6 @@ struct CacheContext {
     StoreContext store;
 
     StepPlans plans;  ///< begin_graph() with every graph
-    std::vector<float> scaled_q, q_terms;
 };
 
 /// What the streams of one attention call have of their own (attention.h, AttentionArgs).
@@ -33,7 +32,8 @@ struct StreamQuery {
     const float* q = nullptr;
     float* out = nullptr;
     const std::uint16_t* mask = nullptr;
-    const void* mask_id = nullptr;  ///< tells masks of a graph apart that lie in the same memory, one after the other
+    const std::uint16_t* host_mask = nullptr;  ///< the same where the host reads it; null: `mask` is there
+    const void* mask_id = nullptr;             ///< tells masks of a graph apart that lie in the same memory, one after the other
 };
 
 class LayerCache {
@@ -74,7 +74,7 @@ class LayerCache {
     const char* attend(CacheContext& ctx, AttentionArgs a, std::int64_t first_stream, std::span<const StreamQuery> streams);
 
     /// Ends a batch that nothing attends over (attend() ends its own): rows that no later query can want exactly go.
-    void end_batch();
+    void end_batch(StoreContext& ctx);
 
     /// Rows first..first+n-1 as fp16 in the model's space, exact where they are kept so: for operations that have no form for compressed
     /// rows. out[i*n_embd ..). Takes the place of attend(): of this side, rows that no later query can want exactly go.
@@ -101,8 +101,7 @@ class LayerCache {
   private:
     static int index(Side side) { return side == Side::key ? 0 : 1; }
     void finish_restore(StoreContext& ctx);
-    void scale_queries(CacheContext& ctx, AttentionArgs& a) const;
-    void set_score_term(CacheContext& ctx, const StepPlan& plan, AttentionArgs& a);
+    void set_score_term(const StepPlan& plan, QueryTransform& queries, AttentionArgs& a);
 
     CellPositions* cells_;
     std::unique_ptr<KvTensor> tensors_[2];

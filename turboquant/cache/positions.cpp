@@ -15,19 +15,26 @@ void CellPositions::put(std::int64_t row, std::int32_t pos, int id, bool beside)
     ids_[id].used = ++clock_;
 }
 
-int CellPositions::begin_sequence() {
-    std::bitset<kMaxOffsets> in_use;
+int CellPositions::begin_sequence(std::int64_t stream) {
+    std::bitset<kMaxOffsets> in_use, in_stream;
     for (const std::int32_t cell : cells_)
         if (cell >= 0) in_use.set(cell / kMaxPosition);
+    for (std::int64_t row = stream * n_cells_; stream >= 0 && row < (stream + 1) * n_cells_; row++)
+        if (cells_[row] >= 0) in_stream.set(cells_[row] / kMaxPosition);
+    const auto newest = [&](const std::bitset<kMaxOffsets>& among) {
+        int best = -1;
+        for (int id = 0; id < kMaxOffsets; id++)
+            if (among.test(id) && (best < 0 || ids_[id].used > ids_[best].used)) best = id;
+        return best;
+    };
+    if (static_cast<int>(in_stream.count()) >= most_offsets_) return newest(in_stream);
     int best = -1;
     for (int id = 0; id < kMaxOffsets; id++)
         if (!in_use.test(id) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
-    if (best >= 0) {
-        ids_[best] = {ids_[best].generation + 1, -2, -1, ++clock_, false};
-        return best;
-    }
     // More sequences left traces than there are ids: share the newest offset.
-    return static_cast<int>(std::max_element(ids_, ids_ + kMaxOffsets, [](const Id& a, const Id& b) { return a.used < b.used; }) - ids_);
+    if (best < 0) return newest(std::bitset<kMaxOffsets>().set());
+    ids_[best] = {ids_[best].generation + 1, -2, -1, ++clock_, false};
+    return best;
 }
 
 int CellPositions::continue_sequence(std::int64_t stream, std::int32_t pos, int previous) {
@@ -41,7 +48,7 @@ int CellPositions::continue_sequence(std::int64_t stream, std::int32_t pos, int 
     // Cut back, shifted or restored: some cell holds the token before.
     for (std::int64_t row = stream * n_cells_; row < (stream + 1) * n_cells_; row++)
         if (at(row) == pos - 1 && (best < 0 || ids_[offset_id(row)].used > ids_[best].used)) best = offset_id(row);
-    return best >= 0 ? best : begin_sequence();
+    return best >= 0 ? best : begin_sequence(stream);
 }
 
 /// The sequence whose last token stands at the same position, the one written last of several; -1: none does.
@@ -64,7 +71,7 @@ void CellPositions::place(std::span<const std::int64_t> rows, std::span<const st
         }
         const std::int64_t stream = rows[i] / n_cells_;
         const int same = !beside.empty() && beside[i] ? stay_beside(stream, pos[i], id) : -1;
-        id = same >= 0 ? same : pos[i] == 0 ? begin_sequence() : continue_sequence(stream, pos[i], id);
+        id = same >= 0 ? same : pos[i] == 0 ? begin_sequence(stream) : continue_sequence(stream, pos[i], id);
         put(rows[i], pos[i], id, same >= 0);
     }
 }
@@ -75,7 +82,7 @@ void CellPositions::place_without_rope(std::span<const std::int64_t> rows) {
 
 int CellPositions::restore(std::int64_t row, std::int32_t pos, std::pair<int, std::uint32_t> saved, int known) {
     const auto found = restored_.find(saved);
-    const int id = known >= 0 ? known : found != restored_.end() && !lost(found->second) ? found->second : begin_sequence();
+    const int id = known >= 0 ? known : found != restored_.end() && !lost(found->second) ? found->second : begin_sequence(-1);
     restored_[saved] = id;
     put(row, pos, id, cells_[row] != pos + kMaxPosition * id && ids_[id].last_pos == pos);
     return id;

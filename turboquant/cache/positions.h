@@ -24,6 +24,9 @@ class CellPositions {
 
     CellPositions(std::int64_t n_cells, std::int64_t n_streams) : n_cells_(n_cells), cells_(n_cells * n_streams, -1) {}
 
+    /// At most n sequences of a stream get an offset of their own from now on; those beyond share the newest (devices take few in a call).
+    void limit_offsets(int n) { most_offsets_ = n; }
+
     std::int64_t n_cells() const { return n_cells_; }
     std::size_t size() const { return cells_.size(); }
     std::size_t bytes() const { return size() * sizeof(std::int32_t); }
@@ -78,12 +81,13 @@ class CellPositions {
         std::uint64_t used = 0;  ///< time of the last token
         bool lost = false;
     };
-    int begin_sequence();
+    int begin_sequence(std::int64_t stream);  ///< -1: whatever else its stream holds
     int stay_beside(std::int64_t stream, std::int32_t pos, int previous) const;
     int continue_sequence(std::int64_t stream, std::int32_t pos, int previous);
     void put(std::int64_t row, std::int32_t pos, int id, bool beside);
 
     std::int64_t n_cells_;
+    int most_offsets_ = kMaxOffsets;   ///< of a stream
     std::vector<std::int32_t> cells_;  ///< position + kMaxPosition * id, or -1
     std::vector<bool> beside_;         ///< empty until a token is
     Id ids_[kMaxOffsets];

@@ -83,7 +83,7 @@ struct Exact {
 };
 
 /// What some query may want of the rows that are kept, in order.
-std::vector<Exact> kept_rows(const StepMask& m, const CellPositions& cells, const ExactRows& k, const ExactRows* v) {
+std::vector<Exact> kept_rows(const StepMask& m, const CellPositions& cells, const ExactRows& k, const ExactRows* v, bool in_pairs) {
     std::vector<Exact> rows;
     const std::int64_t first = m.stream * cells.n_cells();
     for (std::size_t s = 0; s < k.slots().size(); s++) {
@@ -91,7 +91,7 @@ std::vector<Exact> kept_rows(const StepMask& m, const CellPositions& cells, cons
         if (row < first || row >= first + m.n_kv || cells.at(row) < 0) continue;
         // Keys and values mostly have the same slots; a restored row may be exact on one side only.
         auto at = static_cast<std::int32_t>(s);
-        if (v && (s >= v->slots().size() || v->slots()[s] != row)) at = v->find(row);
+        if (v && (s >= v->slots().size() || v->slots()[s] != row)) at = in_pairs ? -1 : v->find(row);
         if (at >= 0) rows.push_back({static_cast<std::int32_t>(s), at, static_cast<std::int32_t>(row - first), cells.at(row)});
     }
     std::ranges::sort(rows, {}, [](const Exact& e) { return std::pair(e.pos, e.cell); });
@@ -156,27 +156,28 @@ void StepPlan::set_exact(AttentionArgs& a) const {
 }
 
 const StepPlan& StepPlans::find(Executor& executor, const StepMask& m, const CellPositions& cells, const ExactRows* k, const ExactRows* v,
-                                bool with_offsets) {
+                                bool with_offsets, bool in_pairs) {
     const std::span<const std::int64_t> k_rows = k ? k->slots() : std::span<const std::int64_t>(),
                                         v_rows = v ? v->slots() : std::span<const std::int64_t>();
     const WindowSizes windows = k ? k->windows() : WindowSizes{0, 0};
     for (std::size_t i = 0; i < n_valid_; i++) {
         const Entry& e = entries_[i];
         if (e.mask == m && e.cells == &cells && e.version == cells.version() && e.with_offsets >= with_offsets &&
-            e.with_windows == (k != nullptr) && e.windows == windows && std::ranges::equal(e.k_rows, k_rows) &&
+            e.with_windows == (k != nullptr) && e.in_pairs == in_pairs && e.windows == windows && std::ranges::equal(e.k_rows, k_rows) &&
             std::ranges::equal(e.v_rows, v_rows))
             return e.plan;
     }
     if (n_valid_ == entries_.size()) entries_.emplace_back();
     Entry& e = entries_[n_valid_++];
     e.mask = m, e.cells = &cells, e.version = cells.version(), e.with_offsets = with_offsets, e.with_windows = k != nullptr;
-    e.windows = windows;
+    e.windows = windows, e.in_pairs = in_pairs;
+    e.plan.number = graph_ << 16 | (n_valid_ - 1);
     e.k_rows.assign(k_rows.begin(), k_rows.end()), e.v_rows.assign(v_rows.begin(), v_rows.end());
     if (with_offsets) {
         find_visible(executor, m, seen_);
         plan_offsets(m, cells, seen_, e.plan);
     }
-    plan_windows(executor, m, k ? kept_rows(m, cells, *k, v) : std::vector<Exact>(), windows, e.plan);
+    plan_windows(executor, m, k ? kept_rows(m, cells, *k, v, in_pairs) : std::vector<Exact>(), windows, e.plan);
     return e.plan;
 }
 

@@ -25,6 +25,8 @@ struct StepMask {
 };
 
 struct StepPlan {
+    std::uint64_t number = 0;  ///< of all plans of a StepPlans: the low 16 bits number those of a graph, from 0 on; no plan has 0
+
     /// Offset ids of the cells that some query sees (ScoreTerm). Cells of ended sequences keep their ids until they are overwritten, so
     /// only the mask tells.
     std::vector<int> ids;
@@ -45,25 +47,27 @@ struct StepPlan {
 class StepPlans {
   public:
     /// Masks and positions may be other ones from now on.
-    void begin_graph() { n_valid_ = 0; }
+    void begin_graph() { n_valid_ = 0, graph_++; }
 
     /// The plan of a call over a stream. `k`, `v`: exact rows of keys and values, or null (v also if the values are the keys); layers whose
-    /// rows lie in the same slots share a plan. `with_offsets`: ids and cells are wanted. Valid until the next call of a method.
+    /// rows lie in the same slots share a plan. `with_offsets`: ids and cells are wanted. `in_pairs`: only rows in the same slot of both
+    /// are exact. Valid until the next call of a method.
     const StepPlan& find(Executor& executor, const StepMask& m, const CellPositions& cells, const ExactRows* k, const ExactRows* v,
-                         bool with_offsets);
+                         bool with_offsets, bool in_pairs = false);
 
   private:
     struct Entry {
         StepMask mask;
         const CellPositions* cells = nullptr;
         std::uint64_t version = 0;  ///< of the cells
-        bool with_offsets = false, with_windows = false;
+        bool with_offsets = false, with_windows = false, in_pairs = false;
         WindowSizes windows;
         std::vector<std::int64_t> k_rows, v_rows;  ///< by slot
         StepPlan plan;
     };
     std::vector<Entry> entries_;
     std::size_t n_valid_ = 0;
+    std::uint64_t graph_ = 1;
     std::vector<std::uint16_t> seen_;
 };
 

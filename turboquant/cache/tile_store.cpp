@@ -24,7 +24,7 @@ void TileStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<cons
         rope_table(rope, static_cast<float>(shift[row]), table);
         read(ctx, row, 1, x.data());
         for (std::size_t at = 0; at < x.size(); at += d) rope_apply(rope, table, std::span(x).subspan(at, d));
-        write(ctx, {x.data(), x.size(), {&row, 1}, {}, {}}, nullptr);
+        write(ctx, {x.data(), x.size(), {&row, 1}, {}, {}, true}, nullptr);
     }
 }
 
@@ -40,7 +40,7 @@ void TileStore::exact_out(std::int32_t slot, std::uint16_t* row) const {
 
 void TileStore::exact_in(std::int32_t slot, const std::uint16_t* row) { std::copy_n(row, layout_.n_embd(), exact_row(slot)); }
 
-void TileStore::move_exact(std::span<const SlotMove> moves, std::size_t n_slots) {
+void TileStore::move_exact(StoreContext&, std::span<const SlotMove> moves, std::size_t n_slots) {
     const std::size_t size = n_slots * layout_.n_embd();
     if (exact_.size() < size) exact_.resize(size);
     for (const SlotMove& m : moves) std::copy_n(exact_row(m.from), layout_.n_embd(), exact_row(m.to));

@@ -24,10 +24,12 @@
 
 namespace turboquant {
 
-/// Who runs the verbs, and host memory that they use one after the other, grown as needed. Not for two verbs at a time.
+/// Who runs the verbs, and memory that they use one after the other, grown as needed. Not for two verbs at a time.
 struct StoreContext {
     Executor* executor = nullptr;
-    std::vector<std::uint8_t> workspace;
+    std::vector<std::uint8_t> workspace{};
+    std::vector<float> scaled_q{}, q_terms{};
+    std::shared_ptr<void> device{};  ///< what stores of another device than the CPU keep here: a stream, memory
 };
 
 /// x[i*stride ..+n_embd) is row rows[i], in the model's space.
@@ -37,6 +39,13 @@ struct StoreRows {
     std::span<const std::int64_t> rows;
     std::span<const std::uint8_t> rounded;      ///< which rows are rounded first (round_row); empty: none
     std::span<const std::int32_t> exact_slots;  ///< slot that takes a copy of a row, or -1; empty: none
+    bool on_host = false;                       ///< x is host memory, whatever the device takes
+};
+
+/// What queries are for keys that were transformed: scaled the other way, and with the terms (ScoreTerm::q_term) of some offsets.
+struct QueryTransform {
+    KeyTransform keys;
+    std::span<const int> ids;  ///< the terms, in the order of AttentionArgs::term; empty: none
 };
 
 /// The batch with the rows rounded that are to be, and nothing left to round; copies go to `memory`.
@@ -54,9 +63,18 @@ class TileStore {
     /// becomes zero, the others are written.
     virtual bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) = 0;
 
-    /// Attention over a stream; of `a` all but k and v, and those of its exact rows, is given. This store has the keys; `values` has the
-    /// values and is of the same kind, or is this one (a.v_is_k). Returns why it cannot be done (check_attention_args), or null.
-    virtual const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a) const = 0;
+    /// Attention over a stream; of `a` all but k and v, and those of its exact rows, is given; queries are as the model made them, and
+    /// `queries` (or null) says what becomes of them. q, out, mask and sinks are what the device takes. This store has the keys; `values`
+    /// has the values and is of the same kind, or is this one (a.v_is_k). `plan` names what comes with the mask (patch, exact rows, cells
+    /// of the term): in two calls of a context with the same number that is not 0 it is the same. Returns why it cannot be done
+    /// (check_attention_args), or null.
+    virtual const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a,
+                               const QueryTransform* queries, std::uint64_t plan) const = 0;
+    /// Whether exact rows must lie in slots of one number in keys and values: others are attended to in compressed form.
+    virtual bool exact_in_pairs() const { return false; }
+
+    /// Rows of an input of write() in host memory (`memory`, or where they are), `stride` apart.
+    virtual const float* on_host(StoreContext&, const float* x, std::size_t, std::size_t, std::vector<float>&) const { return x; }
 
     /// Decodes rows first..first+n-1 into x[i*n_embd ..), the model's space; keys without what was taken from them, and still scaled.
     virtual void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const = 0;
@@ -72,13 +90,13 @@ class TileStore {
     /// Copies all cells of a stream.
     virtual void copy_stream(std::int64_t src, std::int64_t dst) = 0;
     /// Forgets all rows. Memory that a store was handed was zeroed by its owner before, who can do it for many tensors at once.
-    virtual void clear() = 0;
+    virtual void clear() { exact_.clear(), exact_.shrink_to_fit(); }
 
     /// Exact rows: fp16, in slots, in row form. Slots that are written to come into being.
     virtual void exact_out(std::int32_t slot, std::uint16_t* row) const;
     virtual void exact_in(std::int32_t slot, const std::uint16_t* row);
     /// Copies slots, one move after the other, and keeps n_slots of them.
-    virtual void move_exact(std::span<const SlotMove> moves, std::size_t n_slots);
+    virtual void move_exact(StoreContext& ctx, std::span<const SlotMove> moves, std::size_t n_slots);
 
     /// Formats with outlier channels: from now on n a head, those that `masks` marks ([n_head][head_dim]). Tiles change with it: `written`
     /// lists all rows that were written so far, they become zero.

@@ -93,7 +93,7 @@ class TurboquantCache final : public BenchCache {
             const auto rows = std::span(rows_).subspan(first, n);
             layer_.write_keys(ctx_, {data_.k.data() + first * n_embd, n_embd, rows, {}, {}}, std::span(positions_).subspan(first, n));
             layer_.write_values(ctx_, {data_.v.data() + first * n_embd, n_embd, rows, {}, {}});
-            layer_.end_batch();
+            layer_.end_batch(ctx_.store);
         }
     }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 
+#include "turboquant/cache/queries.h"
 #include "turboquant/codec/composite.h"
 #include "turboquant/codec/quantizer.h"
 
@@ -95,7 +96,9 @@ bool CpuStore::write_part(const StoreRows& rows, const KeyTransform* keys, int i
     return finite;
 }
 
-const char* CpuStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a) const {
+const char* CpuStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a,
+                             const QueryTransform* queries, std::uint64_t) const {
+    if (queries) transform_queries(ctx, layout_.head_dim(), *queries, a);
     a.k = view(stream);
     a.v = static_cast<const CpuStore&>(values).view(stream);
     set_exact(values, a.exact);

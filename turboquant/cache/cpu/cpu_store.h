@@ -13,13 +13,13 @@ class CpuStore final : public TileStore {
     CpuStore(const Layout& layout, std::uint8_t* memory, const Kernels& k);
 
     bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) override;
-    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a) const override;
+    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
+                       std::uint64_t plan) const override;
     void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const override;
     void rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const override;
     void rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) override;
     void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) override;
     void copy_stream(std::int64_t src, std::int64_t dst) override;
-    void clear() override {}
     void set_outliers(int n, std::span<const std::uint8_t> masks, std::span<const std::int64_t> written) override;
 
     /// Tiles of all heads of one stream. Valid as long as the store, until set_outliers.

@@ -1,0 +1,296 @@
+// The kernels of turboquant/cuda as the specification has them, in host memory: what is above them is tested without a GPU. Linked in
+// place of the library turboquant_cuda.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "turboquant/attention/attention.h"
+#include "turboquant/attention/turns.h"
+#include "turboquant/codec/quantizer.h"
+#include "turboquant/codec/rotation.h"
+#include "turboquant/cuda/attention.h"
+#include "turboquant/cuda/fragment_order.h"
+#include "turboquant/cuda/impl/step.h"
+#include "turboquant/cuda/memory.h"
+
+namespace turboquant::cuda {
+
+struct HeadFormat {
+    CodecId codec;
+    std::size_t at, row_at;
+};
+
+std::string Status::message() const { return where ? where : ""; }
+Status status_of(int error, const char* where) { return error ? Status{error, where} : Status{}; }
+Status count_devices(int& n) { return n = 1, Status{}; }
+Status query_device(int index, Device& device) { return device = {index, "host", 90, 1, 1 << 20, 1 << 30, 1 << 20}, Status{}; }
+Status use_device(int) { return {}; }
+Status new_stream(Stream& stream) { return stream = nullptr, Status{}; }
+void drop_stream(Stream) {}
+Status synchronize(Stream) { return {}; }
+Status wait_for(Stream, void*) { return {}; }
+Status record(void*, Stream) { return {}; }
+Status allocate(std::size_t bytes, void*& memory) {
+    memory = std::aligned_alloc(256, bytes);
+    std::memset(memory, 0xff, bytes);  // what was never written is no number
+    return {};
+}
+void release(void* memory) { std::free(memory); }
+Status to_device(void* device, const void* host, std::size_t bytes, Stream) {
+    if (bytes) std::memcpy(device, host, bytes);
+    return {};
+}
+Status to_host(void* host, const void* device, std::size_t bytes, Stream) { return std::memcpy(host, device, bytes), Status{}; }
+
+std::size_t encode_plan_bytes(const TileView&, int n_head) { return n_head * sizeof(HeadFormat); }
+Status plan_encode(const TileView& view, int n_head, NormMode norm_mode, const Device&, void* memory, Stream, EncodePlan& plan) {
+    plan = {};
+    plan.side = view.shape.side, plan.head_dim = view.shape.head_dim, plan.n_head = n_head, plan.norm_mode = norm_mode;
+    plan.tiles = const_cast<std::uint8_t*>(view.tiles), plan.tile_stride = view.tile_stride;
+    auto* heads = static_cast<HeadFormat*>(memory);
+    for (int h = 0; h < n_head; ++h) {
+        const CodecId codec = view.heads ? view.heads[h].codec : view.shape.codec;
+        heads[h] = {codec, view.heads ? view.heads[h].at : h * view.head_stride, plan.row_bytes};
+        plan.row_bytes += row_bytes(codec, plan.head_dim);
+    }
+    plan.heads = heads;
+    return {};
+}
+
+namespace {
+
+TileShape shape_of(const EncodePlan& plan, int h) { return {plan.heads[h].codec, plan.side, plan.head_dim, 0}; }
+std::uint8_t* tile_of(const EncodePlan& plan, int h, std::int64_t cell) {
+    return plan.tiles + plan.heads[h].at + cell / kTileKeys * plan.tile_stride;
+}
+
+/// Decoded, in the model's space.
+std::vector<float> decoded(const EncodePlan& plan, int h, std::int64_t cell) {
+    const TileShape shape = shape_of(plan, h);
+    const auto d = static_cast<std::size_t>(plan.head_dim);
+    std::vector<std::uint8_t> row(row_bytes(shape.codec, plan.head_dim)), tile(tile_bytes(shape));
+    fragment_get_row(shape, tile_of(plan, h, cell), static_cast<int>(cell % kTileKeys), row.data());
+    tile_set_row(shape, tile.data(), 0, row.data());
+    std::vector<float> x(d);
+    tile_decode_rotated(shape, tile.data(), 0, x);
+    if (codec_info(shape.codec).rotated) rotation_for(plan.head_dim).inverse(x);
+    return x;
+}
+
+}  // namespace
+
+Status encode(const EncodePlan& plan, const EncodeArgs& a, Stream) {
+    const int d = plan.head_dim;
+    for (int i = 0; i < a.n; ++i) {
+        if (a.cells[i] < 0) continue;
+        for (int h = 0; h < plan.n_head; ++h) {
+            const float* from = static_cast<const float*>(a.x) + i * a.token_stride + h * a.head_stride;
+            std::vector<float> x(from, from + d);
+            for (int k = 0; a.scales && k < d; ++k) x[k] *= a.scales[h * d + k];
+            if (a.turns && a.offset_ids[i] >= 0)
+                for (int k = 0; k < d; ++k)
+                    x[k] -= turned(a.offsets + a.offset_ids[i] * a.offset_stride + h * 2 * d, a.turns + i * 2 * d, d, k);
+            if (!std::ranges::all_of(x, [](float f) { return std::isfinite(f); })) std::ranges::fill(x, 0.0f), *a.not_finite = 1;
+            const TileShape shape = shape_of(plan, h);
+            std::vector<std::uint8_t> tile(tile_bytes(shape)), row(row_bytes(shape.codec, d));
+            tile_encode(shape, tile.data(), 0, x, plan.norm_mode);
+            tile_get_row(shape, tile.data(), 0, row.data());
+            fragment_set_row(shape, tile_of(plan, h, a.cells[i]), static_cast<int>(a.cells[i] % kTileKeys), row.data());
+        }
+    }
+    return {};
+}
+
+Status get_rows(const EncodePlan& plan, const std::int64_t* cells, int n, std::uint8_t* rows, std::size_t row_stride, Stream) {
+    for (int i = 0; i < n; ++i)
+        for (int h = 0; h < plan.n_head; ++h)
+            fragment_get_row(shape_of(plan, h), tile_of(plan, h, cells[i]), static_cast<int>(cells[i] % kTileKeys),
+                             rows + i * row_stride + plan.heads[h].row_at);
+    return {};
+}
+Status set_rows(const EncodePlan& plan, const std::int64_t* cells, int n, const std::uint8_t* rows, std::size_t row_stride, Stream) {
+    for (int i = 0; i < n; ++i)
+        for (int h = 0; h < plan.n_head; ++h)
+            fragment_set_row(shape_of(plan, h), tile_of(plan, h, cells[i]), static_cast<int>(cells[i] % kTileKeys),
+                             rows + i * row_stride + plan.heads[h].row_at);
+    return {};
+}
+
+Status decode_rows(const EncodePlan& plan, const DecodeArgs& a, Stream) {
+    for (int i = 0; i < a.n; ++i)
+        for (int h = 0; h < plan.n_head; ++h) {
+            std::vector<float> x = decoded(plan, h, a.cells[i]);
+            if (a.shift_turns) {
+                const float *c = a.shift_turns + i * 2 * plan.head_dim, *s = c + plan.head_dim;
+                for (int p = 0; p < a.rope.n_dims / 2; ++p) {
+                    const int k = a.rope.n_offset + (a.rope.adjacent ? 2 * p : p), l = k + (a.rope.adjacent ? 1 : a.rope.n_dims / 2);
+                    const float v = x[k], w = x[l];
+                    x[k] = v * c[k] - w * s[k], x[l] = w * c[l] + v * s[l];
+                }
+            }
+            std::ranges::copy(x, static_cast<float*>(a.out) + i * a.token_stride + h * a.head_stride);
+        }
+    return {};
+}
+
+Status rotate_rows(const EncodePlan& plan, const std::int64_t* cells, int n, const float* shift_turns, const RopeLayout& rope,
+                   float* workspace, std::uint32_t* not_finite, Stream stream) {
+    DecodeArgs decoded;
+    decoded.cells = cells, decoded.n = n, decoded.out = workspace, decoded.out_is_half = false;
+    decoded.token_stride = static_cast<std::size_t>(plan.n_head) * plan.head_dim, decoded.head_stride = plan.head_dim;
+    decoded.shift_turns = shift_turns, decoded.rope = rope;
+    if (Status s = decode_rows(plan, decoded, stream); !s.ok()) return s;
+    EncodeArgs args;
+    args.x = workspace, args.token_stride = decoded.token_stride, args.head_stride = plan.head_dim;
+    args.cells = cells, args.n = n, args.not_finite = not_finite;
+    return encode(plan, args, stream);
+}
+
+Status spread_turns(const float* digits, int n_freq, const RopeLayout& rope, int head_dim, const std::int32_t* positions, int n, float* out,
+                    Stream) {
+    std::vector<float> row(2 * turn_width(n_freq));
+    for (int i = 0; i < n; ++i, out += 2 * head_dim) {
+        std::fill_n(out, head_dim, 1.0f), std::fill_n(out + head_dim, head_dim, 0.0f);
+        turn_row(digits, n_freq, positions[i], row.data());
+        for (int d = 0; d < rope.n_dims; ++d) {
+            const int f = rope.adjacent ? d / 2 : d % (rope.n_dims / 2);
+            out[rope.n_offset + d] = row[f], out[head_dim + rope.n_offset + d] = row[turn_width(n_freq) + f];
+        }
+    }
+    return {};
+}
+
+Status copy_tiles(void* dst, const void* src, std::size_t bytes, Stream) { return std::memcpy(dst, src, bytes), Status{}; }
+Status clear_tiles(void* tiles, std::size_t bytes, Stream) { return std::memset(tiles, 0, bytes), Status{}; }
+
+Status keep_rows(const KeepRows& a, Stream) {
+    for (int i = 0; i < a.n; ++i)
+        for (int h = 0; h < a.n_head; ++h)
+            for (int j = 0; j < a.head_dim; ++j) keep_value(a, i, h, j);
+    return {};
+}
+Status move_rows(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* from, const std::int64_t* to, int n, Stream) {
+    for (int i = 0; i < n; ++i) std::copy_n(halves + from[i] * n_embd, n_embd, halves + to[i] * n_embd);
+    return {};
+}
+Status transform_queries(const TransformQueries& a, Stream) {
+    for (int t = 0; t < a.n_tokens; ++t)
+        for (int h = 0; h < a.n_head; ++h) {
+            for (int i = 0; a.scales && i < a.head_dim; ++i) scale_query_value(a, t, h, i);
+            for (int k = 0; k < a.n_terms; ++k)
+                for (int i = 0; i < a.n_freq; ++i) query_term(a, k, t, h, i);
+        }
+    return {};
+}
+Status patch_mask(const PatchMask& a, Stream) {
+    for (int t = 0; t < a.n_tokens; ++t)
+        for (int j = 0; j < a.n_kv; ++j) patch_value(a, t, j);
+    return {};
+}
+Status merge_results(const MergeResults& a, Stream) {
+    for (int t = 0; t < a.n_tokens; ++t)
+        for (int h = 0; h < a.n_head; ++h)
+            for (int i = 0; i < a.head_dim; ++i) merge_value(a, t, h, i);
+    return {};
+}
+
+std::size_t attention_table_bytes(int) { return 256; }
+Status upload_attention_tables(AttentionTables& tables, int head_dim, void*, Stream) { return tables.head_dim = head_dim, Status{}; }
+int format_index(CodecId codec) { return fragment_codec_index(codec); }
+/// The reference takes the table that the CPU has.
+std::vector<float> make_term_turns(std::span<const double> frequencies, int) { return make_turns(frequencies); }
+std::vector<std::uint32_t> make_term_panel(std::span<const double>) { return {0}; }
+Status summarize_positions(const Term&, int, int, const std::int32_t*, std::int32_t*, Stream) { return {}; }
+
+Status plan_attention(const Device&, const AttentionShape& s, AttentionPlan& p) {
+    p = {};
+    p.head_dim = s.head_dim, p.n_head = s.n_head, p.n_head_kv = s.n_head_kv, p.n_tokens = s.n_tokens;
+    p.n_seq = 1, p.n_kv = s.n_kv[0], p.exact_windows = s.exact_windows, p.workspace_bytes = 256;
+    return {};
+}
+Status prepare_workspace(const AttentionPlan&, void*, Stream) { return {}; }
+
+namespace {
+
+/// Tiles in the CPU's order.
+struct HostTiles {
+    std::vector<std::uint8_t> bytes;
+    std::vector<HeadTiles> heads;
+    TileView view;
+
+    HostTiles(const Tiles& t, Side side, int d, int n_head, int n_kv) {
+        std::size_t stride = 0;
+        for (int h = 0; h < n_head; ++h) {
+            heads.push_back({t.head_format ? kFragmentCodecs[t.head_format[h]] : t.codec, stride});
+            stride += tile_bytes({heads[h].codec, side, d, 0});
+        }
+        bytes.resize(stride * (n_kv / kTileKeys + 1));
+        for (int h = 0; h < n_head; ++h) {
+            const TileShape shape{heads[h].codec, side, d, 0};
+            std::vector<std::uint8_t> row(row_bytes(shape.codec, d));
+            for (int j = 0; j < n_kv; ++j) {
+                const std::uint8_t* from = t.tiles + (t.head_at ? t.head_at[h] : h * t.head_stride) + j / kTileKeys * t.tile_stride;
+                fragment_get_row(shape, from, j % kTileKeys, row.data());
+                tile_set_row(shape, bytes.data() + heads[h].at + j / kTileKeys * stride, j % kTileKeys, row.data());
+            }
+        }
+        view = {{heads[0].codec, side, d, 0}, bytes.data(), tile_bytes({heads[0].codec, side, d, 0}), stride, heads.data()};
+    }
+};
+
+/// Exact rows as the model made them.
+std::vector<std::uint16_t> exact_rows(const Tiles& t, const HostTiles& of, Side side, int d, int n_head, int n) {
+    const HostTiles tiles(t, side, d, n_head, n);
+    std::vector<std::uint16_t> rows;
+    std::vector<float> x(d);
+    for (int i = 0; i < n; ++i)
+        for (int h = 0; h < n_head; ++h) {
+            const TileShape raw{CodecId::raw, side, d, 0};
+            tile_decode_rotated(raw, tiles.bytes.data() + tiles.heads[h].at + i / kTileKeys * tiles.view.tile_stride, i % kTileKeys, x);
+            if (codec_info(of.heads[h].codec).rotated) rotation_for(d).inverse(x);
+            for (const float f : x) rows.push_back(to_half(f));
+        }
+    return rows;
+}
+
+}  // namespace
+
+Status run_attention(const AttentionPlan& p, const AttentionArgs& a, void*, Stream) {
+    const int d = p.head_dim, n_kv = a.seq_n_kv ? a.seq_n_kv[0] : p.n_kv;
+    const HostTiles k(a.k, Side::key, d, p.n_head_kv, n_kv), v(a.v, Side::value, d, p.n_head_kv, n_kv);
+    turboquant::AttentionArgs c;
+    c.n_head = p.n_head, c.n_head_kv = p.n_head_kv, c.n_tokens = p.n_tokens, c.n_kv = std::max(n_kv, 1);
+    c.q = a.q, c.q_token_stride = a.q_token_stride, c.q_head_stride = a.q_head_stride;
+    c.out = a.out, c.out_token_stride = a.out_token_stride, c.out_head_stride = a.out_head_stride;
+    c.k = k.view, c.v = v.view, c.v_dim_out = d;
+    const std::vector<std::uint16_t> hidden(p.n_tokens, kMaskHidden);
+    if (n_kv == 0)
+        c.mask = hidden.data(), c.mask_token_stride = 1;
+    else
+        c.mask = a.mask, c.mask_token_stride = a.mask_token_stride, c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
+    c.scale = a.scale, c.logit_softcap = a.logit_softcap, c.max_bias = a.max_bias, c.sinks = a.sinks, c.lse = a.lse;
+    if (a.term.n_freq) c.term = {a.term.n_freq, a.term.q_term, a.term.turns, a.term.cell_pos, a.term.n_terms, a.term.cell_term};
+    std::vector<std::uint16_t> exact_k, exact_v, exact_mask;
+    std::vector<std::int32_t> slots;
+    if (p.exact_windows) {
+        const int n = a.exact_n[0];
+        exact_k = exact_rows(a.exact_k, k, Side::key, d, p.n_head_kv, n),
+        exact_v = exact_rows(a.exact_v, v, Side::value, d, p.n_head_kv, n);
+        for (int i = 0; i < n; ++i) slots.push_back(i);
+        for (int t = 0; t < p.n_tokens; ++t)
+            exact_mask.insert(exact_mask.end(), a.exact_mask + t * a.exact_mask_token_stride,
+                              a.exact_mask + t * a.exact_mask_token_stride + n);
+        c.exact.n = n, c.exact.k = reinterpret_cast<const std::uint8_t*>(exact_k.data());
+        c.exact.v = reinterpret_cast<const std::uint8_t*>(exact_v.data()),
+        c.exact.k_stride = c.exact.v_stride = 2 * static_cast<std::size_t>(d) * p.n_head_kv;
+        c.exact.k_slots = c.exact.v_slots = slots.data(), c.exact.mask = exact_mask.data();
+        c.exact.q = a.exact_q ? a.exact_q : a.q, c.exact.q_token_stride = a.q_token_stride, c.exact.q_head_stride = a.q_head_stride;
+        if (c.mask_heads > 1) return bad_argument("host kernels: exact rows with a mask per head");
+    }
+    if (const char* error = check_attention_args(c)) return bad_argument(error);
+    reference_attention(c);
+    return {};
+}
+
+}  // namespace turboquant::cuda

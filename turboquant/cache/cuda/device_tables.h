@@ -1,0 +1,52 @@
+// Constants of one GPU that all stores on it share: made when first asked for, kept for the life of the process.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <span>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "turboquant/cuda/attention.h"
+#include "turboquant/cuda/memory.h"
+
+namespace turboquant {
+
+/// Throws std::runtime_error with the cause if it is none.
+void must(const cuda::Status& status);
+
+class DeviceTables {
+  public:
+    /// Throws std::runtime_error if the device cannot be asked.
+    static DeviceTables& of(int device);
+
+    const cuda::Device& device() const { return device_; }
+    /// Rotation matrix of a head size (cuda/step.h, KeepRows::matrix).
+    const float* rotation(int head_dim);
+    const cuda::AttentionTables& attention(int head_dim);
+    /// The table of rotations (attention/turns.h) of these frequencies.
+    const float* turns(std::span<const double> frequencies);
+    struct Term {
+        const float* turns = nullptr;  ///< cuda/attention.h, make_term_turns, and make_term_panel
+        const void* panel = nullptr;
+        int max_position = -1;
+    };
+    /// Good for positions up to max_position.
+    Term term(std::span<const double> frequencies, int max_position);
+
+  private:
+    explicit DeviceTables(int index);
+    template <class T>
+    T* keep(const std::vector<T>& data);
+
+    cuda::Device device_;
+    std::mutex mutex_;
+    std::vector<cuda::DeviceArray> memory_;
+    std::map<int, const float*> rotations_;
+    std::map<int, cuda::AttentionTables> attention_;
+    std::map<std::vector<double>, const float*> turns_;
+    std::map<std::vector<double>, Term> terms_;
+};
+
+}  // namespace turboquant

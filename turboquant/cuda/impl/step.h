@@ -1,0 +1,79 @@
+// Bodies of the kernels of step.h: one value each, no words between threads, so that the host runs them as they are.
+#pragma once
+
+#include "turboquant/cuda/impl/simt.h"
+#include "turboquant/cuda/step.h"
+
+namespace turboquant::cuda {
+
+inline constexpr int kTagged = 96;  // cache/saved_row.h, kTagValues; rows of 64 values and more
+
+/// Value k of a head of row i as it is kept: fp16, if it is rounded or kept at all.
+TQ_DEVICE float kept_value(const KeepRows& a, int i, int dim) {
+    const float x = a.x[i * a.stride + dim];
+    std::uint16_t h = half_bits(x);
+    if (a.keys && a.rounded && a.rounded[i] && dim < kTagged && a.n_head * a.head_dim >= 64) h &= 0xfffe;
+    return half_value(h);
+}
+
+TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j) {
+    const int dim = head * a.head_dim + j, n_embd = a.n_head * a.head_dim;
+    const std::size_t to = static_cast<std::size_t>(i) * n_embd;
+    const bool rounded = a.rounded && a.rounded[i];
+    if (a.out) a.out[to + dim] = rounded ? kept_value(a, i, dim) : a.x[i * a.stride + dim];
+    const int slot = a.slots ? a.slots[i] : -1;
+    if (slot < 0) return;
+    a.halves[static_cast<std::size_t>(slot) * n_embd + dim] = half_bits(kept_value(a, i, dim));
+    if (a.plain && a.plain[head]) {
+        a.rotated[to + dim] = kept_value(a, i, dim);
+        return;
+    }
+    float sum = 0;
+    for (int k = 0; k < a.head_dim; ++k) sum += kept_value(a, i, head * a.head_dim + k) * a.matrix[k * a.head_dim + j];
+    a.rotated[to + dim] = sum;
+}
+
+TQ_DEVICE float query_value(const TransformQueries& a, int t, int h, int i) {
+    const float q = a.q[t * a.token_stride + h * a.head_stride + i];
+    return a.scales ? q / a.scales[h / (a.n_head / a.n_head_kv) * a.head_dim + i] : q;
+}
+
+TQ_DEVICE void scale_query_value(const TransformQueries& a, int t, int h, int i) {
+    a.scaled[(static_cast<std::size_t>(t) * a.n_head + h) * a.head_dim + i] = query_value(a, t, h, i);
+}
+
+/// Frequency i of a query's term.
+TQ_DEVICE void query_term(const TransformQueries& a, int term, int t, int h, int i) {
+    const int kv = h / (a.n_head / a.n_head_kv), pairs = a.rope.n_dims / 2;
+    const float *mu = a.mu + a.ids[term] * a.mu_stride + 2 * static_cast<std::size_t>(kv) * a.head_dim, *quarter = mu + a.head_dim;
+    float* to = a.terms + ((static_cast<std::size_t>(term) * a.n_tokens + t) * a.n_head + h) * 2 * a.n_freq;
+    if (i < pairs) {
+        const int x = a.rope.n_offset + (a.rope.adjacent ? 2 * i : i), y = x + (a.rope.adjacent ? 1 : pairs);
+        const float qx = query_value(a, t, h, x), qy = query_value(a, t, h, y);
+        to[i] = qx * mu[x] + qy * mu[y];
+        to[a.n_freq + i] = qx * quarter[x] + qy * quarter[y];
+        return;
+    }
+    float sum = 0;
+    for (int d = 0; d < a.head_dim; ++d)
+        if (d < a.rope.n_offset || d >= a.rope.n_offset + a.rope.n_dims) sum += query_value(a, t, h, d) * mu[d];
+    to[i] = sum, to[a.n_freq + i] = 0;
+}
+
+TQ_DEVICE void patch_value(const PatchMask& a, int t, int cell) {
+    const int patch = a.tile[cell / 64];
+    a.out[t * a.out_stride + cell] = patch >= 0 ? a.halves[(static_cast<std::size_t>(patch) * a.n_tokens + t) * 64 + cell % 64]
+                                     : a.mask   ? a.mask[t * a.token_stride + cell]
+                                                : std::uint16_t{0};
+}
+
+TQ_DEVICE void merge_value(const MergeResults& a, int t, int h, int i) {
+    const std::size_t row = static_cast<std::size_t>(t) * a.n_head + h;
+    const float la = a.a_lse[row], lb = a.b_lse[row], top = la > lb ? la : lb;
+    if (!(top > -3e38f)) return;  // nothing is visible in either: a is zero already
+    const float wa = expf(la - top), wb = expf(lb - top);
+    float& out = a.a[t * a.a_token_stride + h * a.a_head_stride + i];
+    out = ((wa > 0 ? wa * out : 0) + (wb > 0 ? wb * a.b[row * a.head_dim + i] : 0)) / (wa + wb);
+}
+
+}  // namespace turboquant::cuda

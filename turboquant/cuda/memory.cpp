@@ -1,0 +1,50 @@
+#include "turboquant/cuda/memory.h"
+
+#include <cuda_runtime_api.h>
+
+namespace turboquant::cuda {
+namespace {
+
+cudaStream_t of(Stream s) { return static_cast<cudaStream_t>(s); }
+
+}  // namespace
+
+Status use_device(int index) { return status_of(cudaSetDevice(index), "cudaSetDevice"); }
+
+Status new_stream(Stream& stream) {
+    cudaStream_t s = nullptr;
+    const int error = cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    stream = s;
+    return status_of(error, "cudaStreamCreate");
+}
+void drop_stream(Stream stream) {
+    if (stream) cudaStreamDestroy(of(stream));
+}
+Status synchronize(Stream stream) { return status_of(cudaStreamSynchronize(of(stream)), "cudaStreamSynchronize"); }
+Status wait_for(Stream stream, void* event) {
+    return status_of(cudaStreamWaitEvent(of(stream), static_cast<cudaEvent_t>(event), 0), "cudaStreamWaitEvent");
+}
+Status record(void* event, Stream stream) {
+    return status_of(cudaEventRecord(static_cast<cudaEvent_t>(event), of(stream)), "cudaEventRecord");
+}
+
+Status allocate(std::size_t bytes, void*& memory) {
+    memory = nullptr;
+    const int error = cudaMalloc(&memory, bytes);
+    if (error) cudaGetLastError();  // not the next call's
+    return status_of(error, "cudaMalloc");
+}
+void release(void* memory) {
+    if (memory) cudaFree(memory);
+}
+
+Status to_device(void* device, const void* host, std::size_t bytes, Stream stream) {
+    return status_of(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, of(stream)), "copy to the device");
+}
+Status to_host(void* host, const void* device, std::size_t bytes, Stream stream) {
+    if (const int error = cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, of(stream)))
+        return status_of(error, "copy from the device");
+    return synchronize(stream);
+}
+
+}  // namespace turboquant::cuda

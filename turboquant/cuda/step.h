@@ -1,0 +1,72 @@
+// What a cache asks of the GPU around encoding and attention: rows kept exactly, what becomes of queries, masks with exact cells hidden,
+// results of two attention calls as one. Raw pointers, nothing allocated, capturable, as encode.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "turboquant/cuda/rows.h"
+
+namespace turboquant::cuda {
+
+/// Rows of a batch that are rounded to fp16 before they are encoded, or kept exactly (cache/exact_rows.h). All pointers on the device.
+struct KeepRows {
+    const float* x = nullptr;  ///< x[i*stride ..+n_head*head_dim)
+    std::size_t stride = 0;
+    int n = 0, n_head = 0, head_dim = 0;
+    bool keys = false;                      ///< rounded keys lose the bits that a tag takes
+    const std::uint8_t* rounded = nullptr;  ///< [n]: rows to round, or null
+    const std::int32_t* slots = nullptr;    ///< [n]: slot that takes the row, or -1; or null: no row is kept
+    /// The rotation, [head_dim][head_dim], value j of the result is sum_k x_k matrix[k][j]; heads whose format is not rotated are kept as
+    /// they are: plain[h] != 0 (or null: none is so).
+    const float* matrix = nullptr;
+    const std::uint8_t* plain = nullptr;
+
+    float* out = nullptr;             ///< [n][n_head*head_dim]: the batch, rounded; null: not wanted
+    std::uint16_t* halves = nullptr;  ///< [slot][n_head*head_dim]: the rows as they are, fp16
+    float* rotated = nullptr;         ///< [n][n_head*head_dim]: the fp16 values of the rows that are kept, rotated; others are not touched
+};
+Status keep_rows(const KeepRows& args, Stream stream);
+
+/// Copies rows of n_embd halves between slots, from[i] to to[i]; no slot is in both.
+Status move_rows(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* from, const std::int64_t* to, int n, Stream stream);
+
+/// Queries for keys that were transformed (cache/tile_store.h, QueryTransform).
+struct TransformQueries {
+    const float* q = nullptr;  ///< q[t*token_stride + h*head_stride + i]
+    std::size_t token_stride = 0, head_stride = 0;
+    int n_tokens = 0, n_head = 0, n_head_kv = 0, head_dim = 0;
+    const float* scales = nullptr;  ///< [n_head_kv][head_dim], or null
+    float* scaled = nullptr;        ///< [t][h][head_dim]: q divided by the scales; given with them
+    const float* mu = nullptr;      ///< offsets: mu + ids[k]*mu_stride, [n_head_kv][2][head_dim]
+    std::size_t mu_stride = 0;
+    const std::int32_t* ids = nullptr;  ///< [n_terms]
+    int n_terms = 0, n_freq = 0;
+    RopeLayout rope;
+    float* terms = nullptr;  ///< [n_terms][n_tokens][n_head][2*n_freq]
+};
+Status transform_queries(const TransformQueries& args, Stream stream);
+
+/// A mask with other values for some tiles (attention/attention.h, MaskPatch).
+struct PatchMask {
+    const std::uint16_t* mask = nullptr;  ///< mask[t*token_stride + cell], or null: all visible
+    std::size_t token_stride = 0;
+    int n_tokens = 0, n_kv = 0;
+    const std::int16_t* tile = nullptr;     ///< [tiles]: number of the tile's patch, or -1
+    const std::uint16_t* halves = nullptr;  ///< [patch][n_tokens][64]
+    std::uint16_t* out = nullptr;           ///< out[t*out_stride + cell]
+    std::size_t out_stride = 0;
+};
+Status patch_mask(const PatchMask& args, Stream stream);
+
+/// Takes the result b into a: attention over the cells of both, by the logarithms of their denominators (attention.h, merge_results).
+struct MergeResults {
+    float* a = nullptr;  ///< a[t*a_token_stride + h*a_head_stride + i]
+    std::size_t a_token_stride = 0, a_head_stride = 0;
+    const float *a_lse = nullptr, *b_lse = nullptr;  ///< [t][h]
+    const float* b = nullptr;                        ///< [t][h][head_dim]
+    int n_tokens = 0, n_head = 0, head_dim = 0;
+};
+Status merge_results(const MergeResults& args, Stream stream);
+
+}  // namespace turboquant::cuda
