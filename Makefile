@@ -2,6 +2,8 @@
 # make build LLAMA_PREFIX=/path uses an installed llama.cpp instead of compiling one into .venv.
 LLAMA_PREFIX ?=
 PREFIX ?= /usr/local
+# CUDA kernels: AUTO builds them where nvcc is found (for the GPU of sm_90 and, by PTX, all since Ampere), ON insists, OFF leaves them out.
+CUDA ?= AUTO
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 LLAMA := $(if $(LLAMA_PREFIX),$(abspath $(LLAMA_PREFIX)),$(CURDIR)/.venv/llama)
 CCACHE := $(shell command -v ccache 2>/dev/null)
@@ -14,7 +16,7 @@ setup:
 
 # -U: another LLAMA_PREFIX than the last time must be seen.
 build: setup
-	@cmake --preset release --log-level=NOTICE -U 'llama_*' -U 'ggml_*' -U 'GGML_*' -DCMAKE_PREFIX_PATH='$(LLAMA)' \
+	@cmake --preset release --log-level=NOTICE -U 'llama_*' -U 'ggml_*' -U 'GGML_*' -DCMAKE_PREFIX_PATH='$(LLAMA)' -DTQ_CUDA=$(CUDA) \
 	  $(if $(CCACHE),-DCMAKE_CXX_COMPILER_LAUNCHER=$(CCACHE))
 	@cmake --build build --parallel $(JOBS)
 

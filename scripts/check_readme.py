@@ -251,7 +251,7 @@ ELSEWHERE = "runs by hand"
 RULES = [
     (r"make demo$", "tools", True, check_demo),
     (r"make test$", "here", True, dry("scripts/test")),
-    (r"make build LLAMA_PREFIX=", "here", True, dry("cmake --build")),
+    (r"make build (LLAMA_PREFIX|CUDA)=", "here", True, dry("cmake --build")),
     (r"make build$", "here", True, dry("cmake --build")),
     (r"make install PREFIX=", "here", True, dry("cmake --install")),
     (r"scripts/(stock-tools|ggml-range|fetch-models|check_readme)", ELSEWHERE, False, None),

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -52,6 +53,9 @@ ggml_backend_reg_t plugin() {
         llama_log_set(keep_log, nullptr);
         llama_backend_init();
         if (!ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)) ggml_backend_load_all();
+        // A machine with a GPU: llama.cpp's backend for it, which a program loads first.
+        if (const char* gpu = std::getenv("TQ_TEST_GPU_BACKEND"); gpu && !ggml_backend_load(gpu))
+            throw std::runtime_error(std::string("cannot load ") + gpu);
         return ggml_backend_load(TQ_PLUGIN_PATH);
     }();
     if (!reg) throw std::runtime_error("the library does not load: " + take_log());
@@ -92,6 +96,8 @@ std::string last_error(const std::string& name) { return procedure<turboquant_la
 
 std::vector<ggml_backend_dev_t> device_list(const std::string& name) {
     if (const ggml_backend_dev_t dev = device(name)) return {dev, nullptr};
+    // llama.cpp's own cache lies where ours does.
+    if (std::getenv("TQ_TEST_GPU_BACKEND")) return {ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU), nullptr};
     return {nullptr};
 }
 

@@ -78,6 +78,11 @@ struct ggml_backend {
     void* context;
 };
 
+struct ggml_backend_event {
+    ggml_backend_dev_t device;
+    void* context;  ///< CUDA: a cudaEvent_t
+};
+
 struct ggml_backend_device_i {
     const char* (*get_name)(ggml_backend_dev_t dev);
     const char* (*get_description)(ggml_backend_dev_t dev);
@@ -117,6 +122,11 @@ struct ggml_backend_reg {
 
 // Exported by libggml-base but not declared in its installed headers.
 ggml_backend_buffer_t ggml_backend_buffer_init(ggml_backend_buffer_type_t buft, ggml_backend_buffer_i iface, void* context, size_t size);
+/// ggml_cgraph is larger or smaller in other versions, and returned by its address: this is room for any.
+struct tq_graph_view {
+    alignas(16) unsigned char bytes[512];
+};
+tq_graph_view ggml_graph_view(ggml_cgraph* graph, int first, int end);
 void ggml_log_internal(ggml_log_level level, const char* format, ...);
 
 }  // extern "C"

@@ -103,7 +103,7 @@ ggml_status compute_graph(Backend& b, ggml_cgraph* graph) {
             b.fail(GGML_STATUS_FAILED, unservable(*b.ctx.device, nodes[i]));
             return GGML_STATUS_FAILED;
         }
-        if (!guarded(b, [&] { return b.decoded.decode(b.ctx.cache.store, nodes[i]); })) return b.failure;
+        if (!guarded(b, [&] { return b.decoded.decode(*b.ctx.device, b.ctx.cache.store, nodes[i]); })) return b.failure;
         decoded.emplace(nodes[i], b.decoded.node());
     }
     return GGML_STATUS_SUCCESS;
@@ -116,6 +116,10 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     ggml_status status = GGML_STATUS_SUCCESS;
     b.failure = GGML_STATUS_SUCCESS;
     b.own.clear();
+    if (const std::string late = b.inner->late_error(); !late.empty()) {
+        b.fail(GGML_STATUS_FAILED, late);
+        return b.failure;
+    }
     const auto all = [&] {
         status = compute_graph(b, graph);
         return std::string();
@@ -138,6 +142,7 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
         b->ctx.device = &device;
         device.begin_context();
         b->ctx.cache.store.executor = &b->inner->executor();
+        b->ctx.cache.store.device = b->inner->store_device();
         b->backend.guid = guid();
         b->backend.device = dev;
         b->backend.context = b.get();
@@ -145,6 +150,7 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
         i.get_name = [](ggml_backend_t x) { return device_of(x->device).name.c_str(); };
         i.free = [](ggml_backend_t x) { delete &backend_of(x); };
         i.graph_compute = graph_compute;
+        if (!device.on_host()) i.synchronize = [](ggml_backend_t x) { backend_of(x).inner->synchronize(); };
         return &b.release()->backend;
     } catch (const std::exception& e) {
         device.refuse(e.what());

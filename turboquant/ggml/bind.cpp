@@ -2,8 +2,6 @@
 
 #include <stdexcept>
 
-#include "turboquant/cache/cpu/cpu_store.h"
-
 namespace turboquant::ggml {
 namespace {
 
@@ -37,14 +35,14 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     buffer.settle(static_cast<int>(head_dim));
     if (!e->refused.empty() || (e->bound() && e->kv().head_dim() == head_dim)) return;
     // Rows were shown in another shape than attention reads: that is the one that counts.
-    if (e->bound() && !e->written) e->layer->set_tensor(KvGeometry(e->kv().geometry()), cpu_store_in(e->memory));
+    if (e->bound() && !e->written) e->layer->set_tensor(KvGeometry(e->kv().geometry()), d.inner().store_in(e->memory));
     try {
         const KvSpec& spec = buffer.spec();
         const auto scales = spec.k_scales.find(kv_layer(root(t)->name));
         LayerCache::KeyTreatment keys{spec.offset, {}};
         if (scales != spec.k_scales.end()) keys.scales = scales->second;
         e->layer->bind(e->side, static_cast<int>(head_dim), keys);
-    } catch (const std::invalid_argument& error) {
+    } catch (const std::exception& error) {
         e->refused = error.what() + std::string(d.plan ? kPlanRemedy : "");
     }
     buffer.announce();
@@ -56,7 +54,10 @@ void bind_rope(const Device& d, const ggml_tensor* set_rows) {
     const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
     if (rope && rope->src[2] && !rope->src[2]->data) return;  // a measuring run: the factors come later
     try {
-        e->layer->set_rope(rope ? std::optional(rope_params(rope)) : std::nullopt);
+        std::optional<RopeParams> params = rope ? std::optional(rope_params(rope)) : std::nullopt;
+        std::vector<std::uint8_t> factors;
+        if (rope && rope->src[2]) params->freq_factors = static_cast<const float*>(on_host(rope->src[2], factors));
+        e->layer->set_rope(params);
     } catch (const std::invalid_argument& error) {
         e->refused = error.what() + std::string(d.plan ? kPlanRemedy : "");
     }
@@ -80,10 +81,11 @@ RowPositions positions_of_rows(const Device& d, const ggml_tensor* set_rows) {
     // With M-RoPE the first n_tokens entries are the temporal positions: all that text has. The tokens of an image share one, its first
     // token stands where text would.
     const ggml_tensor* rope = rope_of_rows(d.ops, set_rows->src[0]);
-    const auto* pos = rope ? static_cast<const std::int32_t*>(rope->src[1]->data) : nullptr;
+    std::vector<std::uint8_t> memory;
+    const auto* pos = rope ? static_cast<const std::int32_t*>(on_host(rope->src[1], memory)) : nullptr;
     if (!pos) return {};
     const std::int64_t n = set_rows->src[0]->ne[1];
-    RowPositions rows{{pos, static_cast<std::size_t>(n)}, {}};
+    RowPositions rows{{pos, static_cast<std::size_t>(n)}, std::move(memory)};
     if (!(rope->op_params[2] & kRopeMultiAxis) || rope->src[1]->ne[0] < 3 * n) return rows;
     for (std::int64_t i = 0; i < n; i++) rows.beside.push_back(pos[n + i] != pos[i] || pos[2 * n + i] != pos[i]);
     return rows;

@@ -1,8 +1,5 @@
 #include "turboquant/ggml/buffer.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -11,7 +8,6 @@
 #include <string_view>
 #include <utility>
 
-#include "turboquant/cache/cpu/cpu_store.h"
 #include "turboquant/ggml/config.h"
 #include "turboquant/ggml/kv_names.h"
 #include "turboquant/planner/prior.h"
@@ -41,59 +37,63 @@ KvGeometry geometry_of(const KvSpec& spec, double auto_bits, Side side, const gg
 
 KvBuffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
 
-/// Outside of a graph there are no threads to run on but the caller's.
+/// Outside of a graph there are no threads to run on but the caller's, and no stream but one that all before has ended for.
 struct SerialRun {
     SerialExecutor executor;
-    StoreContext ctx{&executor, {}};
+    StoreContext ctx{&executor};
 };
 
-void get_tensor(ggml_backend_buffer_t, const ggml_tensor* t, void* data, size_t offset, size_t size) {
-    KvExtra* e = kv_extra(t);
-    if (!e) {
-        std::memcpy(data, static_cast<const char*>(t->data) + offset, size);
-        return;
+/// f(context) touches the cache of a tensor; what it throws is refused.
+template <class F>
+void apart(ggml_backend_buffer_t buffer, const ggml_tensor* t, F&& f) {
+    try {
+        KvBuffer& b = context_of(buffer);
+        const std::scoped_lock lock(b.apart);
+        SerialRun run;
+        run.ctx.device = std::move(b.apart_device);
+        b.memory().synchronize();
+        f(run.ctx);
+        b.memory().synchronize();
+        b.apart_device = std::move(run.ctx.device);
+    } catch (const std::exception& e) {
+        context_of(buffer).device().refuse(std::string("'") + root(t)->name + "': " + e.what());
     }
-    SerialRun run;
-    if (e->bound())
-        e->layer->save(run.ctx, e->side, t->view_offs + offset, size, data);
-    else
-        std::memset(data, 0, size);  // nothing was written yet
+}
+
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* t, void* data, size_t offset, size_t size) {
+    KvExtra* e = kv_extra(t);
+    if (!e) return context_of(buffer).memory().get(t, data, offset, size);
+    std::memset(data, 0, size);  // if nothing was written yet
+    if (!e->bound()) return;
+    apart(buffer, t, [&](StoreContext& ctx) { e->layer->save(ctx, e->side, t->view_offs + offset, size, data); });
 }
 
 void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, size_t offset, size_t size) {
     KvExtra* e = kv_extra(t);
-    if (!e) {
-        std::memcpy(static_cast<char*>(t->data) + offset, data, size);
-        return;
-    }
+    if (!e) return context_of(buffer).set_plain(t, data, offset, size);
     if (!e->bound()) {
         // llama.cpp reserves its graphs, and so shows us the head size, before it restores anything.
         if (e->refused.empty()) e->refused = "a state was restored before its head size was known";
         context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name + ": " + e->refused);
         return;
     }
-    SerialRun run;
-    e->written = true;
-    const RestoreResult result = e->layer->restore(run.ctx, e->side, t->view_offs + offset, size, data);
-    context_of(buffer).report_lost(t, result);
+    apart(buffer, t, [&](StoreContext& ctx) {
+        e->written = true;
+        const RestoreResult result = e->layer->restore(ctx, e->side, t->view_offs + offset, size, data);
+        context_of(buffer).report_lost(t, result);
+    });
 }
 
 void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, uint8_t value, size_t offset, size_t size) {
-    if (!kv_extra(t)) {
-        std::memset(static_cast<char*>(t->data) + offset, value, size);
-        return;
-    }
+    if (!kv_extra(t)) return context_of(buffer).memory().fill(t, value, offset, size);
     const std::vector<char> bytes(size, static_cast<char>(value));
     set_tensor(buffer, t, bytes.data(), offset, size);
 }
 
 /// Copies between whole streams of KV tensors of one geometry (sequence copy between streams); for all else ggml goes through get and set.
-bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst) {
+bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tensor* dst) {
     KvExtra *s = kv_extra(src), *d = kv_extra(dst);
-    if (!s && !d && src->buffer && src->buffer->buft->iface.alloc_buffer == alloc_buffer) {
-        std::memcpy(dst->data, src->data, ggml_nbytes(src));
-        return true;
-    }
+    if (!s && !d) return context_of(buffer).copy_plain(src, dst);
     if (!s || s != d || !s->bound()) return false;
     const std::size_t stream_bytes = root(src)->nb[2];
     if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || src->view_offs % stream_bytes ||
@@ -101,8 +101,7 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
         return false;
     const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes),
                to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
-    SerialRun run;
-    s->layer->copy_stream(run.ctx, s->side, from, to);
+    apart(buffer, dst, [&](StoreContext& ctx) { s->layer->copy_stream(ctx, s->side, from, to); });
     return true;
 }
 
@@ -117,7 +116,7 @@ ggml_backend_buffer_i buffer_interface() {
     i.set_tensor = set_tensor;
     i.get_tensor = get_tensor;
     i.cpy_tensor = cpy_tensor;
-    i.clear = [](ggml_backend_buffer_t b, uint8_t) { context_of(b).clear(); };
+    i.clear = [](ggml_backend_buffer_t b, uint8_t value) { context_of(b).clear(value); };
     return i;
 }
 
@@ -152,10 +151,24 @@ int kv_layer(const std::string& name) {
 // Nothing but a KV tensor has an extra in our buffers: no name to compare, since this is asked of every tensor of every graph.
 KvExtra* kv_extra(const ggml_tensor* t) { return root(t)->extra && is_ours(t) ? static_cast<KvExtra*>(root(t)->extra) : nullptr; }
 
+const void* on_host(const ggml_tensor* t, std::vector<std::uint8_t>& memory) {
+    const ggml_backend_buffer* buffer = root(t)->buffer;
+    if (!buffer || ggml_backend_buffer_is_host(const_cast<ggml_backend_buffer*>(buffer))) return t->data;
+    if (is_ours(t)) {
+        KvBuffer& ours = *static_cast<KvBuffer*>(buffer->context);
+        if (ours.device().on_host()) return t->data;
+        if (const void* known = ours.inputs().find(root(t))) return static_cast<const char*>(known) + t->view_offs;
+        ours.memory().synchronize();
+    }
+    memory.resize(ggml_nbytes(t));
+    ggml_backend_tensor_get(t, memory.data(), 0, memory.size());
+    return memory.data();
+}
+
 size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     const auto side = kv_side(t);
-    if (!side || t->view_src || t->type != GGML_TYPE_F16) return ggml_nbytes(t);
     Device& device = device_of(buft);
+    if (!side || t->view_src || t->type != GGML_TYPE_F16) return device.inner().alloc_size(t);
     const size_t reserved = reserved_bytes(geometry_of(device.spec, device.auto_bits, *side, t));
     // --fit sizes tensors that have a buffer already, an empty one. A budget holds on average over the tensors; which of them gets more is
     // not known before all layers are.
@@ -180,24 +193,33 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
     } catch (const std::bad_alloc&) {
         device.refuse("cannot reserve " + std::to_string(size >> 20) + " MiB for the KV cache; ask for a smaller context");
         return nullptr;
+    } catch (const std::exception& e) {
+        device.refuse(e.what());
+        return nullptr;
     }
 }
 
 KvBuffer::KvBuffer(Device& device, size_t size)
-    : device_(device), spec_(device.spec), auto_bits_(device.auto_bits), size_(std::max<size_t>(size, 1)) {
-    // Address space only: pages that no cell was written to cost nothing.
-    void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) throw std::bad_alloc();
-    base_ = static_cast<std::uint8_t*>(p);
+    : device_(device), spec_(device.spec), auto_bits_(device.auto_bits), memory_(device.inner().new_memory(size)) {
     device_.add(this);
 }
 
-KvBuffer::~KvBuffer() {
-    device_.remove(this);
-    munmap(base_, size_);
+KvBuffer::~KvBuffer() { device_.remove(this); }
+
+void KvBuffer::set_plain(ggml_tensor* t, const void* data, size_t offset, size_t size) {
+    memory_->set(t, data, offset, size);
+    if (!device_.on_host()) inputs_.set(t, data, offset, size);
+}
+
+bool KvBuffer::copy_plain(const ggml_tensor* src, ggml_tensor* dst) {
+    inputs_.forget(dst);
+    const ggml_backend_buffer* from = root(src)->buffer;
+    if (!from || from->buft->iface.alloc_buffer != alloc_buffer) return false;
+    return device_of(from->buft).gpu == device_.gpu && memory_->copy(static_cast<KvBuffer*>(from->context)->memory(), src, dst);
 }
 
 bool KvBuffer::init_tensor(ggml_tensor* t) {
+    if (!kv_side(t)) memory_->init_tensor(t);
     if (t->view_src || !is_layer_state(t)) return true;
     const auto side = kv_side(t);
     if (!side) {
@@ -219,7 +241,7 @@ bool KvBuffer::init_tensor(ggml_tensor* t) {
     auto& layer = layers_[name];
     if (!layer) layer = std::make_unique<LayerCache>(cells_for(g));
     auto e = std::make_unique<KvExtra>(KvExtra{layer.get(), *side, static_cast<std::uint8_t*>(t->data)});
-    layer->set_tensor(g, cpu_store_in(e->memory));
+    layer->set_tensor(g, device_.inner().store_in(e->memory));
     t->extra = e.get();
     tensors_.push_back(std::move(e));
     names_.emplace_back(t->name);
@@ -229,7 +251,9 @@ bool KvBuffer::init_tensor(ggml_tensor* t) {
 CellPositions& KvBuffer::cells_for(const KvGeometry& g) {
     for (const auto& c : cells_)
         if (c->n_cells() == g.n_cells && c->size() == static_cast<std::size_t>(g.n_cells * g.n_streams)) return *c;
-    return *cells_.emplace_back(std::make_unique<CellPositions>(g.n_cells, g.n_streams));
+    cells_.push_back(std::make_unique<CellPositions>(g.n_cells, g.n_streams));
+    cells_.back()->limit_offsets(device_.inner().most_offsets());
+    return *cells_.back();
 }
 
 std::set<std::pair<int, Side>> KvBuffer::slots() const {
@@ -274,7 +298,7 @@ void KvBuffer::announce() {
     std::snprintf(size, sizeof size, ": KV cache of %zu layers, %lld cells: %.2f MiB, %.3f bits a value (f16: %.2f MiB); ", layers.size(),
                   static_cast<long long>(cells_.front()->size()), static_cast<double>(s.format_bytes) / (1 << 20),
                   8.0 * static_cast<double>(s.format_bytes) / values, 2 * values / (1 << 20));
-    log_warning(device_.name + size + device_.formats());
+    log_warning(device_.name + (device_.gpu ? " on " + device_.gpu->name() : "") + size + device_.formats());
 }
 
 void KvBuffer::choose_formats(int head_dim) {
@@ -297,7 +321,7 @@ void KvBuffer::choose_formats(int head_dim) {
         KvGeometry g = tensors_[i]->kv().geometry();
         g.codecs = formats[i];
         const std::scoped_lock lock(lists_);
-        tensors_[i]->layer->set_tensor(g, cpu_store_in(tensors_[i]->memory));
+        tensors_[i]->layer->set_tensor(g, device_.inner().store_in(tensors_[i]->memory));
         PlannedLayer& l = layers[kv_layer(names_[i])];
         l.layer = kv_layer(names_[i]);
         if (g.side == Side::key)
@@ -319,16 +343,16 @@ void KvBuffer::log_plain() {
     log_info(device_.name + ": state of layers that is no KV cache is not compressed: " + text + size);
 }
 
-void KvBuffer::clear() {
+void KvBuffer::clear(std::uint8_t value) {
     if (!plain_.empty() && !std::exchange(plain_told_, true)) log_plain();  // llama.cpp clears a new cache
-    // Drops the pages, so an emptied cache gives its memory back; they read as zero, and zero tiles decode to zero vectors.
-    if (madvise(base_, size_, MADV_DONTNEED) != 0) std::memset(base_, 0, size_);
+    memory_->synchronize();
+    // Zero tiles decode to zero vectors. Buffers of weights and of intermediate results may be filled with anything.
+    tensors_.empty() ? memory_->fill_all(value) : memory_->clear();
     for (const auto& c : cells_) c->clear();
     for (const auto& [name, layer] : layers_) layer->clear();
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {
-    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
     const std::scoped_lock lock(lists_);
     for (const auto& e : tensors_) {
         const KvGeometry& g = e->kv().geometry();
@@ -337,11 +361,7 @@ void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {
         s.reserved_bytes += reserved + e->kv().offset_bytes();
         s.format_bytes += e->kv().format_bytes();
         values += static_cast<double>(g.n_embd) * static_cast<double>(g.n_cells * g.n_streams);
-        const auto first = reinterpret_cast<std::uintptr_t>(e->memory) / page * page;
-        const auto end = (reinterpret_cast<std::uintptr_t>(e->memory) + reserved + page - 1) / page * page;
-        std::vector<unsigned char> resident((end - first) / page);
-        if (mincore(reinterpret_cast<void*>(first), end - first, resident.data()) == 0)
-            for (const unsigned char r : resident) s.touched_bytes += (r & 1) * page;
+        s.touched_bytes += memory_->touched(e->memory, reserved);
         if (e->kv().exact()) s.touched_bytes += e->kv().exact()->bytes();
     }
     for (const auto& c : cells_) s.format_bytes += c->bytes(), s.reserved_bytes += c->bytes(), s.touched_bytes += c->bytes();

@@ -12,6 +12,7 @@
 
 #include "turboquant/cache/layer_cache.h"
 #include "turboquant/ggml/device.h"
+#include "turboquant/ggml/input_copies.h"
 
 namespace turboquant::ggml {
 
@@ -51,6 +52,10 @@ int kv_layer(const std::string& name);
 /// The extra of the tensor under t, or null (not a KV tensor, or not allocated: llama.cpp measures with dummy buffers).
 KvExtra* kv_extra(const ggml_tensor* t);
 
+/// What a tensor of a graph holds, for the host: where it is, or in `memory`. Inputs are known without waiting (input_copies.h), all else is
+/// waited for.
+const void* on_host(const ggml_tensor* t, std::vector<std::uint8_t>& memory);
+
 /// Learns head sizes and RoPE from an attention or row-writing op. Attention has the last word on the head size, until rows are written
 /// (`computing`). A size that cannot be served marks the tensor refused.
 void bind_from_op(const Device& d, const ggml_tensor* op, bool computing = false);
@@ -58,13 +63,20 @@ void bind_from_op(const Device& d, const ggml_tensor* op, bool computing = false
 /// Context of one ggml buffer.
 class KvBuffer final : public DeviceBuffer {
   public:
-    KvBuffer(Device& device, size_t size);  ///< throws std::bad_alloc
+    KvBuffer(Device& device, size_t size);  ///< throws std::bad_alloc, std::runtime_error
     ~KvBuffer();
     KvBuffer(const KvBuffer&) = delete;
 
     Device& device() const { return device_; }
     const KvSpec& spec() const { return spec_; }
-    std::uint8_t* base() const { return base_; }
+    void* base() const { return memory_->base(); }
+    InnerMemory& memory() const { return *memory_; }
+    /// Tensors that are no KV tensors.
+    void set_plain(ggml_tensor* t, const void* data, size_t offset, size_t size);
+    bool copy_plain(const ggml_tensor* src, ggml_tensor* dst);
+    InputCopies& inputs() { return inputs_; }
+    std::mutex apart;                    ///< of verbs outside of graphs
+    std::shared_ptr<void> apart_device;  ///< StoreContext::device of those
     /// False, and the device has refused, if the tensor cannot be served: then llama.cpp makes no cache, and no context.
     bool init_tensor(ggml_tensor* t);
     /// Holds the cache against the device's plan, or chooses formats within its budget. Called with the first operation on the cache, whose
@@ -77,7 +89,7 @@ class KvBuffer final : public DeviceBuffer {
     /// all their ranges have the same to say.
     void report_lost(const ggml_tensor* t, RestoreResult why);
     void begin_batch() { reported_.clear(); }
-    void clear();
+    void clear(std::uint8_t value);
     bool has_state() const override {
         const std::scoped_lock lock(lists_);
         return !tensors_.empty() || !plain_.empty();
@@ -88,8 +100,8 @@ class KvBuffer final : public DeviceBuffer {
     Device& device_;
     const KvSpec spec_;  ///< the device's when the buffer was made
     const double auto_bits_;
-    std::uint8_t* base_ = nullptr;
-    size_t size_;
+    const std::unique_ptr<InnerMemory> memory_;
+    InputCopies inputs_;
     /// Of the lists of tensors: threads of other contexts ask (Device::slots, stats) while this one is made. Taken after the
     /// device's mutex, never before it.
     mutable std::mutex lists_;

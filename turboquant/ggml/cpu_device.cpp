@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "turboquant/cache/cpu/cpu_store.h"
+#include "turboquant/ggml/host_buffer.h"
 #include "turboquant/ggml/node_team.h"
 #include "turboquant/ggml/team.h"
 
@@ -116,6 +118,10 @@ class CpuDevice final : public InnerDevice {
     bool supports_op(const ggml_tensor* op) const override { return ggml_backend_dev_supports_op(dev_, op); }
     bool supports_buft(ggml_backend_buffer_type_t buft) const override { return ggml_backend_dev_supports_buft(dev_, buft); }
     std::unique_ptr<InnerBackend> new_backend() const override { return std::make_unique<CpuBackend>(dev_, ops_); }
+    std::string name() const override { return "CPU"; }
+    bool on_host() const override { return true; }
+    std::unique_ptr<InnerMemory> new_memory(std::size_t size) const override { return std::make_unique<HostBuffer>(size); }
+    StoreFactory store_in(std::uint8_t* memory) const override { return cpu_store_in(memory); }
 
   private:
     Ops ops_;

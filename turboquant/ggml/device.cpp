@@ -7,8 +7,14 @@
 
 namespace turboquant::ggml {
 
-Device::Device(ggml_backend_reg_t reg, const Interfaces& interfaces, const Ops& o, std::string n, const KvSpec& s)
-    : ops(o), name(std::move(n)), description("TurboQuant KV cache, " + brief_text(s)), buft_name(name), spec(s) {
+Device::Device(ggml_backend_reg_t reg, const Interfaces& interfaces, const Ops& o, std::string n, const KvSpec& s, const InnerDevice* g)
+    : ops(o),
+      gpu(g),
+      name(std::move(n)),
+      description("TurboQuant KV cache, " + brief_text(s) + (g ? " on " + g->name() : "")),
+      buft_name(name),
+      word(brief_text(s)),
+      spec(s) {
     device = {interfaces.device, reg, this};
     buft = {interfaces.buft, &device, this};
 }
@@ -88,7 +94,7 @@ turboquant_kv_stats Device::stats() const {
     return s;
 }
 
-const InnerDevice& Device::inner() const { return cpu_device(ops); }
+const InnerDevice& Device::inner() const { return gpu ? *gpu : cpu_device(ops); }
 
 bool Device::takes_all() const {
     if (has_layers) return true;

@@ -41,11 +41,16 @@ struct Device {
         ggml_backend_buffer_type_i buft;
     };
 
-    Device(ggml_backend_reg_t reg, const Interfaces& interfaces, const Ops& ops, std::string name, const KvSpec& spec);
+    /// `gpu`: the wrapped device, or null: the CPU's, which need not be there yet.
+    Device(ggml_backend_reg_t reg, const Interfaces& interfaces, const Ops& ops, std::string name, const KvSpec& spec,
+           const InnerDevice* gpu = nullptr);
     Device(const Device&) = delete;
 
     Ops ops;
+    const InnerDevice* gpu;
     std::string name, description, buft_name;
+    std::string word;            ///< of the formats: name without the place
+    std::string shared_id;       ///< the GPU's, where there is one
     KvSpec spec;                 ///< of caches to come; those that exist have a copy (KvBuffer::spec)
     bool respecifiable = false;  ///< turboquant_set_spec may change spec
     std::optional<Plan> plan;    ///< what spec came from: a cache is held against its layers
@@ -64,6 +69,7 @@ struct Device {
 
     /// The wrapped device. Throws std::runtime_error.
     const InnerDevice& inner() const;
+    bool on_host() const { return !gpu || gpu->on_host(); }
     /// Whether operations that have nothing to do with a cache are taken, too.
     bool takes_all() const;
 

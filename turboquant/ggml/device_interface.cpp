@@ -12,6 +12,7 @@ namespace {
 /// (ggml's CPU device reports its total as free). This device's cache lies in the same memory: anything less would make --fit shrink the
 /// context, or move layers to the "larger" CPU and so to f16, where without a device it changes nothing.
 void get_memory(ggml_backend_dev_t dev, size_t* free, size_t* total) {
+    if (const InnerDevice* gpu = device_of(dev).gpu) return ggml_backend_dev_memory(gpu->wrapped(), free, total);
     const HostMemory m = host_memory();
     *total = m.total;
     *free = device_of(dev).fitting ? m.total : m.available;
@@ -24,11 +25,17 @@ void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
     props->name = device_of(dev).name.c_str();
     props->description = device_of(dev).description.c_str();
     props->type = GGML_BACKEND_DEVICE_TYPE_GPU;
-    props->device_id = kDeviceId;
+    // Where there is a GPU, all have its id: llama.cpp's own device for it comes first, and stays what a program takes that names none.
+    props->device_id = device_of(dev).shared_id.empty() ? kDeviceId : device_of(dev).shared_id.c_str();
     get_memory(dev, &props->memory_free, &props->memory_total);
     // mmap_support came with a later ggml; in earlier ones its byte is padding at the end of the struct.
     props->caps.async = props->caps.host_buffer = props->caps.buffer_from_host_ptr = props->caps.events = false;
     props->caps.mmap_support = true;
+    if (const InnerDevice* gpu = device_of(dev).gpu) {
+        ggml_backend_dev_props wrapped;
+        ggml_backend_dev_get_props(gpu->wrapped(), &wrapped);
+        props->caps.host_buffer = wrapped.caps.host_buffer;
+    }
 }
 
 /// llama.cpp asks whether weights can lie in our memory with a tensor in an empty buffer of our type. It also has empty buffers for caches
@@ -52,7 +59,7 @@ bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
         compressed |= is_kv(src);
         if (asks_for_weight(root(src))) {
             d.has_layers = true;
-            return false;
+            if (d.on_host()) return false;
         }
     }
     if (compressed) {
@@ -81,6 +88,14 @@ ggml_backend_device_i device_interface() {
     i.get_buffer_type = [](ggml_backend_dev_t dev) -> ggml_backend_buffer_type_t { return &device_of(dev).buft; };
     i.supports_op = supports_op;
     i.supports_buft = supports_buft;
+    i.get_host_buffer_type = [](ggml_backend_dev_t dev) -> ggml_backend_buffer_type_t {
+        const InnerDevice* gpu = device_of(dev).gpu;
+        return gpu ? ggml_backend_dev_host_buffer_type(gpu->wrapped()) : nullptr;
+    };
+    i.offload_op = [](ggml_backend_dev_t dev, const ggml_tensor* op) {
+        const Device& d = device_of(dev);
+        return d.gpu && d.takes_all() && d.gpu->offload_op(op);
+    };
     return i;
 }
 
@@ -88,7 +103,7 @@ ggml_backend_buffer_type_i buft_interface() {
     ggml_backend_buffer_type_i i{};
     i.get_name = [](ggml_backend_buffer_type_t buft) { return device_of(buft).buft_name.c_str(); };
     i.alloc_buffer = alloc_buffer;
-    i.get_alignment = [](ggml_backend_buffer_type_t) -> size_t { return 128; };
+    i.get_alignment = [](ggml_backend_buffer_type_t buft) { return device_of(buft).gpu ? device_of(buft).gpu->alignment() : size_t{128}; };
     i.get_alloc_size = alloc_size;
     // Never host: the CPU backend would read compressed bytes as f16.
     i.is_host = [](ggml_backend_buffer_type_t) { return false; };

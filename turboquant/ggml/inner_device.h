@@ -2,10 +2,14 @@
 // nodes of a model are ours: no splits between devices, no copies, and layers that only read another layer's cache are no special case.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 
+#include "turboquant/cache/tile_store.h"
 #include "turboquant/ggml/abi.h"
 #include "turboquant/kernels/executor.h"
 
@@ -28,6 +32,31 @@ class InnerBackend {
 
     /// For work between two calls of compute().
     virtual Executor& executor() = 0;
+    /// StoreContext::device of the stream's work, or null.
+    virtual std::shared_ptr<void> store_device() { return nullptr; }
+    virtual void synchronize() {}
+    /// Why the graph before this one was wrong, found out by now; "" if it was not.
+    virtual std::string late_error() { return {}; }
+};
+
+/// Memory of one of our buffers, on the wrapped device. Addresses are what its operations take.
+class InnerMemory {
+  public:
+    virtual ~InnerMemory() = default;
+    virtual void* base() const = 0;
+    virtual void init_tensor(ggml_tensor*) {}
+    virtual void get(const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const = 0;
+    virtual void set(ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) = 0;
+    virtual void fill(ggml_tensor* t, std::uint8_t value, std::size_t offset, std::size_t size) = 0;
+    /// All of a tensor from one of the same layout in memory of the same device; false: through the host.
+    virtual bool copy(const InnerMemory& from, const ggml_tensor* src, ggml_tensor* dst) = 0;
+    /// All zero; what it took of the machine's memory may be given back.
+    virtual void clear() = 0;
+    virtual void fill_all(std::uint8_t value) = 0;
+    /// Of `size` bytes from `first` on, what takes memory.
+    virtual std::size_t touched(const void* first, std::size_t size) const = 0;
+    /// Waits for work under way on it.
+    virtual void synchronize() const {}
 };
 
 class InnerDevice {
@@ -37,6 +66,21 @@ class InnerDevice {
     virtual bool supports_buft(ggml_backend_buffer_type_t buft) const = 0;
     /// Throws std::runtime_error.
     virtual std::unique_ptr<InnerBackend> new_backend() const = 0;
+
+    /// Where it is, for the user: "CPU", "CUDA0".
+    virtual std::string name() const = 0;
+    /// Whether its memory is the host's. Else weights lie in our buffers, and what the host must know of a graph's inputs is copied.
+    virtual bool on_host() const = 0;
+    /// Throws std::bad_alloc.
+    virtual std::unique_ptr<InnerMemory> new_memory(std::size_t size) const = 0;
+    virtual StoreFactory store_in(std::uint8_t* memory) const = 0;
+    virtual std::size_t alloc_size(const ggml_tensor* t) const { return ggml_nbytes(t); }
+    virtual std::size_t alignment() const { return 128; }
+    /// Sequences of a stream that have offsets of their own.
+    virtual int most_offsets() const { return CellPositions::kMaxOffsets; }
+    virtual bool offload_op(const ggml_tensor*) const { return false; }
+    /// ggml's device, or null: its memory is the host's.
+    virtual ggml_backend_dev_t wrapped() const { return nullptr; }
 };
 
 }  // namespace turboquant::ggml

@@ -41,6 +41,9 @@ std::string unservable(const Device& d, const ggml_tensor* op) {
     const KvExtra* written = kv_extra(op);
     if (op->op == d.ops.set_rows && written)
         return op->ne[0] == written->kv().geometry().n_embd ? std::string() : std::string(kNeedsFlashAttention);
+    if (!d.on_host() && op->op == d.ops.flash_attn && kv_extra(op->src[1]) && root(op->src[1]) == root(op->src[2]))
+        return "models that read their values out of the keys (MLA) have no kernels on " + d.gpu->name() + ": take the device " + d.word +
+               "-cpu";
     if (!written || op->op == d.ops.rope) return {};  // what only reads gets decoded rows
     return std::string("this model writes its KV cache with ") + ggml_op_desc(op) +
            ", which a compressed cache cannot do; run it without a turboquant device";
@@ -60,8 +63,9 @@ std::string compute_set_rows(OpContext& ctx, const ggml_tensor* op) {
     const std::int64_t n = x->ne[1];
     const std::int64_t n_rows = g.n_cells * g.n_streams;
     ctx.rows.resize(n);
+    const void* indices = on_host(idx, ctx.indices);
     for (std::int64_t i = 0; i < n; i++) {
-        const char* at = static_cast<const char*>(idx->data) + i * idx->nb[0];
+        const char* at = static_cast<const char*>(indices) + i * idx->nb[0];
         ctx.rows[i] = idx->type == GGML_TYPE_I64 ? *reinterpret_cast<const std::int64_t*>(at) : *reinterpret_cast<const std::int32_t*>(at);
         if (ctx.rows[i] < 0 || ctx.rows[i] >= n_rows) return "row " + std::to_string(ctx.rows[i]) + " is outside of " + name_of(op);
     }
@@ -126,11 +130,14 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     const std::int64_t first_row = static_cast<std::int64_t>(k->view_offs) / row_bytes;
 
     ctx.streams.clear();
+    const void* host_mask = mask && !ctx.device->on_host() ? on_host(mask, ctx.mask) : nullptr;
     for (std::int64_t s = 0; s < q->ne[3]; s++)
         ctx.streams.push_back(
             {reinterpret_cast<const float*>(static_cast<const char*>(q->data) + s * q->nb[3]),
              reinterpret_cast<float*>(static_cast<char*>(op->data) + s * op->nb[3]),
              mask ? reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(mask->data) + s % mask->ne[3] * mask->nb[3]) : nullptr,
+             host_mask ? reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(host_mask) + s % mask->ne[3] * mask->nb[3])
+                       : nullptr,
              mask});
     const char* error = ke->layer->attend(ctx.cache, a, first_row / n_cells, ctx.streams);
     report_lost(k);
@@ -150,7 +157,10 @@ std::string compute_rope_shift(OpContext& ctx, const ggml_tensor* op) {
     if (x->ne[2] != n_rows || shift->ne[0] < n_rows || p.n_offset + p.n_dims > e->kv().head_dim())
         return "context shift of a part of " + name_of(op) + " is not supported; run without --context-shift";
 
-    e->layer->shift(ctx.cache.store, p, {static_cast<const std::int32_t*>(shift->data), static_cast<std::size_t>(n_rows)});
+    std::vector<std::uint8_t> factors;
+    if (op->src[2]) p.freq_factors = static_cast<const float*>(on_host(op->src[2], factors));
+    const void* shifts = on_host(shift, ctx.indices);
+    e->layer->shift(ctx.cache.store, p, {static_cast<const std::int32_t*>(shifts), static_cast<std::size_t>(n_rows)});
     return {};
 }
 

@@ -15,6 +15,7 @@ struct OpContext {
     CacheContext cache;
     std::vector<std::int64_t> rows;  ///< of one SET_ROWS, reused
     std::vector<StreamQuery> streams;
+    std::vector<std::uint8_t> indices, mask;  ///< what the host must know of them, where they lie elsewhere
 };
 
 /// Why an op on KV tensors can never be computed, whatever the cache holds; "" if it can.

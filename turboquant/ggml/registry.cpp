@@ -1,4 +1,5 @@
 // Entry point of libggml-turboquant.so: the registry, its devices and its extra procedures (plugin.h).
+#include <cctype>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -7,6 +8,7 @@
 #include "turboquant/ggml/backend.h"
 #include "turboquant/ggml/config.h"
 #include "turboquant/ggml/device_interface.h"
+#include "turboquant/ggml/gpu_device.h"
 #include "turboquant/ggml/plugin.h"
 #include "turboquant/kernels/kernels.h"
 #include "turboquant/spec/words.h"
@@ -17,6 +19,7 @@ namespace {
 struct Registry {
     ggml_backend_reg reg{};
     Ops ops{};
+    Gpus gpus;
     std::deque<Device> devices;  // deque: ggml keeps pointers to them
     std::size_t n_listed = 0;    // those made for the turboquant_device procedure come after and are not listed
     std::mutex mutex;
@@ -25,6 +28,21 @@ struct Registry {
 Registry& registry() {
     static auto* r = new Registry;  // never destroyed: programs free their contexts after static destructors began
     return *r;
+}
+
+/// Where a device is that does not say so.
+const InnerDevice* default_place() { return registry().gpus.devices.empty() ? nullptr : registry().gpus.devices.front(); }
+
+/// A device more, on a GPU, or on the CPU (null).
+Device& add_device(std::string name, const KvSpec& spec, const InnerDevice* gpu) {
+    Registry& r = registry();
+    Device& d = r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::move(name), spec, gpu);
+    if (const InnerDevice* one = gpu ? gpu : default_place()) {
+        ggml_backend_dev_props props;
+        ggml_backend_dev_get_props(one->wrapped(), &props);
+        if (props.device_id) d.shared_id = props.device_id;
+    }
+    return d;
 }
 
 /// Why ggml_backend_init gave nothing.
@@ -43,8 +61,8 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
         Registry& r = registry();
         const std::scoped_lock lock(r.mutex);
         for (Device& d : r.devices)
-            if (d.spec == spec && !d.plan && d.auto_bits == 0 && !d.respecifiable) return &d.device;
-        return &r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, brief_text(spec), spec).device;
+            if (d.spec == spec && !d.plan && d.auto_bits == 0 && !d.respecifiable && d.gpu == default_place()) return &d.device;
+        return &add_device(brief_text(spec), spec, default_place()).device;
     } catch (const std::exception& e) {
         tell(e, error, error_size);
         return nullptr;
@@ -54,7 +72,7 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
 ggml_backend_dev_t new_device() {
     Registry& r = registry();
     const std::scoped_lock lock(r.mutex);
-    Device& d = r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, "turboquant-own", KvSpec{});
+    Device& d = add_device("turboquant-own", KvSpec{}, default_place());
     d.respecifiable = true;
     return &d.device;
 }
@@ -100,6 +118,40 @@ void* get_proc_address(ggml_backend_reg_t, const char* name) {
     return nullptr;
 }
 
+std::string lower(std::string text) {
+    for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    return text;
+}
+
+/// All devices of one place.
+void list_devices(const Config& config, const std::string& suffix, const InnerDevice* gpu) {
+    if (config.spec) {
+        Device& d = add_device("turboquant" + suffix, *config.spec, gpu);
+        d.plan = config.plan, d.auto_bits = config.auto_bits;
+        if (config.auto_bits > 0) d.description = "TurboQuant KV cache, " + auto_name(config.auto_bits);
+    }
+    for (const CodecInfo& c : kCodecs) {
+        if (is_composite(c.id)) continue;  // for comparison: through the configuration variable and turboquant_device only
+        KvSpec spec;
+        spec.k = spec.v = c.id;
+        add_device(std::string(c.name) + suffix, spec, gpu);
+    }
+    for (const UnmeasuredWord& w : kUnmeasured) {
+        Device& d = add_device(std::string(w.word) + suffix, uniform_spec(CodecId::raw, CodecId::raw), gpu);
+        d.auto_bits = w.bits;
+        d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
+    }
+}
+
+/// Where caches are, and how to have them elsewhere.
+std::string place_text() {
+    const Gpus& gpus = registry().gpus;
+    if (gpus.devices.empty()) return "on the CPU (" + gpus.none + ")";
+    std::string text = "on " + gpus.devices.front()->name() + " where no place is named";
+    for (const InnerDevice* gpu : gpus.devices) text += ", on " + gpu->name() + " as turbo4-" + lower(gpu->name());
+    return text + ", on the CPU as turbo4-cpu";
+}
+
 ggml_backend_reg_t make_registry() {
     const Config config = load_config();
     if (const std::string problem = check_ggml_version(ggml_version()); !problem.empty() && !config.any_abi)
@@ -111,27 +163,16 @@ ggml_backend_reg_t make_registry() {
     r.reg.iface.get_device_count = [](ggml_backend_reg_t) { return registry().n_listed; };
     r.reg.iface.get_device = [](ggml_backend_reg_t, size_t i) { return &registry().devices[i].device; };
     r.reg.iface.get_proc_address = get_proc_address;
-    if (config.spec) {
-        Device& d = r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, "turboquant", *config.spec);
-        d.plan = config.plan, d.auto_bits = config.auto_bits;
-        if (config.auto_bits > 0) d.description = "TurboQuant KV cache, " + auto_name(config.auto_bits);
-    }
-    for (const CodecInfo& c : kCodecs) {
-        if (is_composite(c.id)) continue;  // for comparison: through the configuration variable and turboquant_device only
-        KvSpec spec;
-        spec.k = spec.v = c.id;
-        r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::string(c.name), spec);
-    }
-    for (const UnmeasuredWord& w : kUnmeasured) {
-        Device& d =
-            r.devices.emplace_back(&r.reg, device_interfaces(), r.ops, std::string(w.word), uniform_spec(CodecId::raw, CodecId::raw));
-        d.auto_bits = w.bits;
-        d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
+    r.gpus = find_gpus(r.ops);
+    list_devices(config, "", default_place());
+    if (default_place()) {
+        list_devices(config, "-cpu", nullptr);
+        for (const InnerDevice* gpu : r.gpus.devices) list_devices(config, "-" + lower(gpu->name()), gpu);
     }
     r.n_listed = r.devices.size();
     log_info(std::string("KV cache formats ") +
              (config.spec ? "turboquant (" + (config.auto_bits > 0 ? auto_name(config.auto_bits) : brief_text(*config.spec)) + "), " : "") +
-             known_codec_words() + "; default " + r.devices.front().name + "; simd " +
+             known_codec_words() + "; default " + r.devices.front().name + "; " + place_text() + "; simd " +
              std::string(simd_level_name(kernels_level(kernels()))));
     return &r.reg;
 }

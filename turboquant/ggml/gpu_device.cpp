@@ -1,0 +1,189 @@
+#include "turboquant/ggml/gpu_device.h"
+
+#include <new>
+#include <stdexcept>
+
+#include "turboquant/cache/cuda/cuda_store.h"
+#include "turboquant/cuda/memory.h"
+
+#ifndef TQ_GPU_REGISTRY
+#define TQ_GPU_REGISTRY "CUDA"  // tests wrap another
+#endif
+
+namespace turboquant::ggml {
+namespace {
+
+/// A buffer of the wrapped device's own type; that of ours is only asked for what it is.
+class GpuMemory final : public InnerMemory {
+  public:
+    GpuMemory(ggml_backend_buffer_t buffer, int index) : buffer_(buffer), index_(index) {}
+    ~GpuMemory() override { ggml_backend_buffer_free(buffer_); }
+    GpuMemory(const GpuMemory&) = delete;
+
+    void* base() const override { return ggml_backend_buffer_get_base(buffer_); }
+    void init_tensor(ggml_tensor* t) override {
+        if (buffer_->iface.init_tensor) buffer_->iface.init_tensor(buffer_, t);
+    }
+    void get(const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const override {
+        buffer_->iface.get_tensor(buffer_, t, data, offset, size);
+    }
+    void set(ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) override {
+        buffer_->iface.set_tensor(buffer_, t, data, offset, size);
+    }
+    void fill(ggml_tensor* t, std::uint8_t value, std::size_t offset, std::size_t size) override {
+        buffer_->iface.memset_tensor(buffer_, t, value, offset, size);
+    }
+    bool copy(const InnerMemory& from, const ggml_tensor* src, ggml_tensor* dst) override {
+        if (!buffer_->iface.cpy_tensor) return false;
+        ggml_tensor s = *src, d = *dst;
+        s.buffer = static_cast<const GpuMemory&>(from).buffer_, d.buffer = buffer_;
+        s.view_src = d.view_src = nullptr;
+        return buffer_->iface.cpy_tensor(buffer_, &s, &d);
+    }
+    void clear() override { fill_all(0); }
+    void fill_all(std::uint8_t value) override { buffer_->iface.clear(buffer_, value); }
+    std::size_t touched(const void*, std::size_t size) const override { return size; }
+    void synchronize() const override { Queue::synchronize_all(index_); }
+
+  private:
+    ggml_backend_buffer_t buffer_;
+    int index_;
+};
+
+/// Two streams, the wrapped backend's and ours, each waiting for the other's last work where nodes change hands.
+class GpuBackend final : public InnerBackend {
+  public:
+    GpuBackend(ggml_backend_dev_t dev, int index, const Ops& ops) : ops_(ops), backend_(ggml_backend_dev_init(dev, nullptr)) {
+        if (!backend_) throw std::runtime_error("llama.cpp's GPU backend does not start");
+        try {
+            queue_ = std::make_shared<Queue>(index);
+        } catch (...) {
+            ggml_backend_free(backend_);
+            throw;
+        }
+        ggml_backend_dev_props props;
+        ggml_backend_dev_get_props(dev, &props);
+        if (props.caps.events) inner_event_ = ggml_backend_event_new(dev), own_event_ = ggml_backend_event_new(dev);
+    }
+    ~GpuBackend() override {
+        if (inner_event_) ggml_backend_event_free(inner_event_);
+        if (own_event_) ggml_backend_event_free(own_event_);
+        ggml_backend_free(backend_);
+    }
+
+    void set_n_threads(int) override {}
+    void set_abort_callback(ggml_abort_callback callback, void* data) override { abort_ = callback, abort_data_ = data; }
+    Executor& executor() override { return executor_; }
+    std::shared_ptr<void> store_device() override { return queue_; }
+    void synchronize() override { ggml_backend_synchronize(backend_); }
+    std::string late_error() override {
+        if (!wrote_) return {};
+        wrote_ = false;
+        return queue_->take_not_finite() ? "keys or values of the batch before are not finite (NaN or infinity in the model's activations)"
+                                         : "";
+    }
+
+    ggml_status compute(ggml_cgraph* graph, int first, int end, std::span<const int> own, const OwnNode& run) override {
+        ggml_tensor** nodes = ggml_graph_nodes(graph);
+        inner_ahead_ = true;  // whatever was done to its tensors before
+        int from = first;
+        for (const int i : own) {
+            if (const ggml_status status = forward(graph, from, i); status != GGML_STATUS_SUCCESS) return status;
+            if (abort_ && abort_(abort_data_)) return GGML_STATUS_ABORTED;
+            follow_inner();
+            own_ahead_ = wrote_ = true;
+            if (!run(nodes[i], executor_)) return follow_own(), GGML_STATUS_ABORTED;
+            from = i + 1;
+        }
+        const ggml_status status = forward(graph, from, end);
+        follow_own();
+        return status;
+    }
+
+  private:
+    ggml_status forward(ggml_cgraph* graph, int from, int end) {
+        ggml_tensor** nodes = ggml_graph_nodes(graph);
+        while (from < end && is_view_op(ops_, nodes[from])) from++;
+        if (from == end) return GGML_STATUS_SUCCESS;
+        follow_own();
+        tq_graph_view view = ggml_graph_view(graph, from, end);
+        inner_ahead_ = true;
+        return ggml_backend_graph_compute_async(backend_, reinterpret_cast<ggml_cgraph*>(&view));
+    }
+    void follow_inner() {
+        if (!std::exchange(inner_ahead_, false)) return;
+        if (!inner_event_) return ggml_backend_synchronize(backend_);
+        ggml_backend_event_record(inner_event_, backend_);
+        must(cuda::wait_for(queue_->stream(), inner_event_->context));
+    }
+    void follow_own() {
+        if (!std::exchange(own_ahead_, false)) return;
+        if (!own_event_) return must(cuda::synchronize(queue_->stream()));
+        must(cuda::record(own_event_->context, queue_->stream()));
+        ggml_backend_event_wait(backend_, own_event_);
+    }
+
+    Ops ops_;
+    ggml_backend_t backend_;
+    std::shared_ptr<Queue> queue_;
+    ggml_backend_event_t inner_event_ = nullptr, own_event_ = nullptr;
+    bool inner_ahead_ = false, own_ahead_ = false, wrote_ = false;
+    SerialExecutor executor_;
+    ggml_abort_callback abort_ = nullptr;
+    void* abort_data_ = nullptr;
+};
+
+class GpuDevice final : public InnerDevice {
+  public:
+    GpuDevice(ggml_backend_dev_t dev, int index, const Ops& ops, std::string name)
+        : ops_(ops), dev_(dev), index_(index), name_(std::move(name)), buft_(ggml_backend_dev_buffer_type(dev)) {}
+
+    bool supports_op(const ggml_tensor* op) const override { return ggml_backend_dev_supports_op(dev_, op); }
+    bool supports_buft(ggml_backend_buffer_type_t buft) const override {
+        return !ggml_backend_buft_is_host(buft) && ggml_backend_dev_supports_buft(dev_, buft);
+    }
+    std::unique_ptr<InnerBackend> new_backend() const override { return std::make_unique<GpuBackend>(dev_, index_, ops_); }
+    std::string name() const override { return name_; }
+    bool on_host() const override { return false; }
+    std::unique_ptr<InnerMemory> new_memory(std::size_t size) const override {
+        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buft_, size);
+        if (!buffer) throw std::bad_alloc();
+        return std::make_unique<GpuMemory>(buffer, index_);
+    }
+    StoreFactory store_in(std::uint8_t* memory) const override { return cuda_store_in(memory, index_); }
+    std::size_t alloc_size(const ggml_tensor* t) const override { return ggml_backend_buft_get_alloc_size(buft_, t); }
+    std::size_t alignment() const override { return ggml_backend_buft_get_alignment(buft_); }
+    int most_offsets() const override { return cuda::kMaxTerms; }
+    bool offload_op(const ggml_tensor* op) const override { return ggml_backend_dev_offload_op(dev_, op); }
+    ggml_backend_dev_t wrapped() const override { return dev_; }
+
+  private:
+    Ops ops_;
+    ggml_backend_dev_t dev_;
+    int index_;
+    std::string name_;
+    ggml_backend_buffer_type_t buft_;
+};
+
+}  // namespace
+
+Gpus find_gpus(const Ops& ops) {
+    Gpus gpus;
+    ggml_backend_reg_t reg = ggml_backend_reg_by_name(TQ_GPU_REGISTRY);
+    if (!reg) return {{}, "no CUDA backend of llama.cpp is loaded"};
+    for (std::size_t i = 0; i < ggml_backend_reg_dev_count(reg); i++) {
+        ggml_backend_dev_t dev = ggml_backend_reg_dev_get(reg, i);
+        cuda::Device device;
+        const cuda::Status status = cuda::query_device(static_cast<int>(i), device);
+        if (!status.ok())
+            gpus.none = status.message();
+        else if (device.compute_capability < 80)
+            gpus.none = device.name + " is older than Ampere (sm_80)";
+        else
+            gpus.devices.push_back(new GpuDevice(dev, static_cast<int>(i), ops, std::string(TQ_GPU_REGISTRY) + std::to_string(i)));
+    }
+    if (gpus.devices.empty() && gpus.none.empty()) gpus.none = "llama.cpp's CUDA backend finds no GPU";
+    return gpus;
+}
+
+}  // namespace turboquant::ggml

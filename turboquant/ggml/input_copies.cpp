@@ -1,0 +1,35 @@
+#include "turboquant/ggml/input_copies.h"
+
+#include <cstring>
+
+namespace turboquant::ggml {
+namespace {
+
+/// Integers and masks that no operation computes. Weights have other types or are not set more than once; a copy of those few costs memory
+/// only.
+bool is_kept(const ggml_tensor* t) {
+    return !t->view_src &&
+           (t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64 || (t->type == GGML_TYPE_F16 && t->flags & GGML_TENSOR_FLAG_INPUT) ||
+            (t->type == GGML_TYPE_F16 && std::strstr(t->name, "mask")));
+}
+
+}  // namespace
+
+void InputCopies::set(const ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) {
+    if (!is_kept(t)) return;
+    Copy& copy = copies_[t->data];
+    const bool whole = offset == 0 && size == ggml_nbytes(t);
+    if (copy.tensor != t && !whole) return forget(t);
+    copy.tensor = t;
+    if (whole) copy.bytes.resize(size);
+    if (copy.bytes.size() < offset + size) return forget(t);
+    std::memcpy(copy.bytes.data() + offset, data, size);
+}
+
+const void* InputCopies::find(const ggml_tensor* t) const {
+    const auto found = copies_.find(t->data);
+    return found != copies_.end() && found->second.tensor == t && found->second.bytes.size() == ggml_nbytes(t) ? found->second.bytes.data()
+                                                                                                               : nullptr;
+}
+
+}  // namespace turboquant::ggml

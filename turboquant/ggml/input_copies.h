@@ -1,0 +1,30 @@
+// Inputs of graphs in memory that the host cannot read: which cells are written, positions of tokens, masks. llama.cpp sets them from host
+// memory with every graph, so a copy is kept as they pass, and no graph waits for the device to tell them.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "turboquant/ggml/abi.h"
+
+namespace turboquant::ggml {
+
+class InputCopies {
+  public:
+    /// A tensor, or a part of it, is set.
+    void set(const ggml_tensor* t, const void* data, std::size_t offset, std::size_t size);
+    /// A tensor is written some other way.
+    void forget(const ggml_tensor* t) { copies_.erase(t->data); }
+    /// What a tensor holds, or null if that is not known: it was computed, or is none that is kept.
+    const void* find(const ggml_tensor* t) const;
+
+  private:
+    struct Copy {
+        const ggml_tensor* tensor;
+        std::vector<std::uint8_t> bytes;
+    };
+    std::unordered_map<const void*, Copy> copies_;  ///< by address
+};
+
+}  // namespace turboquant::ggml
