@@ -5,7 +5,10 @@
 
 namespace turboquant::cuda::test {
 
-double exact_window_error(turboquant::test::Problem& compressed, turboquant::test::Problem& window) {
+namespace {
+
+/// The definition over the compressed cells, merged with that over the window's rows.
+std::vector<float> defined_beside(turboquant::test::Problem& compressed, turboquant::test::Problem& window) {
     const turboquant::AttentionArgs& a = compressed.args;
     const std::size_t d = a.k.shape.head_dim, n_rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
     std::vector<float> lse(n_rows), window_lse(n_rows);
@@ -21,10 +24,25 @@ double exact_window_error(turboquant::test::Problem& compressed, turboquant::tes
         for (std::size_t i = 0; i < d; ++i)
             expected[r * d + i] = static_cast<float>((wa * expected[r * d + i] + wb * beside[r * d + i]) / (wa + wb));
     }
-    Rig rig({&a}, false, true);
-    rig.args.exact_k = rig.tiles_of({&window.args}, &turboquant::AttentionArgs::k);
-    rig.args.exact_v = rig.tiles_of({&window.args}, &turboquant::AttentionArgs::v);
-    rig.args.exact_n = rig.keep(std::vector<int>{window.args.n_kv})->as<std::int32_t>();
+    return expected;
+}
+
+}  // namespace
+
+double exact_window_error(const std::vector<turboquant::test::Problem*>& compressed,
+                          const std::vector<turboquant::test::Problem*>& windows) {
+    std::vector<float> expected;
+    std::vector<const turboquant::AttentionArgs*> calls, beside;
+    std::vector<int> n;
+    for (std::size_t i = 0; i < compressed.size(); ++i) {
+        const std::vector<float> one = defined_beside(*compressed[i], *windows[i]);
+        expected.insert(expected.end(), one.begin(), one.end());
+        calls.push_back(&compressed[i]->args), beside.push_back(&windows[i]->args), n.push_back(windows[i]->args.n_kv);
+    }
+    Rig rig(calls, false, true);
+    rig.args.exact_k = rig.tiles_of(beside, &turboquant::AttentionArgs::k);
+    rig.args.exact_v = rig.tiles_of(beside, &turboquant::AttentionArgs::v);
+    rig.args.exact_n = rig.keep(n)->as<std::int32_t>();
     return std::sqrt(turboquant::test::relative_error(rig.run(), expected));
 }
 

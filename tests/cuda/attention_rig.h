@@ -196,8 +196,9 @@ class Rig {
     DeviceBytes *workspace_ = nullptr, *out_ = nullptr, *seq_n_kv_ = nullptr, *lse_ = nullptr;
 };
 
-/// Error of a call over `compressed` cells and, beside them, the raw rows of `window` taken as they are for rotated ones.
-double exact_window_error(turboquant::test::Problem& compressed, turboquant::test::Problem& window);
+/// Error of a call over sequences of `compressed` cells and, beside each, the raw rows of its window taken as they are for rotated ones.
+double exact_window_error(const std::vector<turboquant::test::Problem*>& compressed,
+                          const std::vector<turboquant::test::Problem*>& windows);
 
 }  // namespace turboquant::cuda::test
 #endif

@@ -52,7 +52,7 @@ struct AttentionPlan {
     };
     std::vector<Item> items;
     int n_items = 0, most_splits = 0;
-    std::size_t workspace_bytes = 0;
+    std::size_t workspace_bytes = 0, shared_per_block = 0;
     /// Cut of a call that prefill takes (prefill.h); the rest is for those that it cannot.
     struct Prefill {
         int n_splits = 0;                                                       ///< 0: none
@@ -99,10 +99,10 @@ struct Term {
 inline constexpr int kMaxTerms = 4;
 
 constexpr int term_pad(int n_freq) { return (n_freq + 15) / 16 * 16; }
-/// cos, sin of positions 0..63, of 31.5, and of 0, 64, 128, .. up to max_position: [65 + max_position/64 + 1][term_pad][2] floats, for
+/// cos, sin of positions 0..63, of 63.5, and of 0, 64, 128, .. up to max_position: [65 + max_position/64 + 1][term_pad][2] floats, for
 /// frequencies in radians per position. Shared by all layers that have the same.
 std::vector<float> make_term_turns(std::span<const double> frequencies, int max_position);
-/// The constant operand: 256*term_pad bytes.
+/// The constant operand: 512*term_pad bytes.
 std::vector<std::uint32_t> make_term_panel(std::span<const double> frequencies);
 /// For each tile its first position, if its cells (those < n_kv) have successive ones and one term, else -1. Once per step, for all layers.
 /// cell_pos, cell_term, tile_pos: as in Term. seq_n_kv: [n_seq] or null: n_kv each.

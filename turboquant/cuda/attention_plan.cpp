@@ -17,9 +17,15 @@ bool has_kernels(int head_dim) { return head_dim != 576 && head_dim_supported(he
 // Parts of a sequence of n_tiles, if a part has about `per_part`: none is without work for a warp.
 int parts_of(int n_tiles, int per_part) { return std::clamp(ceil_div(n_tiles, per_part), 1, kMaxSplits); }
 
-// Tiles per part such that the blocks take the least time, in units of tiles of a warp: whole waves of resident blocks, each as long as its
-// longest part, and a merge where there is more than one part.
-int choose_part(const std::vector<int>& tiles, int heads, int resident) {
+// Multiprocessors, and blocks that one has at a time.
+struct Occupancy {
+    int n_sm, resident;
+};
+
+// Tiles per part such that the busiest multiprocessor takes the least time, in units of tiles at its full speed. It gets its share of the
+// blocks, so many at a time; one alone is slow, as loads are not hidden. Each block costs some time of its own, each part some of the merge.
+// With a score term a warp takes pairs of tiles, unless a block has few.
+int choose_part(const std::vector<int>& tiles, int heads, Occupancy o, bool term) {
     const int longest = *std::max_element(tiles.begin(), tiles.end());
     double best_time = 1e300;
     int best = longest;
@@ -27,10 +33,12 @@ int choose_part(const std::vector<int>& tiles, int heads, int resident) {
         const int per_part = ceil_div(longest, parts);
         long blocks = 0;
         for (const int n : tiles) blocks += static_cast<long>(parts_of(n, per_part)) * heads;
-        const double waves = static_cast<double>((blocks + resident - 1) / resident);
-        // Blocks beyond the last whole wave share the machine among fewer: what counts is bandwidth, so a part-filled wave of many is not
-        // as long as a full one.
-        const double time = waves * (ceil_div(per_part, kWarps) + 1.5) + (parts > 1 ? 3 + parts * 0.05 : 0);
+        const int grain = term && per_part > kWarps ? 2 * kWarps : kWarps;
+        const long of_sm = (blocks + o.n_sm - 1) / o.n_sm, rounds = (of_sm + o.resident - 1) / o.resident,
+                   last = of_sm - (rounds - 1) * o.resident;
+        const double slowness = last == 1 ? 1.6 : last == 2 ? 1.03 : 1;
+        const double work = static_cast<double>(of_sm - last) + static_cast<double>(last) * slowness;
+        const double time = work * ceil_div(per_part, grain) * grain + 4. * static_cast<double>(rounds) + (parts > 1 ? 6 + 0.2 * parts : 0);
         if (time < best_time * 0.995) best_time = time, best = per_part;
     }
     return best;
@@ -71,7 +79,7 @@ Status plan_attention(const Device& device, const AttentionShape& s, AttentionPl
     AttentionPlan p;
     p.head_dim = s.head_dim, p.n_head = s.n_head, p.n_head_kv = s.n_head_kv, p.n_tokens = s.n_tokens;
     p.n_seq = static_cast<int>(s.n_kv.size()), p.n_kv = *std::max_element(s.n_kv.begin(), s.n_kv.end());
-    p.exact_windows = s.exact_windows;
+    p.exact_windows = s.exact_windows, p.shared_per_block = device.shared_per_block;
     const int n_rows = s.n_tokens * (s.n_head / s.n_head_kv);
     const GroupCounts counts = kernel_groups(s.head_dim);
     for (const int g : counts.n)
@@ -81,15 +89,23 @@ Status plan_attention(const Device& device, const AttentionShape& s, AttentionPl
     std::vector<int> tiles;
     for (const int n : s.n_kv) tiles.push_back(ceil_div(s.uniform_lengths ? p.n_kv : n, kTileKeys));
     const int heads = p.n_head_kv * p.n_row_blocks;
-    const int part = choose_part(tiles, heads, std::max(1, device.n_sm * kernel_blocks(s.head_dim, p.groups)));
+    // The format, if it is known that there is but one.
+    const bool one_format =
+        !s.formats.empty() && std::all_of(s.formats.begin(), s.formats.end(), [&](CodecId id) { return id == s.formats[0]; });
+    const int format =
+        one_format && has_own_kernels(s.head_dim, fragment_codec_index(s.formats[0])) ? fragment_codec_index(s.formats[0]) : kAnyFormat;
+    const int part = choose_part(tiles, heads, {std::max(1, device.n_sm), kernel_blocks(s.head_dim, p.groups, format)}, s.term);
     bool alike = true;
+    std::vector<AttentionPlan::Item> exact;  // little work: last
     for (int i = 0; i < p.n_seq; ++i) {
-        const int n = parts_of(tiles[i], std::max(1, part)) + (s.exact_windows ? 1 : 0), first = p.n_items;
-        for (int k = 0; k < n; ++k) p.items.push_back({i, k, n, first});
+        const int compressed = parts_of(tiles[i], std::max(1, part)), n = compressed + (s.exact_windows ? 1 : 0), first = p.n_items;
+        for (int k = 0; k < compressed; ++k) p.items.push_back({i, k, n, first});
+        if (s.exact_windows) exact.push_back({i, compressed, n, first});
         p.n_items += n;
         p.most_splits = std::max(p.most_splits, n);
         alike &= n == p.items.front().n_splits;
     }
+    p.items.insert(p.items.end(), exact.begin(), exact.end());
     if (alike) p.splits_each = p.most_splits, p.items.clear();
     p.workspace_bytes = workspace_layout(p).bytes;
     if (prefill_plans(device, s)) plan_prefill(device, p, s.term);

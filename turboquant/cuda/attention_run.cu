@@ -69,6 +69,7 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
     p.n_kv = plan.n_kv, p.seq_n_kv = a.seq_n_kv, p.exact_n = a.exact_n;
     static_assert(sizeof(AttentionItem) == sizeof(AttentionPlan::Item));
     p.items = plan.items.empty() ? nullptr : reinterpret_cast<const AttentionItem*>(base + w.items);
+    p.n_seq = plan.n_seq, p.n_compressed = plan.n_items - (plan.exact_windows ? plan.n_seq : 0);
     p.splits_each = plan.splits_each, p.has_exact = plan.exact_windows, p.causal = a.causal, p.window = a.window;
     p.mask = a.mask, p.mask_seq_stride = a.mask_seq_stride, p.mask_token_stride = a.mask_token_stride, p.mask_head_stride = a.mask_head_stride;
     p.mask_heads = a.mask_heads;
@@ -80,17 +81,20 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
     p.signs_in = a.tables->signs_in, p.signs_out = a.tables->signs_out, p.hartley = a.tables->hartley, p.lut = a.tables->lut;
     std::copy(std::begin(a.tables->formats), std::end(a.tables->formats), p.table);
     if (prefill_serves(plan, a)) return run_prefill(plan, p, workspace, stream);
-    const void* kernel = attend_instance(plan.head_dim, plan.groups);
+    const bool one_format = !a.k.head_format && !a.v.head_format && a.k.codec == a.v.codec;
+    const void* kernel = attend_instance(plan.head_dim, plan.groups, {one_format ? p.k.codec : kAnyFormat, p.term.n_freq > 0});
     if (!kernel) return bad_argument("attention: the plan names a kernel that does not exist");
     p.count = reinterpret_cast<unsigned*>(base + w.count);
     p.part = reinterpret_cast<float*>(base + w.part), p.part_ml = reinterpret_cast<float2*>(base + w.part_ml);
 
-    const std::size_t first = shared_layout(plan.head_dim, plan.groups, p.term.n_pad, p.term.n_terms, 0).bytes,
-                      second = shared_layout(plan.head_dim, plan.groups, 0, 0, plan.most_splits).bytes, shared = std::max(first, second);
+    const auto first = [&] { return shared_layout(plan.head_dim, plan.groups, p.term.panel ? p.term.n_pad : 0, p.term.n_terms, 0).bytes; };
+    if (first() > plan.shared_per_block) p.term.panel = nullptr;  // the term key by key: slower, the same result
+    const std::size_t shared = std::max(first(), shared_layout(plan.head_dim, plan.groups, 0, 0, plan.most_splits).bytes);
     if (const auto e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)))
         return status_of(e, "attention: shared memory");
     void* args[] = {&p};
-    const dim3 grid(plan.n_items, plan.n_head_kv, plan.n_row_blocks);
+    const int of_head = plan.n_items * plan.n_row_blocks;
+    const dim3 grid = plan.exact_windows ? dim3(of_head * plan.n_head_kv) : dim3(of_head, plan.n_head_kv);
     return status_of(cudaLaunchKernel(kernel, grid, dim3(32 * kWarps), args, shared, static_cast<cudaStream_t>(stream)), "attention: launch");
 }
 

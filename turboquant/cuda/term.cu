@@ -29,7 +29,7 @@ std::vector<float> make_term_turns(std::span<const double> frequencies, int max_
     const int n = static_cast<int>(frequencies.size()), pad = term_pad(n), rows = kTurnRows + max_position / kTileKeys + 1;
     std::vector<float> turns(static_cast<std::size_t>(rows) * pad * 2, 0.f);
     for (int r = 0; r < rows; ++r) {
-        const double position = r < 64 ? r : r == 64 ? 31.5 : 64. * (r - kTurnRows);
+        const double position = r < 64 ? r : r == 64 ? 63.5 : 64. * (r - kTurnRows);
         for (int i = 0; i < n; ++i) {
             turns[(static_cast<std::size_t>(r) * pad + i) * 2] = static_cast<float>(std::cos(position * frequencies[i]));
             turns[(static_cast<std::size_t>(r) * pad + i) * 2 + 1] = static_cast<float>(std::sin(position * frequencies[i]));
@@ -44,18 +44,19 @@ std::vector<std::uint32_t> make_term_panel(std::span<const double> frequencies) 
     for (int step = 0; step < steps; ++step)
         for (int part = 0; part < 2; ++part)
             for (int trig = 0; trig < 2; ++trig)
-                for (int half = 0; half < 2; ++half)
+                for (int rows = 0; rows < 4; ++rows)
                     for (int lane = 0; lane < 32; ++lane)
                         for (int reg = 0; reg < 4; ++reg) {
-                            const int m = 16 * half + 8 * (reg & 1) + lane / 4;
+                            const int i = 2 * rows + (reg & 1), g = lane / 4, m = i < 4 ? 8 * i + 7 - g : 8 * i + g;
                             std::uint32_t word = 0;
-                            for (int i = 0; i < 2; ++i) {
-                                const int f = 16 * step + 8 * (reg >> 1) + 2 * (lane % 4) + i;
+                            for (int k = 0; k < 2; ++k) {
+                                const int f = 16 * step + 4 * (lane % 4) + 2 * (reg >> 1) + k;
                                 if (f >= n) continue;
-                                const double angle = (m + .5) * frequencies[f], x = trig ? std::sin(angle) : std::cos(angle);
+                                const double angle = (m + .5) * frequencies[static_cast<std::size_t>(f)];
+                                const double x = trig ? std::sin(angle) : std::cos(angle);
                                 const __half hi = __float2half_rn(static_cast<float>(x));
                                 const __half h = part ? __float2half_rn(static_cast<float>(x - static_cast<double>(__half2float(hi)))) : hi;
-                                word |= static_cast<std::uint32_t>(__half_as_ushort(h)) << 16 * i;
+                                word |= static_cast<std::uint32_t>(__half_as_ushort(h)) << 16 * k;
                             }
                             panel.push_back(word);
                         }

@@ -1,10 +1,12 @@
-// The kernels there are: one per head size and number of row groups (shared_layout.h, kernel_groups), each in a translation unit of its
-// own.
+// The kernels there are, each in a translation unit of its own: per head size and number of row groups (shared_layout.h, kernel_groups) one
+// for any formats, and of the common head sizes one per common format.
 #pragma once
+
+#include "turboquant/cuda/impl/shared_layout.h"
 
 namespace turboquant::cuda {
 
-/// A kernel for cudaLaunchKernel, or null.
-const void* attend_instance(int head_dim, int groups);
+/// A kernel for cudaLaunchKernel that serves calls of this kind: one for its format if there is one, else one for any; null: none.
+const void* attend_instance(int head_dim, int groups, KernelKind kind);
 
 }  // namespace turboquant::cuda

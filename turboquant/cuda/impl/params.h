@@ -25,7 +25,7 @@ struct TermParams {
     const float* q_term;            // [seq][n_terms][token][head][2*n_freq]
     std::size_t seq_stride;         // in floats
     const float2* turns;            // attention.h, make_term_turns
-    const uint4* panel;             // make_term_panel
+    const uint4* panel;             // make_term_panel; null: it does not fit in shared memory, the term is made key by key
     const std::int32_t* tile_pos;   // [seq][tile]
     const std::int32_t* cell_pos;   // [seq][cell]
     const std::uint8_t* cell_term;  // [seq][cell] or null
@@ -49,8 +49,8 @@ struct AttentionParams {
     int n_kv;                      // of all sequences, if seq_n_kv is null
     const std::int32_t* seq_n_kv;  // [seq]
     const std::int32_t* exact_n;   // [seq] or null
-    const AttentionItem* items;    // null: splits_each per sequence, in order
-    int splits_each;
+    const AttentionItem* items;    // compressed ones, then exact ones; null: splits_each per sequence, in order
+    int splits_each, n_seq, n_compressed;
     bool has_exact, causal;
     int window;
     const std::uint16_t *mask, *exact_mask;

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <string_view>
 
 #include "turboquant/cuda/fragment_order.h"
+#include "turboquant/cuda/impl/format_table.h"
 
 namespace turboquant::cuda {
 
@@ -18,15 +20,44 @@ constexpr GroupCounts kernel_groups(int head_dim) {
     if (head_dim == 512) return {{1, 0, 0}};
     return {{1, 2, 0}};
 }
+/// No index into kFragmentCodecs: formats are chosen at run time for each head and side.
+inline constexpr int kAnyFormat = -1;
+/// Index of a format into kFragmentCodecs, by name; kAnyFormat for "any".
+consteval int format_named(std::string_view name) {
+    for (int i = 0; i < kFragmentCodecCount; ++i)
+        if (codec_info(kFragmentCodecs[i]).name == name) return i;
+    if (name != "any") throw "no such format";
+    return kAnyFormat;
+}
+/// What a kernel is compiled for, beside its head size and groups. Kernels that know their format have no spills and no switch; what a call
+/// does not need costs no registers.
+struct KernelKind {
+    int format = kAnyFormat;  ///< of keys and values of all heads
+    bool term = false;        ///< calls with a score term
+};
+
+/// Whether there are kernels that know this format (CMakeLists.txt makes them).
+constexpr bool has_own_kernels(int head_dim, int format) {
+    if ((head_dim != 64 && head_dim != 128) || format < 0) return false;
+    const int bits = codec_info(kFragmentCodecs[format]).bits;
+    return bits >= 2 && bits <= 4;
+}
+
 /// 16-byte chunks of a lane that are loaded one tile ahead, each of keys and values.
 constexpr int kernel_ahead(int head_dim) { return head_dim == 64 ? 4 : 8; }
-/// Blocks per multiprocessor that the registers must allow.
-constexpr int kernel_blocks(int head_dim, int groups) { return groups == 1 && head_dim <= 128 ? 3 : 2; }
+/// Blocks per multiprocessor that the registers must allow. `format`: the one that the kernel knows, or kAnyFormat.
+constexpr int kernel_blocks(int head_dim, int groups, int format) {
+    if (groups != 1 || head_dim > 128) return 2;
+    return format != kAnyFormat && kFragmentCodecs[format] == CodecId::turbo2 ? 4 : 3;
+}
+
+/// Of a warp and group: operands of the score term while it is made, terms of two tiles afterwards.
+constexpr std::size_t staged_bytes(int term_pad) { return term_pad / 16 * 512 > 2048 ? term_pad / 16 * 512 : 2048; }
 
 /// Offsets in bytes. Two phases share the memory: up to the last tile, and the merge.
 struct SharedLayout {
-    std::size_t rows, operands, row_top, lut, ab, panel;        // first
-    std::size_t of_warps, state, result, total, last, weights;  // second
+    std::size_t rows, operands, row_top, lut, ab, panel, staged;  // first
+    std::size_t of_warps, state, result, total, last, weights;    // second
     std::size_t bytes;
 };
 constexpr SharedLayout shared_layout(int head_dim, int groups, int term_pad, int n_terms, int n_splits) {
@@ -42,8 +73,11 @@ constexpr SharedLayout shared_layout(int head_dim, int groups, int term_pad, int
     l.operands = take(groups * 2 * fragment_rows(head_dim) * 128);
     l.row_top = take(rows * 4);
     l.lut = take(2 * 256 * 4);
-    l.ab = take(n_terms * rows * term_pad * 8);
-    l.panel = take(term_pad / 16 * std::size_t{4096});
+    if (term_pad) {
+        l.ab = take(n_terms * rows * (term_pad + 2) * 8);
+        l.panel = take(term_pad * std::size_t{512});
+        l.staged = take(kWarps * groups * staged_bytes(term_pad));
+    }
     const std::size_t first = at;
     at = 0;
     l.of_warps = take(kWarps * rows * (d + 4) * 4);

@@ -1,10 +1,11 @@
-// The positional score term (attention/attention.h, ScoreTerm) of a tile.
+// The positional score term (attention/attention.h, ScoreTerm) of two tiles whose cells have successive positions.
 //
-// Successive positions p0 + cell: with c = p0 + 31.5 the middle, a' = a cos(c w) + b sin(c w), b' = b cos(c w) - a sin(c w),
-//   e(c +- (m + 1/2)) = C_m +- S_m,   C_m = sum a' cos((m + 1/2) w),   S_m = sum b' sin((m + 1/2) w),   m = 0..31:
-// one constant panel for all tiles, heads and layers, two products of 32 rows. Everything is in two fp16 parts (terms of tens of logits
-// must not cost accuracy): columns 2r, 2r+1 are the parts of a' or b' of row r, and the panel is there twice.
-// The turn by c is that by 64 (p0/64), from a table, after one by p0%64 + 31.5, done once for a block.
+// With c the middle of the two, 63.5 after the first one's position, a' = a cos(c w) + b sin(c w), b' = b cos(c w) - a sin(c w):
+//   e(c +- (m + 1/2)) = C_m +- S_m,   C_m = sum a' cos((m + 1/2) w),   S_m = sum b' sin((m + 1/2) w),   m = 0..63:
+// one constant panel for all tiles, heads and layers, two products of 64 rows. Terms of tens of logits must not cost accuracy, so both
+// operands are in two fp16 parts: columns 2r, 2r+1 are the parts of a' or b' of row r, and the panel is there twice.
+// The turn by c is that by 64 (p0/64), from a table, after one by p0%64 + 63.5, done once for a block. Turned coefficients are made by the
+// whole warp, each once, and become operands by way of shared memory. Terms of both tiles then wait in the same place for their scores.
 #pragma once
 
 #include "turboquant/cuda/impl/params.h"
@@ -12,57 +13,108 @@
 
 namespace turboquant::cuda {
 
-/// Rows of the turn table before those of 64-position blocks: 64 of single positions, one of 31.5.
+/// Rows of the turn table before those of 64-position blocks: 64 of single positions, one of 63.5.
 inline constexpr int kTurnRows = 65;
 
 /// Cell of a tile at position 8e + g.
 __device__ __forceinline__ int cell_at(int e, int g) { return e < 4 ? 8 * e + 7 - g : 8 * e + g; }
 
+/// Coefficients of a row in shared memory, in float2: rows of eight lanes' loads meet all banks.
+constexpr int term_row_stride(int n_pad) { return n_pad + 2; }
+
 __device__ __forceinline__ float2 turned(float2 ab, float2 turn) {
     return make_float2(fmaf(ab.x, turn.x, ab.y * turn.y), fmaf(ab.y, turn.x, -ab.x * turn.y));
 }
 
-/// e[e] for row t, of a tile that begins at position p0 = 64*block + what `ab` ([4 rows][n_pad]) was turned by already.
-__device__ __forceinline__ void successive_term(const TermParams& p, const uint4* panel, const float2* ab, int block, int lane, float (&e)[8]) {
-    const int g = lane >> 2, t = lane & 3;
-    const float2* turns = p.turns + static_cast<std::size_t>(kTurnRows + block) * p.n_pad + 2 * t;
-    ab += (g >> 1) * p.n_pad + 2 * t;
-    float cos_sum[2][4] = {}, sin_sum[2][4] = {};
-    // The columns' parts: even ones hold the high halves, odd ones what these leave.
-    const float low = g & 1 ? 1.f : 0.f;
-    const auto turn_at = [&](int i) { return __ldg(reinterpret_cast<const float4*>(turns + 8 * i)); };
-    float4 turn[2] = {turn_at(0), turn_at(1)};
-#pragma unroll 2
-    for (int step = 0; step < p.n_pad / 16; ++step) {
-        const float4 now[2] = {turn[0], turn[1]};
-        if (step + 1 < p.n_pad / 16) turn[0] = turn_at(2 * step + 2), turn[1] = turn_at(2 * step + 3);
-        uint32_t a[2], b[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const float4 x = *reinterpret_cast<const float4*>(ab + 16 * step + 8 * h);
-            const float2 first = turned(make_float2(x.x, x.y), make_float2(now[h].x, now[h].y)),
-                         second = turned(make_float2(x.z, x.w), make_float2(now[h].z, now[h].w));
-            const auto part = [&](float u, float v) {
-                const float2 high = __half22float2(__floats2half2_rn(u, v));
-                return bits_of(__floats2half2_rn(fmaf(-low, high.x, u), fmaf(-low, high.y, v)));
-            };
-            a[h] = part(first.x, second.x), b[h] = part(first.y, second.y);
-        }
-        const uint4* at = panel + step * 8 * 32 + lane;  // [step][part][cos, sin][16 rows]
-#pragma unroll
-        for (int part = 0; part < 2; ++part)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                mma_f16(cos_sum[half], at[(part * 4 + half) * 32], a[0], a[1]);
-                mma_f16(sin_sum[half], at[(part * 4 + 2 + half) * 32], b[0], b[1]);
-            }
+/// Column of row r's part among a warp's operands [step][column][t]: stores and loads of eight lanes meet all banks.
+__device__ __forceinline__ int staged_column(int column) { return column ^ (column >> 1 & 1); }
+
+/// A lane's places in its warp's staging, its rows of coefficients and of turns; kept, as they are asked for again and again.
+struct TermLane {
+    int coefficients, high, low, operands;  // in float2, uint4, uint4, uint4
+    __device__ __forceinline__ TermLane(int lane, int n_pad) {
+        const int t = lane & 3, row = lane >> 2 & 3, half = lane >> 4;
+        coefficients = row * term_row_stride(n_pad) + 16 * half + 4 * t;
+        high = 32 * half + 4 * staged_column(2 * row) + t, low = 32 * half + 4 * staged_column(2 * row + 1) + t;
+        operands = 4 * staged_column(lane >> 2) + t;
+        // Hidden from the compiler, which would rather make them anew.
+        asm volatile("" : "+r"(coefficients), "+r"(high), "+r"(low), "+r"(operands));
     }
+};
+
+/// Turns the coefficients `ab` (rows [4], term_row_stride() apart) to the middle of the tiles that begin at 64 * block, and stages them.
+template <int kSteps>
+__device__ __forceinline__ void stage_turned(const TermParams& p, const TermLane& at, const float2* ab, int block, int lane, uint4* operands) {
+    const int n_pad = kSteps > 0 ? 16 * kSteps : p.n_pad, half = lane >> 4;
+    const float2* turns = p.turns + (static_cast<unsigned>(kTurnRows + block) * static_cast<unsigned>(n_pad) + 16 * half + 4 * (lane & 3));
+    ab += at.coefficients;
+    uint4 *high = operands + at.high, *low = operands + at.low;
+#pragma unroll 2
+    for (int step = 0; step < n_pad / 16; step += 2) {
+        if (step + half >= n_pad / 16) break;
+        const float4 *turn = reinterpret_cast<const float4*>(turns + 16 * step), *x = reinterpret_cast<const float4*>(ab + 16 * step);
+        uint32_t of_high[4], of_low[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {  // m = 8i + g
+        for (int i = 0; i < 2; ++i) {
+            const float4 by = __ldg(turn + i), from = x[i];
+            const float2 u = turned(make_float2(from.x, from.y), make_float2(by.x, by.y)), v = turned(make_float2(from.z, from.w), make_float2(by.z, by.w));
+            const auto split = [&](float y, float z, uint32_t& of_high_part, uint32_t& of_low_part) {
+                const __half2 h = __floats2half2_rn(y, z);
+                const float2 back = __half22float2(h);
+                of_high_part = bits_of(h), of_low_part = bits_of(__floats2half2_rn(y - back.x, z - back.y));
+            };
+            split(u.x, v.x, of_high[i], of_low[i]), split(u.y, v.y, of_high[2 + i], of_low[2 + i]);
+        }
+        high[32 * step] = make_uint4(of_high[0], of_high[1], of_high[2], of_high[3]);
+        low[32 * step] = make_uint4(of_low[0], of_low[1], of_low[2], of_low[3]);
+    }
+    __syncwarp();
+}
+
+/// Terms of row t of one group, in the order of the keys of a lane, of a tile and the one after it: [tile][half][lane].
+__device__ __forceinline__ void put_terms(uint4* terms, int tile, int lane, const float (&e)[8]) {
+    terms[64 * tile + lane] = make_uint4(__float_as_uint(e[0]), __float_as_uint(e[1]), __float_as_uint(e[2]), __float_as_uint(e[3]));
+    terms[64 * tile + 32 + lane] = make_uint4(__float_as_uint(e[4]), __float_as_uint(e[5]), __float_as_uint(e[6]), __float_as_uint(e[7]));
+}
+__device__ __forceinline__ void get_terms(const uint4* terms, int tile, int lane, float (&e)[8]) {
+    const uint4 x = terms[64 * tile + lane], y = terms[64 * tile + 32 + lane];
+    e[0] = __uint_as_float(x.x), e[1] = __uint_as_float(x.y), e[2] = __uint_as_float(x.z), e[3] = __uint_as_float(x.w);
+    e[4] = __uint_as_float(y.x), e[5] = __uint_as_float(y.y), e[6] = __uint_as_float(y.z), e[7] = __uint_as_float(y.w);
+}
+
+/// Terms of two tiles, the first of which begins at position p0 = 64*block + what `ab` was turned by already, into `staged`.
+/// panel: [step][part][cos, sin][16 rows]. kSteps: steps of 16 frequencies, 0: as many as `p` has.
+template <int kSteps>
+__device__ __forceinline__ void successive_terms(const TermParams& p, const TermLane& at, const uint4* panel, const float2* ab, int block, int lane, uint4* staged) {
+    stage_turned<kSteps>(p, at, ab, block, lane, staged);
+    const uint4* b = staged + at.operands;
+    float cos_sum[4][4] = {}, sin_sum[4][4] = {};
+    panel += lane;
+    const auto add = [&](int step) {
+        const uint4 of = b[32 * step];
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+            const uint4* a = panel + 512 * step + 256 * part;
+#pragma unroll
+            for (int m = 0; m < 4; ++m) mma_f16(cos_sum[m], a[32 * m], of.x, of.y), mma_f16(sin_sum[m], a[32 * (4 + m)], of.z, of.w);
+        }
+    };
+    if constexpr (kSteps > 0) {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) add(step);
+    } else {
+#pragma unroll 1
+        for (int step = 0; step < p.n_pad / 16; ++step) add(step);
+    }
+    float before[8], after[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {  // m = 8i + g
         const float *c = &cos_sum[i / 2][i % 2 * 2], *d = &sin_sum[i / 2][i % 2 * 2];
         const float even = c[0] + c[1], odd = d[0] + d[1];
-        e[4 + i] = even + odd, e[3 - i] = even - odd;
+        after[i] = even + odd, before[7 - i] = even - odd;
     }
+    __syncwarp();  // operands are read: terms take their place
+    put_terms(staged, 0, lane, before), put_terms(staged, 1, lane, after);
 }
 
 /// The same for positions of any kind, key by key: slow. `first_row`: of the four; rows from n_rows on are not there.

@@ -1,19 +1,16 @@
-// Attention on the GPU, timed: CUDA-graph replays, medians, inputs larger than L2, bytes and share of the card's read bandwidth.
-// One line per case, as a table or, with --json, for scripts/bench-gpu.
-// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--kinds decode,term,heads,tokens,window,prefill,prefill-term,all-cells] [--formats turbo4,...]
+// KernelTimer.
+#include "turboquant/cuda/timing.h"
+
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "turboquant/cuda/attention.h"
+#include "turboquant/cuda/encode.h"
 #include "turboquant/cuda/fragment_order.h"
 
 namespace turboquant::cuda {
@@ -61,18 +58,34 @@ __global__ void read_all(const uint4* x, size_t n, uint32_t* out) {
     if (r == 0x12345678u) *out = r;
 }
 
-struct Case {
-    std::string kind, name;
-    CodecId k, v;
-    int batch, n_kv, head_dim = 128, n_head = 32, n_head_kv = 8, n_tokens = 1;
-    bool term = false, causal = true;
-    int exact = 0;
+/// Places in a piece of memory, one after the other.
+class Place {
+  public:
+    Place(void* memory, size_t size) : memory_(static_cast<uint8_t*>(memory)), size_(size) {}
+    uint8_t* take(size_t n) {
+        uint8_t* p = memory_ + at_;
+        at_ += (n + 255) / 256 * 256;
+        if (at_ > size_) throw std::runtime_error("too large for this GPU's memory");
+        return p;
+    }
+    uint8_t* put(const void* data, size_t n, cudaStream_t stream) {
+        uint8_t* p = take(n);
+        must(cudaMemcpyAsync(p, data, n, cudaMemcpyHostToDevice, stream), "copy");
+        must(cudaStreamSynchronize(stream), "copy");
+        return p;
+    }
+
+  private:
+    uint8_t* memory_;
+    size_t size_, at_ = 0;
 };
 
-class Bench {
-  public:
-    Bench() {
-        must(query_device(0, device));
+}  // namespace
+
+struct KernelTimer::State {
+    explicit State(int index) {
+        must(query_device(index, device));
+        must(cudaSetDevice(index), "device");
         must(cudaStreamCreate(&stream), "stream");
         pool_bytes = std::min<size_t>(size_t{4} << 30, device.memory_bytes / 4);
         must(cudaMalloc(&pool, pool_bytes), "memory");
@@ -81,10 +94,20 @@ class Bench {
         must(cudaMalloc(&workspace, kWorkspace), "memory");
         fill_halves<<<2048, 256, 0, stream>>>(static_cast<uint32_t*>(exact_pool), kExact / 4, 99);
     }
+    ~State() {
+        for (void* p : {static_cast<void*>(pool), small, exact_pool, workspace}) cudaFree(p);
+        cudaStreamDestroy(stream);
+    }
 
     double read_bandwidth() {
         const double us = time(1, [&](int) { read_all<<<device.n_sm * 8, 256, 0, stream>>>(reinterpret_cast<const uint4*>(pool), pool_bytes / 16, static_cast<uint32_t*>(small)); }, 8);
-        return static_cast<double>(pool_bytes) / us * 1e-6;
+        return static_cast<double>(pool_bytes) / us * 1e6;
+    }
+
+    double copy_bandwidth() {
+        const size_t half = pool_bytes / 2;
+        const double us = time(1, [&](int) { must(cudaMemcpyAsync(pool + half, pool, half, cudaMemcpyDeviceToDevice, stream), "copy"); }, 8);
+        return 2 * static_cast<double>(half) / us * 1e6;
     }
 
     // Median microseconds of one call; `sets` different inputs in turn.
@@ -118,24 +141,15 @@ class Bench {
         fill_tiles<<<2048, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(at), bytes / 4, static_cast<int>(tile_bytes(s) / 4), static_cast<int>(tile_code_bytes(s) / 4), seed);
     }
 
-    struct Result {
-        double us, bytes;
-        int splits;
-    };
-    Result run(const Case& c) {
+    Timing attention(const AttentionCase& c) {
         const size_t tiles = (c.n_kv + 63) / 64, kt = tile_bytes({c.k, Side::key, c.head_dim}), vt = tile_bytes({c.v, Side::value, c.head_dim});
         const size_t kb = c.batch * c.n_head_kv * tiles * kt, vb = c.batch * c.n_head_kv * tiles * vt, bytes = kb + vb;
-        if (bytes > pool_bytes) throw std::runtime_error("too large");
+        if (bytes > pool_bytes) throw std::runtime_error("attention: too large for this GPU's memory");
         const int sets = static_cast<int>(std::clamp<size_t>((size_t{300} << 20) / bytes + 1, 1, pool_bytes / bytes));
         for (int s = 0; s < sets; ++s)
             fill(pool + s * bytes, c.k, c.head_dim, kb, 1 + s), fill(pool + s * bytes + kb, c.v, c.head_dim, vb, 1000 + s);
-        size_t at = 0;
-        const auto take = [&](size_t n) {
-            uint8_t* p = static_cast<uint8_t*>(small) + at;
-            at += (n + 255) / 256 * 256;
-            if (at > kSmall) throw std::runtime_error("too large");
-            return p;
-        };
+        Place place(small, kSmall);
+        const auto take = [&](size_t n) { return place.take(n); };
         AttentionTables tables;
         must(upload_attention_tables(tables, c.head_dim, take(attention_table_bytes(c.head_dim)), stream));
         const size_t rows = size_t(c.n_tokens) * c.n_head * c.head_dim;
@@ -147,7 +161,7 @@ class Bench {
         AttentionPlan plan;
         const CodecId sides[] = {c.k, c.v};
         must(plan_attention(device, {c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, lengths, c.exact > 0, false, sides, c.term}, plan));
-        if (plan.workspace_bytes > kWorkspace) throw std::runtime_error("workspace too large");
+        if (plan.workspace_bytes > kWorkspace) throw std::runtime_error("attention: its workspace is too large");
         must(prepare_workspace(plan, workspace, stream));
         AttentionArgs a;
         a.tables = &tables, a.q = q, a.out = out;
@@ -160,7 +174,7 @@ class Bench {
             const size_t et = tile_bytes({CodecId::raw, Side::key, c.head_dim}), n = (c.exact + 63) / 64;
             a.exact_k = {static_cast<uint8_t*>(exact_pool), c.n_head_kv * n * et, n * et, et, CodecId::raw};
             a.exact_v = a.exact_k, a.exact_v.tiles += kExact / 2;
-            if (c.batch * c.n_head_kv * n * et > kExact / 2) throw std::runtime_error("too large");
+            if (c.batch * c.n_head_kv * n * et > kExact / 2) throw std::runtime_error("attention: too large for this GPU's memory");
             std::vector<int> count(c.batch, c.exact);
             auto* d = take(count.size() * 4);
             must(cudaMemcpyAsync(d, count.data(), count.size() * 4, cudaMemcpyHostToDevice, stream), "copy");
@@ -170,12 +184,7 @@ class Bench {
             const int n = c.head_dim / 2;
             std::vector<double> w;
             for (int i = 0; i < n; ++i) w.push_back(std::pow(10000.0, -static_cast<double>(i) / n));
-            const auto put = [&](const void* data, size_t size) {
-                auto* d = take(size);
-                must(cudaMemcpyAsync(d, data, size, cudaMemcpyHostToDevice, stream), "copy");
-                must(cudaStreamSynchronize(stream), "copy");
-                return d;
-            };
+            const auto put = [&](const void* data, size_t n_bytes) { return place.put(data, n_bytes, stream); };
             const std::vector<float> turns = make_term_turns(w, c.n_kv + 64);
             const std::vector<uint32_t> panel = make_term_panel(w);
             std::vector<int> pos(c.n_kv);
@@ -205,113 +214,64 @@ class Bench {
         return {us, static_cast<double>(bytes), plan.prefill.n_splits ? plan.prefill.n_splits : plan.most_splits};
     }
 
+    Timing encode(const EncodeCase& c) {
+        const TileShape shape{c.codec, c.side, c.head_dim};
+        const size_t values = size_t(c.n_tokens) * c.n_head * c.head_dim, in = values * (c.half ? 2 : 4), tiles = (c.n_tokens + 63) / 64;
+        const size_t of_head = tiles * tile_bytes(shape), out = (c.n_head * of_head + 255) / 256 * 256, each = (in + 255) / 256 * 256 + out;
+        if (each > pool_bytes) throw std::runtime_error("encode: too large for this GPU's memory");
+        const int sets = static_cast<int>(std::clamp<size_t>((size_t{300} << 20) / each + 1, 1, std::min<size_t>(64, pool_bytes / each)));
+        Place place(small, kSmall);
+        std::vector<EncodePlan> plans(sets);
+        std::vector<const void*> inputs;
+        for (int i = 0; i < sets; ++i) {
+            uint8_t *x = pool + i * each, *y = x + each - out;
+            if (c.half)
+                fill_halves<<<2048, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(x), values / 2, 1 + i);
+            else
+                fill_floats<<<2048, 256, 0, stream>>>(reinterpret_cast<float*>(x), values, 1, 1 + i);
+            must(cudaMemsetAsync(y, 0, out, stream), "clear");
+            const TileView view{shape, y, of_head, tile_bytes(shape), nullptr};
+            must(plan_encode(view, c.n_head, NormMode::corrected, device, place.take(encode_plan_bytes(view, c.n_head)), stream, plans[i]));
+            inputs.push_back(x);
+        }
+        std::vector<std::int64_t> cells(c.n_tokens);
+        for (int i = 0; i < c.n_tokens; ++i) cells[i] = i;
+        EncodeArgs a;
+        a.x_is_half = c.half, a.token_stride = size_t(c.n_head) * c.head_dim, a.head_stride = c.head_dim, a.n = c.n_tokens;
+        a.cells = reinterpret_cast<std::int64_t*>(place.put(cells.data(), cells.size() * 8, stream));
+        a.not_finite = reinterpret_cast<uint32_t*>(place.take(4));
+        if (c.offset) {
+            const std::vector<std::int32_t> ids(c.n_tokens, 0);
+            const size_t turns = size_t(c.n_tokens) * 2 * c.head_dim, offsets = size_t(c.n_head) * 2 * c.head_dim;
+            auto *t = reinterpret_cast<float*>(place.take(turns * 4)), *o = reinterpret_cast<float*>(place.take(offsets * 4));
+            fill_floats<<<1024, 256, 0, stream>>>(t, turns, 1, 91), fill_floats<<<64, 256, 0, stream>>>(o, offsets, 1, 92);
+            a.turns = t, a.offsets = o, a.offset_stride = offsets;
+            a.offset_ids = reinterpret_cast<std::int32_t*>(place.put(ids.data(), ids.size() * 4, stream));
+        }
+        must(cudaStreamSynchronize(stream), "inputs");
+        const int launches = std::max(sets, 60 / sets * sets);
+        const double us = time(sets, [&](int i) {
+            a.x = inputs[i];
+            must(cuda::encode(plans[i], a, stream));
+        }, c.n_tokens > 2048 ? sets : launches);
+        return {us, static_cast<double>(in) + static_cast<double>(tile_bytes(shape)) / kTileKeys * c.n_tokens * c.n_head, 0};
+    }
+
     Device device;
     cudaStream_t stream = nullptr;
 
-  private:
     static constexpr size_t kSmall = size_t{512} << 20, kWorkspace = size_t{1} << 30, kExact = size_t{256} << 20;
     uint8_t* pool = nullptr;
     void *small = nullptr, *workspace = nullptr, *exact_pool = nullptr;
     size_t pool_bytes = 0;
 };
 
-std::vector<Case> cases(const std::string& kinds, const std::vector<CodecId>& formats, bool quick) {
-    std::vector<Case> all;
-    const auto has = [&](const char* kind) { return kinds.empty() || ("," + kinds + ",").find("," + std::string(kind) + ",") != std::string::npos; };
-    constexpr int shapes[][2] = {{1, 4096}, {1, 32768}, {1, 131072}, {8, 32768}, {32, 32768}};
-    for (const bool term : {false, true})
-        if (has(term ? "term" : "decode"))
-            for (const CodecId f : formats)
-                for (const auto& s : shapes)
-                    if (!quick || s[0] == 32 || s[1] == 131072 || s[1] == 4096) {
-                        Case c{term ? "term" : "decode", std::string(codec_info(f).name), f, f, s[0], s[1]};
-                        c.term = term;
-                        all.push_back(c);
-                    }
-    if (has("mixed")) all.push_back({"mixed", "turbo4/turbo3", CodecId::turbo4, CodecId::turbo3, 32, 32768});
-    if (has("heads"))
-        for (const CodecId f : {CodecId::turbo4, CodecId::turbo3, CodecId::tcq3})
-            for (const auto& [d, group] : {std::pair{64, 4}, {256, 4}, {128, 1}, {128, 2}, {128, 7}, {128, 8}, {96, 4}, {80, 4}, {112, 4}, {192, 4}, {512, 4}}) {
-                Case c{"heads", std::string(codec_info(f).name), f, f, 32, 32768};
-                c.head_dim = d, c.n_head_kv = d >= 256 ? 4 : 8, c.n_head = group * c.n_head_kv;
-                if (d == 512) c.batch = 16;
-                all.push_back(c);
-            }
-    if (has("tokens"))
-        for (const CodecId f : {CodecId::turbo4, CodecId::turbo3, CodecId::tcq3})
-            for (const int tokens : {1, 2, 4, 8}) {
-                Case c{"tokens", std::string(codec_info(f).name), f, f, 8, 32768};
-                c.n_tokens = tokens;
-                all.push_back(c);
-            }
-    if (has("window"))
-        for (const CodecId f : {CodecId::turbo4, CodecId::tcq3})
-            for (const auto& s : shapes) {
-                Case c{"window", std::string(codec_info(f).name), f, f, s[0], s[1]};
-                c.exact = 192;
-                all.push_back(c);
-            }
-    for (const std::string kind : {"prefill", "prefill-term", "all-cells"})
-        if (has(kind.c_str()))
-            for (const CodecId f : formats)
-                for (const int tokens : {32, 128, 512, 2048}) {
-                    Case c{kind, std::string(codec_info(f).name), f, f, 1, 32768};
-                    c.n_tokens = tokens, c.causal = kind != "all-cells", c.term = kind == "prefill-term";
-                    all.push_back(c);
-                }
-    return all;
-}
+KernelTimer::KernelTimer(int device) : s_(std::make_unique<State>(device)) {}
+KernelTimer::~KernelTimer() = default;
+const Device& KernelTimer::device() const { return s_->device; }
+double KernelTimer::read_bandwidth() { return s_->read_bandwidth(); }
+double KernelTimer::copy_bandwidth() { return s_->copy_bandwidth(); }
+Timing KernelTimer::attention(const AttentionCase& c) { return s_->attention(c); }
+Timing KernelTimer::encode(const EncodeCase& c) { return s_->encode(c); }
 
-}  // namespace
 }  // namespace turboquant::cuda
-
-int main(int argc, char** argv) try {
-    using namespace turboquant;
-    using namespace turboquant::cuda;
-    std::string kinds;
-    std::vector<CodecId> formats{CodecId::turbo4, CodecId::turbo3, CodecId::turbo2, CodecId::tcq4, CodecId::tcq3, CodecId::tcq2};
-    bool json = false, quick = false;
-    int only_batch = 0, only_kv = 0, only_tokens = 0;
-    for (int i = 1; i < argc; ++i) {
-        const std::string arg = argv[i];
-        if (arg == "--json") json = true;
-        else if (arg == "--quick") quick = true;
-        else if (arg == "--only" && i + 1 < argc) std::sscanf(argv[++i], "%dx%d", &only_batch, &only_kv);
-        else if (arg == "--tokens" && i + 1 < argc) only_tokens = std::atoi(argv[++i]);
-        else if (arg == "--kinds" && i + 1 < argc) kinds = argv[++i];
-        else if (arg == "--formats" && i + 1 < argc) {
-            formats.clear();
-            std::string list = argv[++i];
-            for (std::size_t at = 0; at <= list.size();) {
-                const std::size_t end = std::min(list.find(',', at), list.size());
-                const auto id = find_codec(list.substr(at, end - at));
-                if (!id) throw std::runtime_error("unknown format in --formats");
-                formats.push_back(*id), at = end + 1;
-            }
-        } else throw std::runtime_error("unknown argument " + arg);
-    }
-    Bench bench;
-    const double bandwidth = bench.read_bandwidth();
-    if (!json) std::printf("# %s, %d SMs, L2 %zu MB, reads %.2f TB/s\n", bench.device.name.c_str(), bench.device.n_sm, bench.device.l2_bytes >> 20, bandwidth);
-    for (const Case& c : cases(kinds, formats, quick)) {
-        if (only_batch && (c.batch != only_batch || c.n_kv != only_kv)) continue;
-        if (only_tokens && c.n_tokens != only_tokens) continue;
-        try {
-            const Bench::Result r = bench.run(c);
-            if (json)
-                std::printf("{\"device\": \"%s\", \"read_tb_per_s\": %.3f, \"kind\": \"%s\", \"format\": \"%s\", \"batch\": %d, \"n_kv\": %d, \"head_dim\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"n_tokens\": %d, \"exact\": %d, \"us\": %.3f, \"tb_per_s\": %.3f}\n",
-                            bench.device.name.c_str(), bandwidth, c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, c.exact, r.us, r.bytes / r.us * 1e-6);
-            else
-                std::printf("%-12s %-13s %2d x %6d  %2d/%d x %3d  q %4d  %9.1f us  %5.2f TB/s  %3.0f %%  (%d parts)\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.n_head,
-                            c.n_head_kv, c.head_dim, c.n_tokens, r.us, r.bytes / r.us * 1e-6, 100 * r.bytes / r.us * 1e-6 / bandwidth, r.splits);
-        } catch (const std::exception& e) {
-            std::printf("# %s %s %d x %d d %d q %d: %s\n", c.kind.c_str(), c.name.c_str(), c.batch, c.n_kv, c.head_dim, c.n_tokens, e.what());
-            cudaGetLastError();
-        }
-        std::fflush(stdout);
-    }
-    return 0;
-} catch (const std::exception& e) {
-    std::fprintf(stderr, "error: %s\n", e.what());
-    return 1;
-}
