@@ -290,6 +290,9 @@ TEST(Command, BadInputEndsWithOneAndSaysWhatToDo) {
         {"bench attention --head-dim 100", "100", "128"},
         {"bench attention --heads 6 --kv-heads 4", "no multiple", "divide"},
         {"bench attention --tokens 16 -q 32 --mode prefill", "do not fit", "--tokens"},
+        {"bench attention --backend cuda --kv q8_0", "--backend cuda", "--backend cpu"},
+        {"bench encode --backend cuda", "--backend cuda", "--backend cpu"},
+        {"bench attention --batch 2 --kv turbo4", "--batch", "--backend cuda"},
         {"run" + model + "-p x --backend missing.so --kv turbo4", "missing.so", "--backend"},
     };
     for (const auto& c : cases) {

@@ -14,6 +14,7 @@
 #include "llama.h"
 #include "nlohmann/json.hpp"
 #include "turboquant/cli/bench_cache.h"
+#include "turboquant/cli/bench_cuda.h"
 #include "turboquant/cli/command.h"
 #include "turboquant/cli/kv_options.h"
 #include "turboquant/cli/table.h"
@@ -36,6 +37,9 @@ struct BenchOptions {
     int query_tokens = 0;  ///< 0: 1 for decode, 512 for prefill
     double seconds = 1;
     bool json = false;
+    bool cuda = false;  ///< the CUDA kernels, alone
+    int batch = 1;      ///< with cuda: sequences
+    bool term = false;  ///< with cuda: the key offset too
 };
 
 constexpr const char* kBaselines[] = {"f16", "q8_0", "q4_0"};
@@ -232,7 +236,23 @@ void add_shared_options(CLI::App* cmd, const std::shared_ptr<BenchOptions>& o) {
     cmd->add_option("--seconds", o->seconds, "Time per format and size, at least five runs")
         ->check(CLI::Range(0.0, 3600.0))
         ->capture_default_str();
+    cmd->add_option("--backend", o->cuda, "cpu: beside llama.cpp's formats; cuda: the CUDA kernels, alone")
+        ->transform(CLI::CheckedTransformer(std::map<std::string, bool>{{"cpu", false}, {"cuda", true}}));
+    cmd->add_flag("--term", o->term, "With cuda: with the key offset");
     cmd->add_flag("--json", o->json, "Print a JSON array instead of a table");
+}
+
+/// False: nothing was asked of the GPU.
+bool benched_on_gpu(const BenchOptions& o, bool attention) {
+    if (!o.cuda) {
+        if (o.batch != 1 || o.term) throw CommandError("--batch and --term are for --backend cuda; add that, or leave them out");
+        return false;
+    }
+    CudaBenchOptions gpu{o.kv, o.tokens, o.shape, o.batch, o.query_tokens ? o.query_tokens : o.prefill ? 512 : 1, 0, o.term, o.json};
+    gpu.exact_rows = std::max(0, o.windows.sink) + std::max(0, o.windows.recent);
+    check(o);
+    fmt::print("{}", bench_cuda(gpu, attention));
+    return true;
 }
 
 void print(const std::vector<Row>& rows, bool json) { fmt::print("{}", json ? to_json(rows).dump(2) + "\n" : to_table(rows)); }
@@ -251,7 +271,10 @@ void add_bench(CLI::App& app, const GlobalOptions&) {
         ->transform(CLI::CheckedTransformer(std::map<std::string, bool>{{"decode", false}, {"prefill", true}}));
     attention->add_option("-q,--query-tokens", a->query_tokens, "Query tokens (default: 1 for decode, 512 for prefill)")
         ->check(CLI::Range(1, 1 << 20));
-    attention->callback([a] { print(bench(*a, true), a->json); });
+    attention->add_option("--batch", a->batch, "With cuda: sequences")->check(CLI::Range(1, 4096))->capture_default_str();
+    attention->callback([a] {
+        if (!benched_on_gpu(*a, true)) print(bench(*a, true), a->json);
+    });
 
     auto e = std::make_shared<BenchOptions>();
     e->tokens = {4096};
@@ -259,7 +282,7 @@ void add_bench(CLI::App& app, const GlobalOptions&) {
     add_shared_options(encode, e);
     encode->callback([e] {
         e->shape.n_head = e->shape.n_head_kv;
-        print(bench(*e, false), e->json);
+        if (!benched_on_gpu(*e, false)) print(bench(*e, false), e->json);
     });
 }
 
