@@ -8,7 +8,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 LLAMA := $(if $(LLAMA_PREFIX),$(abspath $(LLAMA_PREFIX)),$(CURDIR)/.venv/llama)
 CCACHE := $(shell command -v ccache 2>/dev/null)
 
-.PHONY: all setup build demo test test-clang test-tsan install clean
+.PHONY: all setup build demo test test-clang test-tsan test-gpu install clean
 all: build
 
 setup:
@@ -25,6 +25,10 @@ demo: build
 
 test: build
 	@python3 scripts/test --build build
+
+# On a machine with a GPU: kernels, device, stock tools, speeds. GPU_TOOLS: folder of llama.cpp's tools with libggml-cuda.so; GPU_MODEL: of the table.
+test-gpu: build
+	@scripts/test-gpu --build build $(if $(GPU_TOOLS),--tools '$(GPU_TOOLS)') $(if $(GPU_MODEL),--model '$(GPU_MODEL)')
 
 # The same by another compiler, and under the thread sanitizer; each says so where it cannot run.
 test-clang test-tsan: test-%: setup

@@ -31,6 +31,8 @@ void drop_stream(Stream) {}
 Status synchronize(Stream) { return {}; }
 Status wait_for(Stream, void*) { return {}; }
 Status record(void*, Stream) { return {}; }
+Status new_event(void*& event) { return event = nullptr, Status{}; }
+void drop_event(void*) {}
 Status allocate(std::size_t bytes, void*& memory) {
     memory = std::aligned_alloc(256, bytes);
     std::memset(memory, 0xff, bytes);  // what was never written is no number
@@ -166,8 +168,12 @@ Status clear_tiles(void* tiles, std::size_t bytes, Stream) { return std::memset(
 
 Status keep_rows(const KeepRows& a, Stream) {
     for (int i = 0; i < a.n; ++i)
-        for (int h = 0; h < a.n_head; ++h)
-            for (int j = 0; j < a.head_dim; ++j) keep_value(a, i, h, j);
+        for (int h = 0; h < a.n_head; ++h) {
+            std::vector<float> kept(a.head_dim), signed_kept(a.head_dim);
+            for (int j = 0; j < a.head_dim; ++j) kept[j] = kept_value(a, i, h * a.head_dim + j);
+            for (int j = 0; j < a.head_dim; ++j) signed_kept[j] = a.signs ? kept[j] * a.signs[j] : 0;
+            for (int j = 0; j < a.head_dim; ++j) keep_value(a, i, h, j, kept.data(), signed_kept.data());
+        }
     return {};
 }
 Status move_rows(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* from, const std::int64_t* to, int n, Stream) {

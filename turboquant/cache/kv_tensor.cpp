@@ -150,7 +150,12 @@ bool KvTensor::encode_keys(StoreContext& ctx, const StoreRows& batch, const Cell
     observe(ctx, batch, cells);
     const KeyTransform transform = offset_->transform(cells);
     bool finite = store_->write(ctx, batch, &transform);
-    for (const Measured& m : measured_) finite = encode_kept(ctx, m.id, cells, batch.rows.subspan(m.first, m.n)) && finite;
+    for (const Measured& m : measured_) {
+        // Rows that were rounded before they were encoded are what is kept of them.
+        const std::span<const std::uint8_t> rounded = batch.rounded.empty() ? batch.rounded : batch.rounded.subspan(m.first, m.n);
+        if (m.n > 0 && !rounded.empty() && std::ranges::find(rounded, 0) == rounded.end()) continue;
+        finite = encode_kept(ctx, m.id, cells, batch.rows.subspan(m.first, m.n)) && finite;
+    }
     return finite;
 }
 

@@ -1,5 +1,8 @@
 // Checks the arguments of a run and launches the kernel of its head size.
 #include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/impl/instances.h"
@@ -35,6 +38,20 @@ const char* problem_of(const AttentionPlan& plan, const AttentionArgs& a, const 
     if (t.n_freq < 0 || (t.n_freq > 0 && (!t.q_term || !t.turns || !t.panel || !t.tile_pos || !t.cell_pos))) return "attention: incomplete score term";
     if (t.n_freq > 0 && (t.n_terms < 1 || t.n_terms > kMaxTerms)) return "attention: 1 to 4 key offsets can be served in one call";
     return nullptr;
+}
+
+/// A kernel's limit only grows: another thread may be between setting it and its launch.
+Status allow_shared(const void* kernel, int bytes) {
+    static std::mutex mutex;
+    static std::map<std::pair<int, const void*>, int> allowed;
+    int device = 0;
+    if (const auto e = cudaGetDevice(&device)) return status_of(e, "cudaGetDevice");
+    const std::scoped_lock lock(mutex);
+    int& limit = allowed[{device, kernel}];
+    if (bytes <= limit) return {};
+    if (const auto e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return status_of(e, "attention: shared memory");
+    limit = bytes;
+    return {};
 }
 
 SideParams side_of(const Tiles& t) {
@@ -90,8 +107,7 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
     const auto first = [&] { return shared_layout(plan.head_dim, plan.groups, p.term.panel ? p.term.n_pad : 0, p.term.n_terms, 0).bytes; };
     if (first() > plan.shared_per_block) p.term.panel = nullptr;  // the term key by key: slower, the same result
     const std::size_t shared = std::max(first(), shared_layout(plan.head_dim, plan.groups, 0, 0, plan.most_splits).bytes);
-    if (const auto e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)))
-        return status_of(e, "attention: shared memory");
+    if (const Status status = allow_shared(kernel, static_cast<int>(shared)); !status.ok()) return status;
     void* args[] = {&p};
     const int of_head = plan.n_items * plan.n_row_blocks;
     const dim3 grid = plan.exact_windows ? dim3(of_head * plan.n_head_kv) : dim3(of_head, plan.n_head_kv);

@@ -28,6 +28,16 @@ Status record(void* event, Stream stream) {
     return status_of(cudaEventRecord(static_cast<cudaEvent_t>(event), of(stream)), "cudaEventRecord");
 }
 
+Status new_event(void*& event) {
+    cudaEvent_t e = nullptr;
+    const int error = cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    event = e;
+    return status_of(error, "cudaEventCreate");
+}
+void drop_event(void* event) {
+    if (event) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
+
 Status allocate(std::size_t bytes, void*& memory) {
     memory = nullptr;
     const int error = cudaMalloc(&memory, bytes);

@@ -18,6 +18,10 @@ Status synchronize(Stream stream);
 Status wait_for(Stream stream, void* event);
 Status record(void* event, Stream stream);
 
+/// An event of our own, for these.
+Status new_event(void*& event);
+void drop_event(void* event);
+
 Status allocate(std::size_t bytes, void*& memory);
 void release(void* memory);
 /// In the stream's order. `host` may be changed as soon as this returns.

@@ -20,11 +20,14 @@ struct KeepRows {
     /// The rotation, [head_dim][head_dim], value j of the result is sum_k x_k matrix[k][j]; heads whose format is not rotated are kept as
     /// they are: plain[h] != 0 (or null: none is so).
     const float* matrix = nullptr;
+    /// Head sizes that are powers of two need no matrix: [2][head_dim], its value (k, j) is (-1)^|k & j| first[k] second[j]. Or null.
+    const float* signs = nullptr;
     const std::uint8_t* plain = nullptr;
 
     float* out = nullptr;             ///< [n][n_head*head_dim]: the batch, rounded; null: not wanted
     std::uint16_t* halves = nullptr;  ///< [slot][n_head*head_dim]: the rows as they are, fp16
-    float* rotated = nullptr;         ///< [n][n_head*head_dim]: the fp16 values of the rows that are kept, rotated; others are not touched
+    std::uint8_t* tiles = nullptr;    ///< and rotated, fp16, in tiles of raw in fragment order: head h of slot s in tile s/64, at h tiles
+    std::size_t tile_stride = 0;      ///< bytes from a tile of all heads to the next
 };
 Status keep_rows(const KeepRows& args, Stream stream);
 

@@ -6,7 +6,14 @@ namespace turboquant::cuda {
 namespace {
 
 __global__ void keep_rows_kernel(const __grid_constant__ KeepRows a) {
-    for (int j = threadIdx.x; j < a.head_dim; j += blockDim.x) keep_value(a, blockIdx.x, blockIdx.y, j);
+    __shared__ float kept[kMaxHeadDim], signed_kept[kMaxHeadDim];
+    for (int j = threadIdx.x; j < a.head_dim; j += blockDim.x) {
+        const float sign = a.signs ? a.signs[j] : 0;
+        kept[j] = kept_value(a, blockIdx.x, blockIdx.y * a.head_dim + j);
+        signed_kept[j] = kept[j] * sign;
+    }
+    __syncthreads();
+    for (int j = threadIdx.x; j < a.head_dim; j += blockDim.x) keep_value(a, blockIdx.x, blockIdx.y, j, kept, signed_kept);
 }
 __global__ void transform_queries_kernel(const __grid_constant__ TransformQueries a) {
     if (blockIdx.z == a.n_terms) {
@@ -32,7 +39,7 @@ cudaStream_t of(Stream s) { return static_cast<cudaStream_t>(s); }
 
 Status keep_rows(const KeepRows& a, Stream stream) {
     if (a.n == 0 || (!a.out && !a.slots)) return {};
-    if (a.slots && (!a.halves || !a.rotated || !a.matrix)) return bad_argument("keep_rows: slots without halves, rotated or matrix");
+    if (a.slots && (!a.halves || !a.tiles || !a.matrix)) return bad_argument("keep_rows: slots without halves, tiles or matrix");
     keep_rows_kernel<<<dim3(a.n, a.n_head), 128, 0, of(stream)>>>(a);
     return status_of(cudaGetLastError(), "keep_rows");
 }

@@ -96,6 +96,8 @@ class GpuBackend final : public InnerBackend {
             from = i + 1;
         }
         const ggml_status status = forward(graph, from, end);
+        queue_->settle();
+        own_ahead_ = true;
         follow_own();
         return status;
     }

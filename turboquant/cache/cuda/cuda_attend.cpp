@@ -104,6 +104,7 @@ const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::i
     if (v.layout_.head_dim() != layout_.head_dim()) return "keys and values with heads of different sizes: take the CPU's device";
     if (a.exact.n && a.mask_heads > 1) return "exact windows with a mask per head: switch the windows off (sink=0,recent=0)";
     Queue& q = Queue::of(ctx, device_);
+    if (!a.exact.n) q.settle();
     Queue::Step& step = q.step(plan_number, [&](Queue::Step& s) { set_exact_rows(q, a, s), set_mask(q, a, s), set_cells(q, a, s); });
 
     cuda::AttentionArgs c;

@@ -9,7 +9,8 @@
 namespace turboquant {
 namespace {
 
-constexpr std::size_t kChunk = 4096;  // rows that go over the bus at once
+constexpr std::size_t kLaterRows = 8;  // of a batch that is encoded beside other work
+constexpr std::size_t kChunk = 4096;   // rows that go over the bus at once
 
 template <class T>
 void fill(cuda::DeviceArray& to, const std::vector<T>& data) {
@@ -67,6 +68,7 @@ const float* CudaStore::on_host(StoreContext& ctx, const float* x, std::size_t s
 
 void CudaStore::sync_offsets(Queue& q, const KeyTransform& keys) const {
     if (offsets_version_ == keys.version) return;
+    q.settle();
     must(offsets_.reserve(CellPositions::kMaxOffsets * offset_size() * sizeof(float), q.stream()));
     for (std::size_t id = 0; id < keys.mu.size(); id++)
         if (keys.mu[id])
@@ -123,7 +125,7 @@ cuda::Tiles CudaStore::exact_tiles() const {
 }
 
 /// Keeps what is to be kept of a batch; returns the batch with what is to be rounded rounded, n_embd apart, or null if nothing is.
-const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, std::size_t stride) {
+const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, std::size_t stride, float* out) {
     const bool any_rounded = std::ranges::find(rows.rounded, 1) != rows.rounded.end();
     const auto last = std::ranges::max_element(rows.exact_slots);
     const bool any_kept = last != rows.exact_slots.end() && *last >= 0;
@@ -132,22 +134,18 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
     const std::size_t n = rows.rows.size(), values = n * layout_.n_embd();
     k.x = x, k.stride = stride, k.n = static_cast<int>(n), k.n_head = layout_.n_head(), k.head_dim = layout_.head_dim();
     k.keys = layout_.side() == turboquant::Side::key;
-    if (any_rounded)
-        k.rounded = q.upload<std::uint8_t>(Queue::Use::rounded, rows.rounded), k.out = q.memory<float>(Queue::Use::form, values);
+    if (any_rounded) {
+        k.rounded = q.upload<std::uint8_t>(Queue::Use::rounded, rows.rounded);
+        k.out = out ? out : q.memory<float>(Queue::Use::form, values);
+    }
     if (any_kept) {
         reserve_exact(q, static_cast<std::size_t>(*last) + 1);
         k.slots = q.upload<std::int32_t>(Queue::Use::slots, rows.exact_slots);
-        k.matrix = q.tables().rotation(layout_.head_dim()), k.plain = plain_heads_.as<std::uint8_t>();
-        k.halves = exact_halves_.as<std::uint16_t>(), k.rotated = q.memory<float>(Queue::Use::rotated, values);
+        const DeviceTables::Rotation rotation = q.tables().rotation(layout_.head_dim());
+        k.matrix = rotation.matrix, k.signs = rotation.signs, k.plain = plain_heads_.as<std::uint8_t>();
+        k.halves = exact_halves_.as<std::uint16_t>(), k.tiles = exact_memory_.as<std::uint8_t>(), k.tile_stride = exact_plan_.tile_stride;
     }
     must(cuda::keep_rows(k, q.stream()));
-    if (any_kept) {
-        cuda::EncodeArgs e;
-        e.x = k.rotated, e.token_stride = layout_.n_embd(), e.head_stride = layout_.head_dim(), e.n = k.n;
-        const std::vector<std::int64_t> cells(rows.exact_slots.begin(), rows.exact_slots.end());
-        e.cells = q.upload<std::int64_t>(Queue::Use::to, cells), e.not_finite = q.not_finite();
-        must(cuda::encode(exact_plan_, e, q.stream()));
-    }
     return k.out;
 }
 
@@ -162,7 +160,16 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
         must(cuda::to_device(to, x, ((n - 1) * stride + layout_.n_embd()) * sizeof(float), q.stream()));
         x = to;
     }
-    if (const float* rounded = keep(q, rows, x, stride)) x = rounded, stride = layout_.n_embd();
+    // Few rows that all queries of their batch see exactly: nobody reads their codes before the next graph.
+    bool later = n <= kLaterRows && !rows.on_host && rows.rounded.size() == n && rows.exact_slots.size() == n &&
+                 std::ranges::find(rows.rounded, 0) == rows.rounded.end() && std::ranges::min(rows.exact_slots) >= 0;
+    // Where keys and values lie in different slots, their row is not seen exactly.
+    later = later && q.same_slots(rows.exact_slots);
+    if (later)
+        must(later_.reserve(kLaterRows * layout_.n_embd() * sizeof(float), q.stream()));
+    else
+        q.settle();
+    if (const float* rounded = keep(q, rows, x, stride, later ? later_.as<float>() : nullptr)) x = rounded, stride = layout_.n_embd();
     std::vector<std::int64_t> places(n);
     for (std::size_t i = 0; i < n; i++) places[i] = layout_.place(rows.rows[i]);
     cuda::EncodeArgs e;
@@ -180,12 +187,13 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
         e.turns = q.turns_of_positions(keys->rope, layout_.head_dim(), static_cast<int>(n));
         e.offsets = offsets_.as<float>(), e.offset_stride = offset_size();
     }
-    must(cuda::encode(plan_, e, q.stream()));
+    must(cuda::encode(plan_, e, later ? q.fork() : q.stream()));
     return true;
 }
 
 void CudaStore::read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const {
     Queue& q = Queue::of(ctx, device_);
+    q.settle();
     for (std::int64_t at = 0; at < n; at += kChunk) {
         const std::int64_t m = std::min<std::int64_t>(kChunk, n - at);
         const std::size_t values = m * layout_.n_embd();
@@ -200,6 +208,7 @@ void CudaStore::read(StoreContext& ctx, std::int64_t first, std::int64_t n, floa
 
 void CudaStore::rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const {
     Queue& q = Queue::of(ctx, device_);
+    q.settle();
     std::vector<std::uint8_t> bytes;
     for (std::int64_t at = 0; at < n; at += kChunk) {
         const std::int64_t m = std::min<std::int64_t>(kChunk, n - at);
@@ -213,6 +222,7 @@ void CudaStore::rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, 
 
 void CudaStore::rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) {
     Queue& q = Queue::of(ctx, device_);
+    q.settle();
     std::vector<std::uint8_t> bytes;
     for (std::int64_t at = 0; at < n; at += kChunk) {
         const std::int64_t m = std::min<std::int64_t>(kChunk, n - at);
@@ -226,6 +236,7 @@ void CudaStore::rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, c
 
 void CudaStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
     Queue& q = Queue::of(ctx, device_);
+    q.settle();
     const auto d = static_cast<std::size_t>(layout_.head_dim());
     const cuda::RopeLayout layout{rope.n_dims, rope.n_offset, rope.pairs == RopePairs::adjacent};
     std::vector<float> table(rope.n_dims), turns;

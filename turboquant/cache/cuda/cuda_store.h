@@ -34,7 +34,7 @@ class CudaStore final : public TileStore {
     cuda::Tiles tiles(std::int64_t stream) const;
     cuda::Tiles exact_tiles() const;
     void reserve_exact(Queue& q, std::size_t n_slots);
-    const float* keep(Queue& q, const StoreRows& rows, const float* x, std::size_t stride);
+    const float* keep(Queue& q, const StoreRows& rows, const float* x, std::size_t stride, float* out = nullptr);
     void sync_offsets(Queue& q, const KeyTransform& keys) const;
     const std::int64_t* places(Queue& q, std::int64_t first, std::int64_t n) const;
     bool set_term(Queue& q, const Queue::Step& step, const QueryTransform& queries, AttentionArgs& a, cuda::AttentionArgs& c) const;
@@ -52,6 +52,7 @@ class CudaStore final : public TileStore {
     /// Exact rows by slot: as they are (fp16), and rotated in tiles of raw.
     cuda::DeviceArray exact_halves_, exact_memory_;
     std::size_t exact_slots_ = 0;
+    cuda::DeviceArray later_;  ///< rows that the second stream encodes
 };
 
 /// Stores on a GPU in `memory`, which is as CudaStore wants it.

@@ -36,17 +36,23 @@ T* DeviceTables::keep(const std::vector<T>& data) {
     return to.as<T>();
 }
 
-const float* DeviceTables::rotation(int head_dim) {
+DeviceTables::Rotation DeviceTables::rotation(int head_dim) {
     const std::scoped_lock lock(mutex_);
-    const float*& found = rotations_[head_dim];
-    if (found) return found;
+    Rotation& found = rotations_[head_dim];
+    if (found.matrix) return found;
     const auto d = static_cast<std::size_t>(head_dim);
-    std::vector<float> matrix(d * d);
+    std::vector<float> matrix(d * d), signs;
     for (std::size_t k = 0; k < d; k++) {
         matrix[k * d + k] = 1;
         rotation_for(head_dim).forward({matrix.data() + k * d, d});
     }
-    return found = keep(matrix);
+    if (std::has_single_bit(d)) {
+        for (std::size_t k = 0; k < d; k++) signs.push_back(matrix[k * d]);
+        for (std::size_t j = 0; j < d; j++) signs.push_back(matrix[j] / matrix[0]);
+        found.signs = keep(signs);
+    }
+    found.matrix = keep(matrix);
+    return found;
 }
 
 const cuda::AttentionTables& DeviceTables::attention(int head_dim) {

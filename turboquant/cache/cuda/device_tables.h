@@ -22,8 +22,11 @@ class DeviceTables {
     static DeviceTables& of(int device);
 
     const cuda::Device& device() const { return device_; }
-    /// Rotation matrix of a head size (cuda/step.h, KeepRows::matrix).
-    const float* rotation(int head_dim);
+    /// Rotation of a head size (cuda/step.h, KeepRows).
+    struct Rotation {
+        const float *matrix = nullptr, *signs = nullptr;
+    };
+    Rotation rotation(int head_dim);
     const cuda::AttentionTables& attention(int head_dim);
     /// The table of rotations (attention/turns.h) of these frequencies.
     const float* turns(std::span<const double> frequencies);
@@ -43,7 +46,7 @@ class DeviceTables {
     cuda::Device device_;
     std::mutex mutex_;
     std::vector<cuda::DeviceArray> memory_;
-    std::map<int, const float*> rotations_;
+    std::map<int, Rotation> rotations_;
     std::map<int, cuda::AttentionTables> attention_;
     std::map<std::vector<double>, const float*> turns_;
     std::map<std::vector<double>, Term> terms_;

@@ -42,20 +42,45 @@ void Queue::synchronize_all(int device) {
 Queue::Queue(int device) : device_(device), tables_(&DeviceTables::of(device)) {
     must(cuda::use_device(device));
     must(cuda::new_stream(stream_));
+    must(cuda::new_stream(side_));
+    must(cuda::new_event(forked_));
+    must(cuda::new_event(side_done_));
     must(not_finite_.reserve(sizeof(std::uint32_t), stream_));
     must(cuda::clear_tiles(not_finite_.as<void>(), sizeof(std::uint32_t), stream_));
     const std::scoped_lock lock(live().mutex);
     live().streams.emplace_back(device, stream_);
+    live().streams.emplace_back(device, side_);
 }
 
 Queue::~Queue() {
     {
         const std::scoped_lock lock(live().mutex);
-        std::erase(live().streams, std::pair(device_, stream_));
+        std::erase_if(live().streams, [&](const auto& s) { return s.second == stream_ || s.second == side_; });
     }
     (void)cuda::use_device(device_);
     if (stream_) (void)cuda::synchronize(stream_);
-    cuda::drop_stream(stream_);
+    if (side_) (void)cuda::synchronize(side_);
+    cuda::drop_event(forked_), cuda::drop_event(side_done_);
+    cuda::drop_stream(side_), cuda::drop_stream(stream_);
+}
+
+cuda::Stream Queue::fork() {
+    must(cuda::record(forked_, stream_));
+    must(cuda::wait_for(side_, forked_));
+    side_busy_ = true;
+    return side_;
+}
+
+void Queue::settle() {
+    if (!std::exchange(side_busy_, false)) return;
+    side_slots_.clear();
+    must(cuda::record(side_done_, side_));
+    must(cuda::wait_for(stream_, side_done_));
+}
+
+bool Queue::same_slots(std::span<const std::int32_t> slots) {
+    if (side_slots_.empty()) side_slots_.assign(slots.begin(), slots.end());
+    return std::ranges::equal(side_slots_, slots);
 }
 
 Queue& Queue::of(StoreContext& ctx, int device) {
@@ -70,6 +95,7 @@ const float* Queue::turns_of_positions(const RopeTable& rope, int head_dim, int 
     const TurnsKey key{digits, head_dim, layout.n_dims, layout.n_offset, n, layout.adjacent, number(Use::positions)};
     float* to = memory<float>(Use::turns, static_cast<std::size_t>(n) * 2 * head_dim);
     if (key == turns_) return to;
+    settle();
     must(cuda::spread_turns(digits, rope.n_freq, layout, head_dim, memory<std::int32_t>(Use::positions, n), n, to, stream_));
     turns_ = key;
     return to;

@@ -44,7 +44,7 @@ class Queue {
     enum class Use {
         rows,
         halves,
-        rotated,
+
         places,
         slots,
         rounded,
@@ -68,6 +68,7 @@ class Queue {
     template <class T>
     T* memory(Use use, std::size_t n) {
         cuda::DeviceArray& a = arrays_[static_cast<std::size_t>(use)];
+        if (n * sizeof(T) > a.bytes()) settle();
         must(a.reserve(n * sizeof(T), stream_));
         return a.as<T>();
     }
@@ -79,11 +80,17 @@ class Queue {
         if (sent.valid && sent.bytes.size() == data.size_bytes() && std::memcmp(sent.bytes.data(), data.data(), data.size_bytes()) == 0)
             return to;
         const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
+        settle();
         sent.bytes.assign(bytes, bytes + data.size_bytes());
         sent.valid = true, sent.number++;
         must(cuda::to_device(to, sent.bytes.data(), sent.bytes.size(), stream_));
         return to;
     }
+    /// A second stream, for work that nothing waits for before the graph's end: it begins after all given to the first so far.
+    cuda::Stream fork();
+    /// The first stream goes on after the second. Called by all that touches what the second may be working on.
+    void settle();
+
     /// Changes with every copy.
     std::uint64_t number(Use use) const { return sent_[static_cast<std::size_t>(use)].number; }
     /// Cosines and sines at the positions last uploaded (Use::positions).
@@ -117,6 +124,9 @@ class Queue {
         return s;
     }
 
+    /// Slots of the rows that the second stream encodes, of a batch's keys or its values; false if those of the other side differ.
+    bool same_slots(std::span<const std::int32_t> slots);
+
     std::uint32_t* not_finite() const { return not_finite_.as<std::uint32_t>(); }
     /// Whether a vector that was written since the last call was not finite. The stream is waited for.
     bool take_not_finite();
@@ -134,13 +144,16 @@ class Queue {
 
     int device_;
     DeviceTables* tables_;
-    cuda::Stream stream_ = nullptr;
+    cuda::Stream stream_ = nullptr, side_ = nullptr;
+    void *forked_ = nullptr, *side_done_ = nullptr;
+    bool side_busy_ = false;
     std::array<cuda::DeviceArray, kUses> arrays_;
     std::array<Sent, kUses> sent_;
     cuda::DeviceArray not_finite_;
     std::deque<PlannedAttention> plans_;
     std::uint64_t clock_ = 0;
     std::deque<Step> steps_;
+    std::vector<std::int32_t> side_slots_;
     struct TurnsKey {
         const float* digits = nullptr;
         int head_dim = 0, n_dims = 0, n_offset = 0, n = 0;

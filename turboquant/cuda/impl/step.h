@@ -1,6 +1,7 @@
 // Bodies of the kernels of step.h: one value each, no words between threads, so that the host runs them as they are.
 #pragma once
 
+#include "turboquant/cuda/fragment_order.h"
 #include "turboquant/cuda/impl/simt.h"
 #include "turboquant/cuda/step.h"
 
@@ -16,21 +17,35 @@ TQ_DEVICE float kept_value(const KeepRows& a, int i, int dim) {
     return half_value(h);
 }
 
-TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j) {
+/// Value j of a head; `kept`: kept_value of the whole head, `signed_kept`: that times the first signs.
+TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j, const float* kept, const float* signed_kept) {
     const int dim = head * a.head_dim + j, n_embd = a.n_head * a.head_dim;
-    const std::size_t to = static_cast<std::size_t>(i) * n_embd;
-    const bool rounded = a.rounded && a.rounded[i];
-    if (a.out) a.out[to + dim] = rounded ? kept_value(a, i, dim) : a.x[i * a.stride + dim];
+    if (a.out) a.out[static_cast<std::size_t>(i) * n_embd + dim] = a.rounded && a.rounded[i] ? kept[j] : a.x[i * a.stride + dim];
     const int slot = a.slots ? a.slots[i] : -1;
     if (slot < 0) return;
-    a.halves[static_cast<std::size_t>(slot) * n_embd + dim] = half_bits(kept_value(a, i, dim));
-    if (a.plain && a.plain[head]) {
-        a.rotated[to + dim] = kept_value(a, i, dim);
-        return;
+    a.halves[static_cast<std::size_t>(slot) * n_embd + dim] = half_bits(kept[j]);
+    float v = kept[j];
+    if ((!a.plain || !a.plain[head]) && a.signs) {
+        float sum[2] = {};
+        for (int k = 0; k < a.head_dim; k += 2) {
+            sum[0] += flip(signed_kept[k], popc(static_cast<std::uint32_t>(j & k)) & 1);
+            sum[1] += flip(signed_kept[k + 1], popc(static_cast<std::uint32_t>(j & (k + 1))) & 1);
+        }
+        v = (sum[0] + sum[1]) * a.signs[a.head_dim + j];
+    } else if (!a.plain || !a.plain[head]) {
+        // Many loads at once: the matrix comes from the second-level cache, and a row is all that a step of decoding has.
+        constexpr int kAtOnce = 16;
+        float sum[4] = {};
+        for (int k = 0; k < a.head_dim; k += kAtOnce) {
+            float column[kAtOnce];
+            for (int l = 0; l < kAtOnce; ++l) column[l] = a.matrix[(k + l) * a.head_dim + j];
+            for (int l = 0; l < kAtOnce; ++l) sum[l % 4] += kept[k + l] * column[l];
+        }
+        v = sum[0] + sum[1] + (sum[2] + sum[3]);
     }
-    float sum = 0;
-    for (int k = 0; k < a.head_dim; ++k) sum += kept_value(a, i, head * a.head_dim + k) * a.matrix[k * a.head_dim + j];
-    a.rotated[to + dim] = sum;
+    const FragmentBit at = fragment_bit(FragmentFormat{Family::raw, 16}, a.keys ? Side::key : Side::value, a.head_dim, slot % 64, j, 0);
+    std::uint8_t* tile = a.tiles + slot / 64 * a.tile_stride + static_cast<std::size_t>(head) * 128 * a.head_dim;
+    reinterpret_cast<std::uint16_t*>(tile + fragment_word_offset(a.head_dim, at.lane, at.word))[at.shift / 16] = half_bits(v);
 }
 
 TQ_DEVICE float query_value(const TransformQueries& a, int t, int h, int i) {
