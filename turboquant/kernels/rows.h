@@ -29,7 +29,7 @@ struct StreamTiles {
     std::uint8_t* head_tiles(int h) const { return tiles + (heads ? heads[h].at : static_cast<std::size_t>(h) * head_stride); }
 };
 
-// cells[i] is the cell of row i: tile cells[i]/64, slot cells[i]%64. Ascending: neighbours in a tile are moved together, and different tiles
+// cells[i] is the cell of row i: tile cells[i]/64, slot cells[i]%64. Ascending, each once: neighbours in a tile are moved together, and different tiles
 // at the same time.
 
 /// Row forms: the heads' row_bytes(codec, head_dim) one after the other at rows + i*stride. Bit for bit. Throws std::invalid_argument for

@@ -63,6 +63,59 @@ inline void unpack_codes(const CodecTables& t, const uint8_t* codes, uint8_t* ou
     }
 }
 
+// The way back: a panel's codes to planes.
+template <int low, int bits>
+inline void pack_unit_codes(const uint8_t* in, uint8_t* codes) {
+    if constexpr (low == 4) {
+        for (int h = 0; h < 2; ++h)
+            for (int o = 0; o < 64; ++o) codes[64 * h + o] = static_cast<uint8_t>((in[128 * h + o] & 15) | in[128 * h + 64 + o] << 4);
+    } else if constexpr (low == 2) {
+        for (int o = 0; o < 64; ++o)
+            codes[o] = static_cast<uint8_t>((in[o] & 3) | (in[64 + o] & 3) << 2 | (in[128 + o] & 3) << 4 | in[192 + o] << 6);
+    }
+    for (int b = low; b < bits; ++b)
+        for (int at = 0; at < 256; at += 8) {
+            uint64_t x;
+            memcpy(&x, in + at, 8);
+            // The lowest bit of each byte, gathered in the highest byte, the first byte's lowest.
+            codes[32 * b + at / 8] = static_cast<uint8_t>((x >> b & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+        }
+}
+
+template <int low, int bits>
+inline void pack_units(int n_units, const uint8_t* in, uint8_t* codes) {
+    for (int u = 0; u < n_units; ++u) pack_unit_codes<low, bits>(in + 256 * u, codes + 32 * bits * u);
+}
+
+// False for formats whose planes are not cut this way (turbo5, turbo6).
+inline bool packs_panels(const CodecTables& t) { return t.rotated && (t.trellis || (t.bits != 5 && t.bits != 6)); }
+
+inline void pack_panel(const CodecTables& t, const uint8_t* panel, uint8_t* codes) {
+    const int n = t.head_dim / 4;
+    if (t.trellis) switch (t.bits) {
+            case 1:
+                return pack_units<0, 1>(n, panel, codes);
+            case 2:
+                return pack_units<0, 2>(n, panel, codes);
+            case 3:
+                return pack_units<2, 3>(n, panel, codes);
+            case 4:
+                return pack_units<2, 4>(n, panel, codes);
+            case 5:
+                return pack_units<2, 5>(n, panel, codes);
+        }
+    switch (t.bits) {
+        case 2:
+            return pack_units<2, 2>(n, panel, codes);
+        case 3:
+            return pack_units<2, 3>(n, panel, codes);
+        case 4:
+            return pack_units<4, 4>(n, panel, codes);
+        case 8:
+            memcpy(codes, panel, static_cast<size_t>(256) * n);
+    }
+}
+
 // The bytes of one slot in a panel of bytes, in the order of its dims.
 inline void pick_slot(const CodecTables& t, Side side, const uint8_t* panel, int slot, uint8_t* out) {
     const int d = t.head_dim;
@@ -75,6 +128,20 @@ inline void pick_slot(const CodecTables& t, Side side, const uint8_t* panel, int
         for (int i = 0; i < d; ++i) out[i] = panel[i * kTileKeys + slot];
     } else {
         memcpy(out, panel + static_cast<size_t>(slot) * d, d);
+    }
+}
+
+inline void put_slot(const CodecTables& t, Side side, const uint8_t* in, int slot, uint8_t* panel) {
+    const int d = t.head_dim;
+    if (t.i8 && side == Side::key) {
+        for (int g = 0; g < d / 4; ++g) memcpy(panel + 4 * (g * kTileKeys + slot), in + 4 * g, 4);
+    } else if (t.i8) {
+        uint8_t* to = panel + static_cast<size_t>(slot / 4) * d * 4 + slot % 4;
+        for (int i = 0; i < d; ++i) to[4 * i] = in[i];
+    } else if (side == Side::key) {
+        for (int i = 0; i < d; ++i) panel[i * kTileKeys + slot] = in[i];
+    } else {
+        memcpy(panel + static_cast<size_t>(slot) * d, in, d);
     }
 }
 
@@ -96,6 +163,30 @@ inline uint64_t unpack8(uint64_t x) {
     return (x & code * 0x0001000100010001u) | (x & (code << bits) * 0x0001000100010001u) << s;
 }
 
+// The n bytes at p as a number, lowest first. By whole loads: bytes copied into a word would wait in the store buffer for the word to be read.
+template <int n>
+inline uint64_t load_low(const uint8_t* p) {
+    constexpr int whole = n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    uint64_t x = 0;
+    if constexpr (n == 8) {
+        memcpy(&x, p, 8);
+    } else {
+        if constexpr (whole == 4) {
+            uint32_t low;
+            memcpy(&low, p, 4);
+            x = low;
+        } else if constexpr (whole == 2) {
+            uint16_t low;
+            memcpy(&low, p, 2);
+            x = low;
+        } else {
+            x = *p;
+        }
+        if constexpr (n > whole) x |= load_low<n - whole>(p + whole) << 8 * whole;
+    }
+    return x;
+}
+
 template <int bits>
 inline void pack_codes(const uint8_t* codes, int n, uint8_t* row) {
     for (int i = 0; i < n; i += 8, codes += 8, row += bits) {
@@ -108,9 +199,7 @@ inline void pack_codes(const uint8_t* codes, int n, uint8_t* row) {
 template <int bits>
 inline void unpack_row(const uint8_t* row, int n, uint8_t* codes) {
     for (int i = 0; i < n; i += 8, codes += 8, row += bits) {
-        uint64_t x = 0;
-        memcpy(&x, row, bits);
-        x = unpack8<bits>(x);
+        const uint64_t x = unpack8<bits>(load_low<bits>(row));
         memcpy(codes, &x, 8);
     }
 }
@@ -164,7 +253,23 @@ inline void get_rows(const TileRows& a, const CodecTables& t) {
     }
 }
 
+// Many rows of a tile: its planes are unpacked (unless all of it is replaced) and packed once, instead of bits changed slot by slot.
+inline void set_panel_rows(const TileRows& a, const CodecTables& t) {
+    alignas(64) uint8_t panel[kMaxPanel], codes[kMaxDim];
+    if (a.n < kTileKeys) unpack_codes(t, a.tile, panel);
+    for (int i = 0; i < a.n; ++i) {
+        const int slot = static_cast<int>(a.cells[i] % kTileKeys);
+        const uint8_t* row = a.rows + i * a.row_stride;
+        for_bits(t.bits, [&]<int bits>() { unpack_row<bits>(row, t.head_dim, codes); });
+        put_slot(t, a.shape.side, codes, slot, panel);
+        memcpy(a.tile + scales_at(t) + 2 * slot, row + t.head_dim * t.bits / 8, 2);
+    }
+    pack_panel(t, panel, a.tile);
+}
+
 inline void set_rows(const TileRows& a, const CodecTables& t) {
+    constexpr int kMany = 8;
+    if (a.n >= kMany && packs_panels(t)) return set_panel_rows(a, t);
     alignas(64) uint8_t codes[kMaxDim];
     for (int i = 0; i < a.n; ++i) {
         const int slot = static_cast<int>(a.cells[i] % kTileKeys);
@@ -252,20 +357,38 @@ inline void decode_rows(const TileDecode& a, const CodecTables& t) {
     }
 }
 
-// Turns the pairs of one vector by a table of cosines and sines.
-inline void turn_pairs(const PairTurn& p, const float* table, float* x) {
-    const int pairs = p.n_dims / 2, step = p.adjacent ? 2 : 1, apart = p.adjacent ? 1 : pairs;
-    x += p.first;
-    for (int i = 0; i < pairs; ++i) {
-        const float a = x[i * step], b = x[i * step + apart], c = table[2 * i], s = table[2 * i + 1];
-        x[i * step] = a * c - b * s;
-        x[i * step + apart] = a * s + b * c;
+// Turns the pairs of a vector: x[k] becomes x[k] cosine[k] + x[partner of k] sine[k]. Cells that move together have one table.
+struct PairTurns {
+    const PairTurn pairs;
+    const float* table = nullptr;  // that was unpacked last
+    alignas(64) float cosine[kMaxDim], sine[kMaxDim], partner[kMaxDim];
+
+    explicit PairTurns(const PairTurn& p) : pairs(p) {}
+
+    void turn(const float* wanted, float* x) {
+        const int n = pairs.n_dims / 2, step = pairs.adjacent ? 2 : 1, apart = pairs.adjacent ? 1 : n;
+        if (wanted != table) {
+            for (int i = 0; i < n; ++i) {
+                cosine[i * step] = cosine[i * step + apart] = wanted[2 * i];
+                sine[i * step] = -wanted[2 * i + 1], sine[i * step + apart] = wanted[2 * i + 1];
+            }
+            table = wanted;
+        }
+        x += pairs.first;
+        if (pairs.adjacent) {
+            for (int i = 0; i < n; ++i) partner[2 * i] = x[2 * i + 1], partner[2 * i + 1] = x[2 * i];
+        } else {
+            memcpy(partner, x + n, n * sizeof(float));
+            memcpy(partner + n, x, n * sizeof(float));
+        }
+        for (int k = 0; k < 2 * n; ++k) x[k] = x[k] * cosine[k] + partner[k] * sine[k];
     }
-}
+};
 
 inline bool rotate_rows(const TileTurn& a, const CodecTables& t) {
     constexpr int kBlock = 16;
     const TileDecoder decoder(t, a.shape.side, a.tile);
+    PairTurns turns(a.pairs);
     alignas(64) float x[kBlock * kMaxDim];
     bool finite = true;
     for (int first = 0; first < a.n; first += kBlock) {
@@ -275,7 +398,7 @@ inline bool rotate_rows(const TileTurn& a, const CodecTables& t) {
             slots[i] = a.cells[first + i] % kTileKeys;
             float* y = x + i * t.head_dim;
             decoder.decode(t, a.shape.side, a.tile, static_cast<int>(slots[i]), y);
-            turn_pairs(a.pairs, a.tables[first + i], y);
+            turns.turn(a.tables[first + i], y);
         }
         EncodeArgs e;
         e.shape = a.shape, e.tiles = a.tile, e.x = x, e.x_stride = t.head_dim, e.cells = slots, e.n = n, e.norm_mode = a.norm_mode;
