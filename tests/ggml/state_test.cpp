@@ -53,6 +53,18 @@ TEST_P(State, WholeContextIntoANewOne) {
     EXPECT_EQ(go_on(ctx_.get()), expected);
 }
 
+TEST_P(State, ItsSizeIsToldOnce) {
+    take_log();
+    const size_t size = whole_state(ctx_.get()).size();
+    whole_state(ctx_.get());
+    const std::string log = take_log();
+    const size_t told = log.find("as large as f16's");
+    EXPECT_EQ(told != std::string::npos, GetParam() != "f16") << size << log;
+    if (told != std::string::npos) {
+        EXPECT_EQ(log.find("as large as f16's", told + 1), std::string::npos) << log;
+    }
+}
+
 TEST_P(State, SequenceFileErasedAndRestored) {
     const std::string file = temp_path("state-" + GetParam());
     const Bytes before = sequence_state(ctx_.get(), 0);

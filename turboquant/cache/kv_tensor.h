@@ -133,7 +133,12 @@ class KvTensor {
     void give_back(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
     bool save_kept(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const;
     void save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, CellPositions& cells, std::uint16_t* out) const;
-    void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells);
+    /// The offset id that a hash was found to be.
+    struct KnownOffset {
+        std::uint32_t mu_hash = 0;
+        int id = -1;
+    };
+    void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells, KnownOffset& last);
     bool same_form(const PackedHeader& h) const;
     std::optional<std::vector<std::uint16_t>> known_mu(std::uint32_t hash) const;
     void adopt_offset(int id, const PackedHeader& h);

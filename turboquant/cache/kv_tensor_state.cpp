@@ -163,18 +163,20 @@ void KvTensor::save_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, 
     if (stored) save_stored(ctx, first + n - stored, stored, cells, out + (n - stored) * n_embd);
 }
 
-void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells) {
+void KvTensor::place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells, KnownOffset& last) {
     const std::int32_t pos = packed ? (packed->mu_hash ? packed->pos : -1) : tag.pos;
     const std::uint32_t hash = packed ? packed->mu_hash : tag.mu_hash;
     if (pos < 0 || pos >= CellPositions::kMaxPosition) {  // random bytes that look like a position
         cells.forget(row);
         return;
     }
-    int known = -1;
-    for (int id = 0; hash && id < CellPositions::kMaxOffsets; id++) {
+    const bool same = hash && hash == last.mu_hash;
+    int known = same ? last.id : -1;
+    for (int id = 0; hash && !same && id < CellPositions::kMaxOffsets; id++) {
         offset_->begin(id, cells.generation(id));
         if (offset_->mu_hash(id) == hash && !cells.lost(id)) known = id;
     }
+    if (known >= 0) last = {hash, known};  // the next row's is mostly the same
     const auto name = hash ? std::pair(-1, hash) : std::pair(tag.offset_id, 0u);
     const int id = cells.restore(row, pos, name, known);
     offset_->begin(id, cells.generation(id));
@@ -297,10 +299,12 @@ RestoreResult KvTensor::restore_rows(StoreContext& ctx, std::int64_t first, std:
     const auto saved = [&](std::int64_t i) { return SavedRow(in + i * n_embd, n_embd); };
     std::vector<std::optional<PackedHeader>> headers(n);
     std::uint32_t known = 0;
+    KnownOffset last;
     for (std::int64_t i = 0; i < n; i++) {
         headers[i] = packed_header(saved(i));
         if (headers[i] && headers[i]->mu_hash) restore_offset(saved(i), *headers[i], known);
-        if (offset_ && places) place_restored(first + i, headers[i] ? &*headers[i] : nullptr, read_tag(saved(i)), cells);
+        if (offset_ && places)
+            place_restored(first + i, headers[i] ? &*headers[i] : nullptr, headers[i] ? KeyTag{} : read_tag(saved(i)), cells, last);
     }
     RestoreResult result = RestoreResult::ok;
     Decoded decoded;

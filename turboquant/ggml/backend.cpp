@@ -159,7 +159,9 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
 }
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
-    if (backend->iface.graph_compute == graph_compute) backend_of(backend).inner->set_n_threads(n_threads);
+    if (backend->iface.graph_compute != graph_compute) return;
+    backend_of(backend).inner->set_n_threads(n_threads);
+    device_of(backend->device).n_threads = std::max(1, n_threads);
 }
 
 void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data) {

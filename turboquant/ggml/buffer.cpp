@@ -10,6 +10,7 @@
 
 #include "turboquant/ggml/config.h"
 #include "turboquant/ggml/kv_names.h"
+#include "turboquant/ggml/team.h"
 #include "turboquant/planner/prior.h"
 
 namespace turboquant::ggml {
@@ -37,19 +38,24 @@ KvGeometry geometry_of(const KvSpec& spec, double auto_bits, Side side, const gg
 
 KvBuffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<KvBuffer*>(buffer->context); }
 
-/// Outside of a graph there are no threads to run on but the caller's, and no stream but one that all before has ended for.
-struct SerialRun {
-    SerialExecutor executor;
+/// Rows that come and go outside of a graph: by as many threads as the device's graphs run on, if it is more than they take to wake up; and
+/// on no stream but one that all before has ended for.
+struct Transfer {
+    static constexpr size_t kWorthThreads = 256 * 1024;  // bytes
+
+    TeamExecutor executor;
     StoreContext ctx{&executor};
+
+    Transfer(const Device& device, size_t size) { executor.set_n_threads(size < kWorthThreads ? 1 : device.n_threads.load()); }
 };
 
-/// f(context) touches the cache of a tensor; what it throws is refused.
+/// f(context) touches the cache of a tensor, `size` nominal bytes of it; what it throws is refused.
 template <class F>
-void apart(ggml_backend_buffer_t buffer, const ggml_tensor* t, F&& f) {
+void apart(ggml_backend_buffer_t buffer, const ggml_tensor* t, size_t size, F&& f) {
     try {
         KvBuffer& b = context_of(buffer);
         const std::scoped_lock lock(b.apart);
-        SerialRun run;
+        Transfer run(b.device(), size);
         run.ctx.device = std::move(b.apart_device);
         b.memory().synchronize();
         f(run.ctx);
@@ -65,7 +71,8 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* t, void* data, 
     if (!e) return context_of(buffer).memory().get(t, data, offset, size);
     std::memset(data, 0, size);  // if nothing was written yet
     if (!e->bound()) return;
-    apart(buffer, t, [&](StoreContext& ctx) { e->layer->save(ctx, e->side, t->view_offs + offset, size, data); });
+    context_of(buffer).note_saved();
+    apart(buffer, t, size, [&](StoreContext& ctx) { e->layer->save(ctx, e->side, t->view_offs + offset, size, data); });
 }
 
 void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, size_t offset, size_t size) {
@@ -77,7 +84,7 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, 
         context_of(buffer).device().refuse(std::string("cannot restore ") + root(t)->name + ": " + e->refused);
         return;
     }
-    apart(buffer, t, [&](StoreContext& ctx) {
+    apart(buffer, t, size, [&](StoreContext& ctx) {
         e->written = true;
         const RestoreResult result = e->layer->restore(ctx, e->side, t->view_offs + offset, size, data);
         context_of(buffer).report_lost(t, result);
@@ -101,7 +108,7 @@ bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tenso
         return false;
     const auto from = static_cast<std::int64_t>(src->view_offs / stream_bytes),
                to = static_cast<std::int64_t>(dst->view_offs / stream_bytes);
-    apart(buffer, dst, [&](StoreContext& ctx) { s->layer->copy_stream(ctx, s->side, from, to); });
+    apart(buffer, dst, stream_bytes, [&](StoreContext& ctx) { s->layer->copy_stream(ctx, s->side, from, to); });
     return true;
 }
 
@@ -284,6 +291,13 @@ void KvBuffer::report_lost(const ggml_tensor* t, RestoreResult why) {
               "the prompt again";
     device_.refuse(std::string("cannot restore all of ") + root(t)->name + ": " + text +
                    ". Tokens that did not come back count as not written; nothing else is affected");
+}
+
+void KvBuffer::note_saved() {
+    if (std::exchange(saved_told_, true)) return;
+    log_info(device_.name +
+             ": saved state (slots, prompt cache) is as large as f16's, for llama.cpp fixes its size; files compress (zstd -1) to little "
+             "more than the cache takes");
 }
 
 void KvBuffer::announce() {

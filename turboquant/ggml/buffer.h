@@ -85,6 +85,8 @@ class KvBuffer final : public DeviceBuffer {
     std::set<std::pair<int, Side>> slots() const override;
     /// Says in one line what this cache is, as soon as the head sizes of all its layers are known.
     void announce();
+    /// Says once that saved state is as large as f16's.
+    void note_saved();
     /// Says that rows of a restored state were lost, once for every cause until the next batch is written: the tensors of all layers and
     /// all their ranges have the same to say.
     void report_lost(const ggml_tensor* t, RestoreResult why);
@@ -111,7 +113,7 @@ class KvBuffer final : public DeviceBuffer {
     std::map<std::string, std::unique_ptr<LayerCache>> layers_;  ///< by the name of their keys
     std::map<std::string, size_t> plain_;                        ///< bytes of the layers' other state, by its name without the layer
     bool plain_told_ = false;
-    bool settled_ = false, announced_ = false;
+    bool settled_ = false, announced_ = false, saved_told_ = false;
     std::set<RestoreResult> reported_;
 
     CellPositions& cells_for(const KvGeometry& g);

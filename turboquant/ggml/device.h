@@ -66,6 +66,7 @@ struct Device {
     /// llama.cpp has asked for weights in our memory: a model has layers on this device. Until then, and as long as there is no cache
     /// either, the device takes no operation, so that a context without layers here runs as if the device were not there (-ngl 0).
     std::atomic<bool> has_layers = false;
+    std::atomic<int> n_threads = 1;  ///< of the last graph: state is saved and restored by as many
 
     /// The wrapped device. Throws std::runtime_error.
     const InnerDevice& inner() const;
