@@ -2,7 +2,8 @@
 # make build LLAMA_PREFIX=/path uses an installed llama.cpp instead of compiling one into .venv.
 LLAMA_PREFIX ?=
 PREFIX ?= /usr/local
-# CUDA kernels: AUTO builds them where nvcc is found (for the GPU of sm_90 and, by PTX, all since Ampere), ON insists, OFF leaves them out.
+# CUDA kernels (for sm_90 and, by PTX, all since Ampere): AUTO builds them where nvcc and a GPU are found (they take most of an hour on two
+# cores, for nothing where there is no GPU), ON builds them for another machine, OFF leaves them out.
 CUDA ?= AUTO
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 LLAMA := $(if $(LLAMA_PREFIX),$(abspath $(LLAMA_PREFIX)),$(CURDIR)/.venv/llama)

@@ -1,7 +1,12 @@
 # CUDA: TQ_HAS_CUDA says whether turboquant_cuda is built. Its code needs nothing above sm_80, so one pass of the compiler makes PTX for 80,
 # and ptxas makes the real architectures from that.
 set(TQ_HAS_CUDA OFF)
-if(NOT TQ_CUDA STREQUAL OFF)
+set(_gpu TRUE)
+if(TQ_CUDA STREQUAL AUTO AND NOT EXISTS /dev/nvidiactl AND NOT EXISTS /dev/dxg)  # the driver's own, and WSL's
+  set(_gpu FALSE)
+  message(STATUS "CUDA kernels: not built, this machine has no GPU; TQ_CUDA=ON (make build CUDA=ON) builds them for another one")
+endif()
+if(_gpu AND NOT TQ_CUDA STREQUAL OFF)
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
