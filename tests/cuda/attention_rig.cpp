@@ -13,7 +13,7 @@ std::vector<float> defined_beside(turboquant::test::Problem& compressed, turboqu
     const std::size_t d = a.k.shape.head_dim, n_rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
     std::vector<float> lse(n_rows), window_lse(n_rows);
     compressed.args.lse = lse.data(), window.args.lse = window_lse.data();
-    std::vector<float> expected = compressed.run([](const turboquant::AttentionArgs& x) { reference_attention(x, ReferenceLevels::int8); });
+    std::vector<float> expected = defined(compressed);
     // The window's rows are in the rotated space: so must its queries be, and its result comes out of it.
     window.q = compressed.q;
     for (std::size_t r = 0; r < n_rows; ++r) rotation_for(static_cast<int>(d)).forward({window.q.data() + r * d, d});
@@ -43,7 +43,7 @@ double exact_window_error(const std::vector<turboquant::test::Problem*>& compres
     rig.args.exact_k = rig.tiles_of(beside, &turboquant::AttentionArgs::k);
     rig.args.exact_v = rig.tiles_of(beside, &turboquant::AttentionArgs::v);
     rig.args.exact_n = rig.keep(n)->as<std::int32_t>();
-    return std::sqrt(turboquant::test::relative_error(rig.run(), expected));
+    return error_of(rig.run(), expected);
 }
 
 }  // namespace turboquant::cuda::test

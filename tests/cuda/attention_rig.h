@@ -196,6 +196,15 @@ class Rig {
     DeviceBytes *workspace_ = nullptr, *out_ = nullptr, *seq_n_kv_ = nullptr, *lse_ = nullptr;
 };
 
+/// The double-precision definition of a call, by int8 levels.
+inline std::vector<float> defined(turboquant::test::Problem& problem) {
+    return problem.run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); });
+}
+/// |a - b| / |b|.
+inline double error_of(const std::vector<float>& a, const std::vector<float>& b) {
+    return std::sqrt(turboquant::test::relative_error(a, b));
+}
+
 /// Error of a call over sequences of `compressed` cells and, beside each, the raw rows of its window taken as they are for rotated ones.
 double exact_window_error(const std::vector<turboquant::test::Problem*>& compressed,
                           const std::vector<turboquant::test::Problem*>& windows);

@@ -60,11 +60,10 @@ class Sampled : public Gpu, public testing::WithParamInterface<int> {};
 void check_case(const Case& c) {
     SCOPED_TRACE(testing::PrintToString(c));
     turboquant::test::Problem problem(c);
-    const std::vector<float> reference =
-        problem.run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); });
+    const std::vector<float> reference = defined(problem);
     Rig rig(problem.args);
     const std::vector<float> out = rig.run();
-    const double error = std::sqrt(turboquant::test::relative_error(out, reference));
+    const double error = error_of(out, reference);
     EXPECT_LT(error, bound_of(c));
     // The same bits again: the counters are back at zero and nothing depends on the order of the blocks' ends.
     EXPECT_EQ(rig.run(), out);
@@ -119,11 +118,10 @@ TEST_F(CudaAttention, CausalAndWindowFlags) {
                    .mask = mask};
             c.random_codes = true, c.sharpness = 12;
             turboquant::test::Problem problem(c);
-            const std::vector<float> reference =
-                problem.run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); });
+            const std::vector<float> reference = defined(problem);
             Rig rig(problem.args);
             rig.args.mask = nullptr, rig.args.causal = true, rig.args.window = mask == Mask::window ? 71 : 0;
-            EXPECT_LT(std::sqrt(turboquant::test::relative_error(rig.run(), reference)), 2e-4) << tokens << " " << static_cast<int>(mask);
+            EXPECT_LT(error_of(rig.run(), reference), 2e-4) << tokens << " " << static_cast<int>(mask);
         }
 }
 
@@ -138,7 +136,7 @@ TEST_F(CudaAttention, SequencesOfDifferentLengths) {
         c.random_codes = true, c.sharpness = 12;
         problems.push_back(std::make_unique<turboquant::test::Problem>(c, 10 + i));
         args.push_back(&problems.back()->args);
-        alone.push_back(problems.back()->run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); }));
+        alone.push_back(defined(*problems.back()));
     }
     for (const bool uniform : {false, true}) {
         Rig rig(args, uniform);
@@ -146,7 +144,7 @@ TEST_F(CudaAttention, SequencesOfDifferentLengths) {
         for (std::size_t i = 0; i < lengths.size(); ++i) {
             const std::vector<float> one(out.begin() + static_cast<std::ptrdiff_t>(i * alone[i].size()),
                                          out.begin() + static_cast<std::ptrdiff_t>((i + 1) * alone[i].size()));
-            EXPECT_LT(std::sqrt(turboquant::test::relative_error(one, alone[i])), 2e-4) << lengths[i] << " " << uniform;
+            EXPECT_LT(error_of(one, alone[i]), 2e-4) << lengths[i] << " " << uniform;
         }
     }
 }
@@ -160,9 +158,8 @@ TEST_F(CudaAttention, GraphReplay) {
     Rig rig(problem.args);
     const std::vector<float> before = rig.run();
     EXPECT_EQ(rig.replay(3000), before);
-    const std::vector<float> reference =
-        shorter.run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); });
-    EXPECT_LT(std::sqrt(turboquant::test::relative_error(rig.replay(777), reference)), 2e-4);
+    const std::vector<float> reference = defined(shorter);
+    EXPECT_LT(error_of(rig.replay(777), reference), 2e-4);
 }
 
 // Exact rows beside compressed ones: the definition over both, merged. One sequence, alike ones and ones of different lengths.
@@ -201,10 +198,9 @@ TEST_F(CudaAttention, TermsOfRunsThatBreak) {
             c.random_codes = true, c.sharpness = 12, c.term_size = 3;
             turboquant::test::Problem problem(c);
             for (int j = hole; j < n_kv; ++j) problem.cell_pos[j] += 64 * 3;
-            const std::vector<float> reference =
-                problem.run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); });
+            const std::vector<float> reference = defined(problem);
             Rig rig(problem.args);
-            EXPECT_LT(std::sqrt(turboquant::test::relative_error(rig.run(), reference)), 5e-4) << n_kv << " " << hole;
+            EXPECT_LT(error_of(rig.run(), reference), 5e-4) << n_kv << " " << hole;
         }
 }
 

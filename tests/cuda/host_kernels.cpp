@@ -80,6 +80,16 @@ std::vector<float> decoded(const EncodePlan& plan, int h, std::int64_t cell) {
     return x;
 }
 
+/// move(shape, tile, slot, row) for every head of every cell.
+template <class Byte, class Move>
+Status move_rows(const EncodePlan& plan, const std::int64_t* cells, int n, Byte* rows, std::size_t row_stride, Move&& move) {
+    for (int i = 0; i < n; ++i)
+        for (int h = 0; h < plan.n_head; ++h)
+            move(shape_of(plan, h), tile_of(plan, h, cells[i]), static_cast<int>(cells[i] % kTileKeys),
+                 rows + i * row_stride + plan.heads[h].row_at);
+    return {};
+}
+
 }  // namespace
 
 Status encode(const EncodePlan& plan, const EncodeArgs& a, Stream) {
@@ -105,18 +115,10 @@ Status encode(const EncodePlan& plan, const EncodeArgs& a, Stream) {
 }
 
 Status get_rows(const EncodePlan& plan, const std::int64_t* cells, int n, std::uint8_t* rows, std::size_t row_stride, Stream) {
-    for (int i = 0; i < n; ++i)
-        for (int h = 0; h < plan.n_head; ++h)
-            fragment_get_row(shape_of(plan, h), tile_of(plan, h, cells[i]), static_cast<int>(cells[i] % kTileKeys),
-                             rows + i * row_stride + plan.heads[h].row_at);
-    return {};
+    return move_rows(plan, cells, n, rows, row_stride, fragment_get_row);
 }
 Status set_rows(const EncodePlan& plan, const std::int64_t* cells, int n, const std::uint8_t* rows, std::size_t row_stride, Stream) {
-    for (int i = 0; i < n; ++i)
-        for (int h = 0; h < plan.n_head; ++h)
-            fragment_set_row(shape_of(plan, h), tile_of(plan, h, cells[i]), static_cast<int>(cells[i] % kTileKeys),
-                             rows + i * row_stride + plan.heads[h].row_at);
-    return {};
+    return move_rows(plan, cells, n, rows, row_stride, fragment_set_row);
 }
 
 Status decode_rows(const EncodePlan& plan, const DecodeArgs& a, Stream) {
@@ -134,19 +136,6 @@ Status decode_rows(const EncodePlan& plan, const DecodeArgs& a, Stream) {
             std::ranges::copy(x, static_cast<float*>(a.out) + i * a.token_stride + h * a.head_stride);
         }
     return {};
-}
-
-Status rotate_rows(const EncodePlan& plan, const std::int64_t* cells, int n, const float* shift_turns, const RopeLayout& rope,
-                   float* workspace, std::uint32_t* not_finite, Stream stream) {
-    DecodeArgs decoded;
-    decoded.cells = cells, decoded.n = n, decoded.out = workspace, decoded.out_is_half = false;
-    decoded.token_stride = static_cast<std::size_t>(plan.n_head) * plan.head_dim, decoded.head_stride = plan.head_dim;
-    decoded.shift_turns = shift_turns, decoded.rope = rope;
-    if (Status s = decode_rows(plan, decoded, stream); !s.ok()) return s;
-    EncodeArgs args;
-    args.x = workspace, args.token_stride = decoded.token_stride, args.head_stride = plan.head_dim;
-    args.cells = cells, args.n = n, args.not_finite = not_finite;
-    return encode(plan, args, stream);
 }
 
 Status spread_turns(const float* digits, int n_freq, const RopeLayout& rope, int head_dim, const std::int32_t* positions, int n, float* out,

@@ -34,11 +34,6 @@ std::vector<Case> prefill_cases() {
     return cases;
 }
 
-std::vector<float> defined(Problem& problem) {
-    return problem.run([](const turboquant::AttentionArgs& a) { reference_attention(a, ReferenceLevels::int8); });
-}
-double error_of(const std::vector<float>& a, const std::vector<float>& b) { return std::sqrt(turboquant::test::relative_error(a, b)); }
-
 class Prefill : public Gpu, public testing::WithParamInterface<int> {};
 TEST_P(Prefill, IsTheDefinition) {
     const Case c = prefill_cases()[GetParam()];

@@ -9,13 +9,6 @@ namespace {
 
 constexpr int kDecodeTokens = 8;  // up to so many query tokens exact rows are one more part of the same call
 
-template <class T>
-T* put(cuda::DeviceArray& to, const T* data, std::size_t n, cuda::Stream stream) {
-    must(to.reserve(n * sizeof(T), stream));
-    must(cuda::to_device(to.as<void>(), data, n * sizeof(T), stream));
-    return to.as<T>();
-}
-
 /// Masks of the exact rows by slot: slots that no row of the call lies in are hidden.
 void set_exact_rows(Queue& q, const AttentionArgs& a, Queue::Step& s) {
     s.n_slots = a.exact.n ? *std::max_element(a.exact.k_slots, a.exact.k_slots + a.exact.n) + 1 : 0;

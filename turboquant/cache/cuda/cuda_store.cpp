@@ -12,11 +12,10 @@ namespace {
 constexpr std::size_t kLaterRows = 8;  // of a batch that is encoded beside other work
 constexpr std::size_t kChunk = 4096;   // rows that go over the bus at once
 
-template <class T>
-void fill(cuda::DeviceArray& to, const std::vector<T>& data) {
-    must(to.reserve(data.size() * sizeof(T), nullptr));
-    must(cuda::to_device(to.as<void>(), data.data(), data.size() * sizeof(T), nullptr));
-    must(cuda::synchronize(nullptr));
+/// f(at, m) for pieces of n rows, m from row `at` on.
+template <class F>
+void in_chunks(std::int64_t n, F&& f) {
+    for (std::int64_t at = 0; at < n; at += kChunk) f(at, std::min<std::int64_t>(kChunk, n - at));
 }
 
 }  // namespace
@@ -40,8 +39,8 @@ CudaStore::CudaStore(const Layout& layout, std::uint8_t* memory, int device) : T
                         layout.heads().empty() ? nullptr : layout.heads().data()};
     must(plan_memory_.reserve(cuda::encode_plan_bytes(view, layout.n_head()), nullptr));
     must(cuda::plan_encode(view, layout.n_head(), layout.norm_mode(), d, plan_memory_.as<void>(), nullptr, plan_));
-    if (!layout.heads().empty()) fill(head_at_, head_at), fill(head_format_, head_format);
-    if (std::ranges::find(plain, 1) != plain.end()) fill(plain_heads_, plain);
+    if (!layout.heads().empty()) put(head_at_, head_at), put(head_format_, head_format);
+    if (std::ranges::find(plain, 1) != plain.end()) put(plain_heads_, plain);
 }
 
 cuda::Tiles CudaStore::tiles(std::int64_t stream) const {
@@ -73,10 +72,7 @@ void CudaStore::sync_offsets(Queue& q, const KeyTransform& keys) const {
     for (std::size_t id = 0; id < keys.mu.size(); id++)
         if (keys.mu[id])
             must(cuda::to_device(offsets_.as<float>() + id * offset_size(), keys.mu[id], offset_size() * sizeof(float), q.stream()));
-    if (keys.scales) {
-        must(scales_.reserve(layout_.n_embd() * sizeof(float), q.stream()));
-        must(cuda::to_device(scales_.as<float>(), keys.scales, layout_.n_embd() * sizeof(float), q.stream()));
-    }
+    if (keys.scales) put(scales_, keys.scales, layout_.n_embd(), q.stream());
     const RopeTable& rope = keys.rope;
     const int pairs = rope.n_dims / 2, d = layout_.head_dim();
     std::vector<std::uint8_t> dim_freq(d);
@@ -86,8 +82,7 @@ void CudaStore::sync_offsets(Queue& q, const KeyTransform& keys) const {
                                                 : rope.pairs == RopePairs::adjacent ? at / 2
                                                                                     : at % pairs);
     }
-    must(dim_freq_.reserve(dim_freq.size(), q.stream()));
-    must(cuda::to_device(dim_freq_.as<void>(), dim_freq.data(), dim_freq.size(), q.stream()));
+    put(dim_freq_, dim_freq.data(), dim_freq.size(), q.stream());
     offsets_version_ = keys.version;
 }
 
@@ -194,8 +189,7 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
 void CudaStore::read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const {
     Queue& q = Queue::of(ctx, device_);
     q.settle();
-    for (std::int64_t at = 0; at < n; at += kChunk) {
-        const std::int64_t m = std::min<std::int64_t>(kChunk, n - at);
+    in_chunks(n, [&](std::int64_t at, std::int64_t m) {
         const std::size_t values = m * layout_.n_embd();
         cuda::DecodeArgs d;
         d.cells = places(q, first + at, m), d.n = static_cast<int>(m);
@@ -203,35 +197,33 @@ void CudaStore::read(StoreContext& ctx, std::int64_t first, std::int64_t n, floa
         d.token_stride = layout_.n_embd(), d.head_stride = layout_.head_dim();
         must(cuda::decode_rows(plan_, d, q.stream()));
         must(cuda::to_host(x + at * layout_.n_embd(), d.out, values * sizeof(float), q.stream()));
-    }
+    });
 }
 
 void CudaStore::rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const {
     Queue& q = Queue::of(ctx, device_);
     q.settle();
     std::vector<std::uint8_t> bytes;
-    for (std::int64_t at = 0; at < n; at += kChunk) {
-        const std::int64_t m = std::min<std::int64_t>(kChunk, n - at);
+    in_chunks(n, [&](std::int64_t at, std::int64_t m) {
         auto* rows = q.memory<std::uint8_t>(Queue::Use::form, m * plan_.row_bytes);
         must(cuda::get_rows(plan_, places(q, first + at, m), static_cast<int>(m), rows, plan_.row_bytes, q.stream()));
         bytes.resize(m * plan_.row_bytes);
         must(cuda::to_host(bytes.data(), rows, bytes.size(), q.stream()));
         for (std::int64_t i = 0; i < m; i++) std::copy_n(bytes.data() + i * plan_.row_bytes, plan_.row_bytes, out + (at + i) * stride);
-    }
+    });
 }
 
 void CudaStore::rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) {
     Queue& q = Queue::of(ctx, device_);
     q.settle();
     std::vector<std::uint8_t> bytes;
-    for (std::int64_t at = 0; at < n; at += kChunk) {
-        const std::int64_t m = std::min<std::int64_t>(kChunk, n - at);
+    in_chunks(n, [&](std::int64_t at, std::int64_t m) {
         bytes.resize(m * plan_.row_bytes);
         for (std::int64_t i = 0; i < m; i++) std::copy_n(in + (at + i) * stride, plan_.row_bytes, bytes.data() + i * plan_.row_bytes);
         auto* rows = q.memory<std::uint8_t>(Queue::Use::form, bytes.size());
         must(cuda::to_device(rows, bytes.data(), bytes.size(), q.stream()));
         must(cuda::set_rows(plan_, places(q, first + at, m), static_cast<int>(m), rows, plan_.row_bytes, q.stream()));
-    }
+    });
 }
 
 void CudaStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {

@@ -30,7 +30,6 @@ class CudaStore final : public TileStore {
     void set_outliers(int n, std::span<const std::uint8_t> masks, std::span<const std::int64_t> written) override;
 
   private:
-    struct Side;  // what attention needs of a side
     cuda::Tiles tiles(std::int64_t stream) const;
     cuda::Tiles exact_tiles() const;
     void reserve_exact(Queue& q, std::size_t n_slots);
@@ -45,7 +44,6 @@ class CudaStore final : public TileStore {
     cuda::EncodePlan plan_, exact_plan_;
     cuda::DeviceArray plan_memory_, exact_plan_memory_, head_at_, head_format_, plain_heads_;
     std::vector<CodecId> formats_;  ///< each once
-    bool any_rotated_ = false;
     /// Copies of the key transform: offsets by id ([n_head][2][head_dim]), scales, and the frequency of each dim.
     mutable cuda::DeviceArray offsets_, scales_, dim_freq_;
     mutable std::uint64_t offsets_version_ = 0;

@@ -27,15 +27,6 @@ DeviceTables::DeviceTables(int index) {
     must(cuda::use_device(index));
 }
 
-template <class T>
-T* DeviceTables::keep(const std::vector<T>& data) {
-    cuda::DeviceArray& to = memory_.emplace_back();
-    must(to.reserve(data.size() * sizeof(T), nullptr));
-    must(cuda::to_device(to.as<void>(), data.data(), data.size() * sizeof(T), nullptr));
-    must(cuda::synchronize(nullptr));
-    return to.as<T>();
-}
-
 DeviceTables::Rotation DeviceTables::rotation(int head_dim) {
     const std::scoped_lock lock(mutex_);
     Rotation& found = rotations_[head_dim];

@@ -16,6 +16,21 @@ namespace turboquant {
 /// Throws std::runtime_error with the cause if it is none.
 void must(const cuda::Status& status);
 
+/// A copy of n values in `to`, in the stream's order. Throws as must().
+template <class T>
+T* put(cuda::DeviceArray& to, const T* data, std::size_t n, cuda::Stream stream) {
+    must(to.reserve(n * sizeof(T), stream));
+    must(cuda::to_device(to.as<void>(), data, n * sizeof(T), stream));
+    return to.as<T>();
+}
+/// The same for what is there once and for all: done when this returns, for every stream.
+template <class T>
+T* put(cuda::DeviceArray& to, const std::vector<T>& data) {
+    put(to, data.data(), data.size(), nullptr);
+    must(cuda::synchronize(nullptr));
+    return to.as<T>();
+}
+
 class DeviceTables {
   public:
     /// Throws std::runtime_error if the device cannot be asked.
@@ -41,7 +56,9 @@ class DeviceTables {
   private:
     explicit DeviceTables(int index);
     template <class T>
-    T* keep(const std::vector<T>& data);
+    T* keep(const std::vector<T>& data) {
+        return put(memory_.emplace_back(), data);
+    }
 
     cuda::Device device_;
     std::mutex mutex_;

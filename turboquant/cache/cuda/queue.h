@@ -43,8 +43,6 @@ class Queue {
     /// Memory of a purpose, until it is asked for again.
     enum class Use {
         rows,
-        halves,
-
         places,
         slots,
         rounded,
@@ -62,7 +60,6 @@ class Queue {
         from,
         to,
         term_ids,
-        zero,
         count
     };
     template <class T>
