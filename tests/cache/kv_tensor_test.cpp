@@ -4,17 +4,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 
 #include "tests/cache/stores.h"
-#include "turboquant/codec/quantizer.h"
+#include "turboquant/codec/half.h"
 
 using namespace turboquant;
 using namespace turboquant::test;
 
 namespace {
 
-CellPositions none(4096, 4);  // no cell has a position: plain rows
+CellPositions none(4096, 4);  // no cell has a position, and none gets one: plain rows
 
 class KvTensors : public OverStores {};
 TQ_OVER_STORES(KvTensors);
@@ -204,24 +205,46 @@ TEST_P(KvTensors, SavedRowsOfAnotherFormatAreEncodedAnew) {
     EXPECT_LT(error / energy, 0.06) << "the errors of both formats";
 }
 
-// Any bytes may come out of a state file.
+// Any bytes may come out of a state file: a row that is refused reads as zeros, one that is taken reads as numbers, and other rows stay.
 TEST_P(KvTensors, RestoringRandomBytesDoesNoHarm) {
     std::mt19937 rng(99);
     for (const CodecInfo& c : kCodecs) {
         if (!serves(c.id, 64)) continue;
-        const KvGeometry g{Side::key, c.id, NormMode::corrected, 128, 64, 1};
+        SCOPED_TRACE(c.name);
+        const KvGeometry g{Side::key, c.id, NormMode::corrected, 128, 128, 1};
+        CellPositions cells(128, 1);
         HeldTensor h(g, 64);
         if (c.rotated) h->enable_offset();
+        std::vector<std::int64_t> beside(FirstRows::kFreezeRows);  // so many that outlier channels stay as they are
+        std::iota(beside.begin(), beside.end(), 4);
+        encode_rows(*h, gaussian(beside.size() * 128, 5), beside);
+        const auto read_beside = [&] {
+            std::vector<float> out(beside.size() * 128);
+            for (std::size_t i = 0; i < beside.size(); i++) h->read_row(beside[i], cells, std::span(out).subspan(128 * i, 128));
+            return out;
+        };
+        const std::vector<float> before = read_beside();
+        std::vector<float> x(128);
+        int refused = 0;
         for (int trial = 0; trial < 300; trial++) {
             std::vector<std::uint16_t> rows(4 * 128);
             for (auto& v : rows) v = static_cast<std::uint16_t>(rng());
             if (trial % 2) {  // a good header on bad contents
-                h->save_row(0, none, std::span(rows).first(128));
+                h->save_row(4, cells, std::span(rows).first(128));
                 rows[1 + rng() % 127] ^= static_cast<std::uint16_t>(1 << rng() % 16);
             }
-            h->restore_rows(serial(), 0, 4, rows.data(), none, true);
-            std::vector<float> x(128);
-            h->read_row(0, none, x);
+            const RestoreResult result = h->restore_rows(serial(), 0, 4, rows.data(), cells, true);
+            for (int row = 0; row < 4; row++) {
+                h->read_row(row, cells, x);
+                for (const float v : x) ASSERT_TRUE(std::isfinite(v)) << "trial " << trial << " row " << row;
+                const auto saved = std::span(rows).subspan(128 * row, 128);
+                if (row == 0 || std::ranges::all_of(saved, [](std::uint16_t v) { return std::isfinite(from_half(v)); })) continue;
+                ASSERT_TRUE(std::ranges::all_of(x, [](float v) { return v == 0; })) << "trial " << trial << " row " << row;
+                ASSERT_NE(result, RestoreResult::ok) << trial;
+                refused++;
+            }
         }
+        EXPECT_GT(refused, 800) << "most rows of random halves hold one that is not finite";
+        EXPECT_EQ(read_beside(), before);
     }
 }

@@ -217,15 +217,20 @@ TEST_P(Buffer, StateOfLlamasOwnCacheIsTakenIn) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, Buffer, testing::ValuesIn(with_f16()), [](const auto& test) { return test.param; });
 
-/// Bytes that no cache wrote, or that were damaged on their way: the result is finite, or an error, and never a crash.
+/// Bytes that no cache wrote, or that were damaged on their way: what is computed over them is finite.
 class Fuzz : public testing::TestWithParam<std::string> {};
 
-TEST_P(Fuzz, AttentionOverDamagedRowsIsFiniteOrFails) {
+TEST_P(Fuzz, AttentionOverDamagedRowsIsFinite) {
     std::mt19937 random(11);
-    int finite = 0, failed = 0;
+    const auto written = [&](OpRig& rig) {
+        for (int s = 0; s < 2; s++) write(rig, random_rows(s, 0, kWritten, 40));
+        return look(rig);
+    };
+    OpRig unharmed(GetParam(), kShape);
+    const std::vector<float> expected = written(unharmed);
     for (int round = 0; round < 60; round++) {
         OpRig rig(GetParam(), kShape);
-        for (int s = 0; s < 2; s++) write(rig, random_rows(s, 0, kWritten, 40));
+        ASSERT_EQ(written(rig), expected);
         for (ggml_tensor* t : {rig.k(), rig.v()}) {
             Bytes bytes = get(t);
             const size_t n_damage = round % 3 == 0 ? bytes.size() : 1 + random() % 200;
@@ -234,18 +239,13 @@ TEST_P(Fuzz, AttentionOverDamagedRowsIsFiniteOrFails) {
             set(t, Bytes(bytes.begin() + static_cast<long>(offset), bytes.begin() + static_cast<long>(offset + size)), offset);
             get(t);
         }
-        try {
-            for (const float x : look(rig)) ASSERT_TRUE(std::isfinite(x)) << "round " << round;
-            write(rig, random_rows(0, 60, 70, 41));  // and it goes on
-            for (const float x : look(rig)) ASSERT_TRUE(std::isfinite(x)) << "round " << round;
-            finite++;
-        } catch (const std::runtime_error&) {
-            EXPECT_NE(last_error(GetParam()), "");
-            failed++;
-        }
+        // Rows that cannot be taken count as not written; nothing fails later.
+        for (const float x : look(rig)) ASSERT_TRUE(std::isfinite(x)) << "round " << round;
+        write(rig, random_rows(0, 60, 70, 41));
+        for (const float x : look(rig)) ASSERT_TRUE(std::isfinite(x)) << "round " << round;
+        ggml_backend_buffer_clear(rig.buffer(), 0);
+        ASSERT_EQ(written(rig), expected) << "round " << round << ": damage outlives the rows that had it";
     }
-    EXPECT_GT(finite + failed, 0);
-    EXPECT_GT(finite, 10) << "damage is mostly to be lived with";
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Fuzz, testing::ValuesIn(kFormats), [](const auto& test) { return test.param; });

@@ -1,8 +1,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <set>
+#include <sstream>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "turboquant/kernels/kernel_table.h"
 
@@ -26,7 +31,37 @@ TEST(Dispatch, BestIsLastAvailable) {
     ASSERT_FALSE(available_simd_levels().empty());
     EXPECT_EQ(available_simd_levels().front(), SimdLevel::scalar);
     EXPECT_EQ(kernels_level(kernels()), available_simd_levels().back());
-    EXPECT_GE(compiled_simd_levels().size(), available_simd_levels().size());
+}
+
+#if defined(__x86_64__)
+constexpr SimdLevel kOfArchitecture[] = {SimdLevel::scalar, SimdLevel::avx2, SimdLevel::avx512};
+#elif defined(__aarch64__)
+constexpr SimdLevel kOfArchitecture[] = {SimdLevel::scalar, SimdLevel::neon};
+#else
+constexpr SimdLevel kOfArchitecture[] = {SimdLevel::scalar};
+#endif
+
+TEST(Dispatch, EveryLevelOfTheArchitectureIsCompiled) { EXPECT_TRUE(std::ranges::equal(compiled_simd_levels(), kOfArchitecture)); }
+
+// What the processor can, as the system tells it.
+TEST(Dispatch, AvailableIsWhatTheProcessorCan) {
+    std::ifstream file("/proc/cpuinfo");
+    std::set<std::string> flags;
+    for (std::string line; std::getline(file, line) && flags.empty();)
+        if (line.starts_with("flags") || line.starts_with("Features")) {
+            std::istringstream words(line.substr(line.find(':') + 1));
+            flags = {std::istream_iterator<std::string>(words), {}};
+        }
+    if (flags.empty()) GTEST_SKIP() << "no list of features in /proc/cpuinfo";
+    const auto can = [&](std::initializer_list<const char*> names) {
+        return std::ranges::all_of(names, [&](const char* name) { return flags.contains(name); });
+    };
+    std::vector<SimdLevel> expected = {SimdLevel::scalar};
+    if (can({"asimddp"})) expected.push_back(SimdLevel::neon);
+    const bool avx2 = can({"avx2", "fma", "f16c"});
+    if (avx2) expected.push_back(SimdLevel::avx2);
+    if (avx2 && can({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni"})) expected.push_back(SimdLevel::avx512);
+    EXPECT_TRUE(std::ranges::equal(available_simd_levels(), expected));
 }
 
 TEST(Dispatch, UnavailableLevelIsNamed) {

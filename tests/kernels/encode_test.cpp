@@ -50,9 +50,11 @@ struct Batch {
         return r;
     }
     // Squared error of decoding vector i, in the model's space.
-    double error(int i) {
+    double error(int i) { return error(i, *this); }
+    // The same of the tiles of another batch of the same cells.
+    double error(int i, Batch& other) const {
         std::vector<float> y(shape.head_dim);
-        tile_decode_rotated(shape, tile(i), slot(i), y);
+        tile_decode_rotated(shape, other.tile(i), slot(i), y);
         if (codec_info(shape.codec).rotated) rotation_for(shape.head_dim).inverse(y);
         double e = 0;
         for (int d = 0; d < shape.head_dim; ++d) e += std::pow(static_cast<double>(y[d]) - vector(i)[d], 2);
@@ -107,29 +109,38 @@ TEST_P(Encode, EqualsSpecificationButForNearTies) {
         }
 }
 
-// The same bytes as of vectors from which the offset was taken before.
+// As vectors from which the offset was taken before, in double, but for near ties.
 TEST_P(Encode, RemovesTheOffset) {
     for (const int d : {64, 80, 576}) {
+        SCOPED_TRACE(d);
         Batch batch({codec(), Side::key, d}, 20, 2), plain = batch;
         SplitMix64 random(5);
         std::vector<float> turns(20 * 2 * static_cast<std::size_t>(d)), offset(7 + 2 * static_cast<std::size_t>(d));
-        for (float& f : turns) f = static_cast<float>(random.uniform());
+        for (float& f : turns) f = 2 * static_cast<float>(random.uniform()) - 1;
         for (float& f : offset) f = 20 * static_cast<float>(random.normal());
         std::vector<const float*> offsets(20, offset.data());
         offsets[3] = nullptr;
         for (std::size_t i = 0; i < 20; ++i)
             for (std::size_t k = 0; k < static_cast<std::size_t>(d) && i != 3; ++k) {
                 const float *turn = turns.data() + i * 2 * d, *o = offset.data() + 7;
-                // Fused as the levels fuse it, so that the difference, too, rounds alike.
-                const float quarter = o[d + k] * turn[d + k];
-                plain.x[i * plain.x_stride + k] -=
-                    level() == SimdLevel::scalar ? o[k] * turn[k] + quarter : std::fma(o[k], turn[k], quarter);
+                float& x = plain.x[i * plain.x_stride + k];
+                const double taken = static_cast<double>(o[k]) * turn[k] + static_cast<double>(o[d + k]) * turn[d + k];
+                x = static_cast<float>(x - taken);
             }
         EncodeArgs a = batch.args();
         a.turns = turns.data(), a.offsets = offsets.data(), a.offset_at = 7;
         EXPECT_TRUE(turboquant::encode(kernels(level()), a));
         EXPECT_TRUE(plain.encode(level()));
-        EXPECT_EQ(batch.tiles, plain.tiles) << d;
+        int equal = 0;
+        double error = 0, plain_error = 0;
+        for (int i = 0; i < 20; ++i) {
+            equal += batch.row(i) == plain.row(i);
+            error += plain.error(i, batch), plain_error += plain.error(i);
+        }
+        // A value near a boundary of the codebook may fall to its other side; of raw, which rounds to 11 bits, many do.
+        EXPECT_GE(equal, codec() == CodecId::raw || bits() == 8 ? 0 : 14);
+        EXPECT_NEAR(error, plain_error, 2e-3 * plain_error);
+        EXPECT_EQ(batch.row(3), plain.row(3)) << "nothing is to be removed";
     }
 }
 
