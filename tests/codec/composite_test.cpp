@@ -70,7 +70,7 @@ TEST(Composite, ErrorsFollowTheLaws) {
             std::vector<float> x = test::gaussian(random, d);
             for (int i = 0; i < d; ++i)
                 if (mask[i]) x[i] *= 20;
-            tile.encode(k % 64, x, NormMode::raw);
+            tile.encode(k % 64, x, NormMode::plain);
             const std::vector<float> y = tile.decode(k % 64);
             for (int i = 0; i < d; ++i) error[mask[i]] += std::pow(y[i] - x[i], 2), energy[mask[i]] += std::pow(x[i], 2);
         }
@@ -226,10 +226,10 @@ TEST(Composite, RejectsBadArguments) {
     bad[3] = INFINITY;
     EXPECT_THROW(composite_set_mask(shape, tile.data(), mask), std::invalid_argument);
     EXPECT_THROW(composite_set_mask(shape, tile.data(), few), std::invalid_argument);
-    EXPECT_THROW(composite_encode(shape, tile.data(), 64, x, NormMode::raw), std::invalid_argument);
-    EXPECT_THROW(composite_encode({CodecId::turbo3, Side::key, 64}, tile.data(), 0, x, NormMode::raw), std::invalid_argument);
-    EXPECT_THROW(composite_encode({CodecId::outlier3, Side::key, 64, 33}, tile.data(), 0, x, NormMode::raw), std::invalid_argument);
-    EXPECT_THROW(composite_encode(shape, tile.data(), 0, bad, NormMode::raw), std::domain_error);
+    EXPECT_THROW(composite_encode(shape, tile.data(), 64, x, NormMode::plain), std::invalid_argument);
+    EXPECT_THROW(composite_encode({CodecId::turbo3, Side::key, 64}, tile.data(), 0, x, NormMode::plain), std::invalid_argument);
+    EXPECT_THROW(composite_encode({CodecId::outlier3, Side::key, 64, 33}, tile.data(), 0, x, NormMode::plain), std::invalid_argument);
+    EXPECT_THROW(composite_encode(shape, tile.data(), 0, bad, NormMode::plain), std::domain_error);
     EXPECT_EQ(tile, std::vector<std::uint8_t>(tile.size())) << "a refused vector leaves the tile alone";
     EXPECT_THROW(tile_get_row(shape, tile.data(), 0, tile.data()), std::invalid_argument);
 }

@@ -47,11 +47,11 @@ TEST(Quantizer, ErrorFollowsTheLawForAllSizesCodecsAndModes) {
         const double law = trellis ? kTrellisError[codec_info(id).bits] : codebook_for(codec_info(id).bits, d).mse;
         const double expected[] = {law, 2 - 2 * std::sqrt(1 - law), law / (1 - law)};
         double measured[3];
-        for (NormMode mode : {NormMode::raw, NormMode::corrected, NormMode::eden}) {
+        for (NormMode mode : {NormMode::plain, NormMode::corrected, NormMode::eden}) {
             const int m = static_cast<int>(mode);
             measured[m] = mean_error(Quantizer(id, d, mode), trellis ? 300 : 1000, 2);  // the search is slow
             // Both corrections also remove the error's part along x, up to 3/d of it at high bits.
-            const double ratio = measured[m] / expected[m], radial = mode == NormMode::raw ? 0 : 3.0 / d;
+            const double ratio = measured[m] / expected[m], radial = mode == NormMode::plain ? 0 : 3.0 / d;
             EXPECT_LT(ratio, 1.04) << codec_info(id).name << " head_dim " << d << " mode " << m;
             EXPECT_GT(ratio, 0.96 - radial) << codec_info(id).name << " head_dim " << d << " mode " << m;
         }
@@ -64,7 +64,7 @@ TEST(Quantizer, ErrorFollowsTheLawForAllSizesCodecsAndModes) {
 TEST(Quantizer, CorrectedKeepsTheNorm) {
     SplitMix64 random(3);
     for (int d : kHeadDims) {
-        const Quantizer corrected(CodecId::turbo2, d), raw(CodecId::turbo2, d, NormMode::raw);
+        const Quantizer corrected(CodecId::turbo2, d), raw(CodecId::turbo2, d, NormMode::plain);
         double energy = 0;
         for (int i = 0; i < 100; ++i) {
             const std::vector<float> x = gaussian(random, d);
@@ -83,7 +83,7 @@ TEST(Quantizer, EdenIsUnbiasedAndTheOthersAreNot) {
     for (CodecId id : {CodecId::turbo2, CodecId::turbo3, CodecId::turbo4}) {
         const double law = codebook_for(codec_info(id).bits, 128).mse;
         const double expected[] = {-law, std::sqrt(1 - law) - 1, 0};
-        for (NormMode mode : {NormMode::raw, NormMode::corrected, NormMode::eden}) {
+        for (NormMode mode : {NormMode::plain, NormMode::corrected, NormMode::eden}) {
             const Quantizer quantizer(id, 128, mode);
             SplitMix64 random(4);
             std::vector<float> back(128);
@@ -103,7 +103,7 @@ TEST(Quantizer, EdenIsUnbiasedAndTheOthersAreNot) {
             }
             const double mean = sum / kN, sigma = std::sqrt(squares / kN - mean * mean) / std::sqrt(kN);
             EXPECT_NEAR(mean, expected[static_cast<int>(mode)], 4 * sigma) << codec_info(id).name << " mode " << static_cast<int>(mode);
-            if (mode == NormMode::raw) {
+            if (mode == NormMode::plain) {
                 EXPECT_LT(mean, -5 * sigma) << "the test cannot see bias";
             }
         }
@@ -136,7 +136,7 @@ TEST(Quantizer, OutlierChannelsCostNothingBecauseOfTheRotation) {
 
 TEST(Quantizer, OneHotIsHardWithoutRotationAndSpreadWithIt) {
     for (int d : kHeadDims) {
-        const Quantizer q(CodecId::turbo3, d, NormMode::raw);
+        const Quantizer q(CodecId::turbo3, d, NormMode::plain);
         for (int hot : {0, 5, d - 1}) {
             std::vector<float> x(d), back(d);
             x[hot] = -3;

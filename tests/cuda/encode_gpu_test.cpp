@@ -60,7 +60,7 @@ TEST_P(GpuEncode, EqualsTheCpu) {
                                    {.n = 64, .half = true, .scattered = true},
                                    {.n = 64, .mode = NormMode::eden},
                                    {.n = 1000, .offset = key, .mode = key ? NormMode::corrected : NormMode::eden},
-                                   {.n = 1000, .half = true, .mode = NormMode::raw},
+                                   {.n = 1000, .half = true, .mode = NormMode::plain},
                                    {.n = 1000, .scattered = true}};
             for (const Options& o : all) {
                 SCOPED_TRACE(std::to_string(d) + (key ? " key " : " value ") + std::to_string(o.n) + (o.half ? " half" : "") +
@@ -212,7 +212,7 @@ TEST_F(Gpu, EncodeRefusesByName) {
     EncodePlan plan;
     const auto refused = [&](TileShape s) {
         const TileView view{s, memory.get(), 1 << 14, 1 << 15, nullptr};
-        return plan_encode(view, 2, NormMode::raw, device, memory.get(), nullptr, plan).message();
+        return plan_encode(view, 2, NormMode::plain, device, memory.get(), nullptr, plan).message();
     };
     EXPECT_NE(refused({CodecId::outlier3, Side::key, 128, 16}).find("composite"), std::string::npos);
     EXPECT_NE(refused({CodecId::turbo4, Side::key, 100}).find("head size"), std::string::npos);

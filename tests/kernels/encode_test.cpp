@@ -165,7 +165,7 @@ TEST_P(Encode, OtherSlotsKeepTheirBytes) {
 
 TEST_P(Encode, NormModes) {
     if (!codec_info(codec()).rotated) GTEST_SKIP() << "raw has no norm";
-    for (const NormMode mode : {NormMode::raw, NormMode::corrected, NormMode::eden}) {
+    for (const NormMode mode : {NormMode::plain, NormMode::corrected, NormMode::eden}) {
         Batch batch({codec(), Side::value, 128}, 64, 1), spec = batch;
         batch.encode(level(), mode);
         spec.encode_by_specification(mode);

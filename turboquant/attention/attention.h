@@ -37,7 +37,7 @@ struct TileView {
 };
 
 /// A position-dependent term per key added to q.k_j before scaling: e_j = sum_i a_i cos(p_j w_i) + b_i sin(p_j w_i),
-/// p_j the position of cell j, with a, b from q and the key offset mu (brief: key offset removal). Absent in plain caches.
+/// p_j the position of cell j, with a, b from q and the key offset mu (docs/cache.md). Absent in plain caches.
 /// q's part is q_term: per query row, 2*n_freq floats, [a_0..a_{n-1}, b_0..b_{n-1}]; the table of rotations is shared by all heads and
 /// layers.
 struct ScoreTerm {

@@ -19,8 +19,8 @@ std::vector<float> make_turns(std::span<const double> frequencies);
 /// cos(pos w_i).. and, from turn_width(n_freq) on, sin(pos w_i).. of a position >= 0, within 4e-7. `row`: 2*turn_width(n_freq) floats.
 void turn_row(const float* turns, int n_freq, std::int32_t pos, float* row);
 
-/// Value i of R(p) mu for a head of n dims. mu: n values, then n that they are a quarter turn on; turn: n cosines of position p, then n
-/// sines, as they apply to each dim. The definition of what the encoders take from keys and of what reading gives back.
+/// Value i of R(p) mu for a head of n dims. mu: its n values, then the n of mu_perp, mu turned by 90 degrees pair by pair; turn: n cosines
+/// of position p, then n sines, as they apply to each dim. The definition of what the encoders take from keys and of what reading gives back.
 inline float turned(const float* mu, const float* turn, int n, int i) { return mu[i] * turn[i] + mu[n + i] * turn[n + i]; }
 
 }  // namespace turboquant

@@ -15,6 +15,8 @@
 namespace turboquant {
 namespace {
 
+static_assert(kTurnRadix * kTurnRadix * kTurnRadix * kTurnRadix == CellPositions::kMaxPosition && kTurnDigits == 4);
+
 /// FNV-1a, never 0.
 std::uint32_t hash_letters(std::string_view letters) {
     Fnv1a<std::uint32_t> hash;
@@ -48,7 +50,7 @@ void KeyOffset::set_rope(const RopeParams& rope) {
     std::vector<double> frequencies = rope_frequencies(rope_);
     frequencies.resize(n_freq());  // a frequency of zero for the dims that are left alone
     turns_ = shared_turns(frequencies);
-    for (Entry& e : entries_) set_quarters(e);
+    for (Entry& e : entries_) set_mu_perp(e);
 }
 
 void KeyOffset::set_scales(std::string_view letters) {
@@ -60,7 +62,7 @@ void KeyOffset::set_scales(std::string_view letters) {
     scales_ = std::move(scales);
     letters_ = letters;
     scale_hash_ = hash_letters(letters);
-    for (Entry& e : entries_) set_quarters(e);
+    for (Entry& e : entries_) set_mu_perp(e);
 }
 
 void KeyOffset::check_scales() const {
@@ -89,7 +91,7 @@ void KeyOffset::begin(int id, std::uint32_t generation) {
     e = {};
     e.generation = generation;
     e.mu.resize(static_cast<std::size_t>(n_head_) * head_dim_);
-    set_quarters(e);
+    set_mu_perp(e);
 }
 
 std::vector<std::uint16_t> KeyOffset::mu_halves(int id) const {
@@ -102,12 +104,11 @@ void KeyOffset::freeze(int id, std::span<const std::uint16_t> mu) {
     Entry& e = entries_[id];
     std::transform(mu.begin(), mu.end(), e.mu.begin(), from_half);
     set_frozen(e, {mu.begin(), mu.end()});
-    set_quarters(e);
+    set_mu_perp(e);
 }
 
 void KeyOffset::set_frozen(Entry& e, std::vector<std::uint16_t> mu) {
-    e.frozen = true;
-    e.expected = false;
+    e.state = State::frozen;
     e.hash = hash_mu(mu);
     if (recall(e.hash)) return;
     if (remembered_.size() == kRemembered) remembered_.pop_front();
@@ -122,14 +123,14 @@ const std::vector<std::uint16_t>* KeyOffset::recall(std::uint32_t hash) const {
 
 void KeyOffset::expect(int id, std::uint32_t hash) {
     Entry& e = entries_[id];
-    e.frozen = e.expected = true;
+    e.state = State::expected;
     e.hash = hash;
 }
 
 void KeyOffset::freeze_all() {
     for (std::size_t id = 0; id < entries_.size(); id++) {
         Entry& e = entries_[id];
-        if (e.frozen || e.measured == 0) continue;
+        if (e.state != State::measuring || e.measured == 0) continue;
         set_frozen(e, mu_halves(static_cast<int>(id)));
         e.kept.clear();
     }
@@ -146,7 +147,7 @@ const KeptRow* KeyOffset::find_kept(int id, std::int64_t row, std::int32_t pos) 
 bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
                         std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside) {
     Entry& e = entries_[id];
-    if (e.frozen) return false;
+    if (e.state != State::measuring) return false;
     for (std::size_t i = 0; i < rows.size(); i++) {
         const std::int32_t end = pos[i] + (!beside.empty() && beside[i]);
         const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), end, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
@@ -187,33 +188,33 @@ void KeyOffset::measure(Entry& e) {
     // Rounded to fp16, in which it travels with saved rows.
     for (std::size_t i = 0; i < e.mu.size(); i++)
         e.mu[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(e.measured))));
-    set_quarters(e);
+    set_mu_perp(e);
 }
 
-void KeyOffset::set_quarters(Entry& e) {
+void KeyOffset::set_mu_perp(Entry& e) {
     version_++;
-    e.quarters.assign(2 * e.mu.size(), 0.0f);
+    e.mu_perp.assign(2 * e.mu.size(), 0.0f);
     const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
     for (int h = 0; h < n_head_; h++) {
         const float* mu = e.mu.data() + h * head_dim_;
-        float *value = e.quarters.data() + 2 * h * head_dim_, *quarter = value + head_dim_;
+        float *value = e.mu_perp.data() + 2 * h * head_dim_, *perp = value + head_dim_;
         std::copy_n(mu, head_dim_, value);
         for (int i = 0; has_rope_ && i < rope_.n_dims / 2; i++) {
             const auto [x, y] = rope_pair(rope_, i);
-            value[x] = quarter[y] = magnitude * mu[x];
+            value[x] = perp[y] = magnitude * mu[x];
             value[y] = magnitude * mu[y];
-            quarter[x] = -value[y];
+            perp[x] = -value[y];
         }
-        for (int i = 0; scaled() && i < head_dim_; i++) value[i] *= scales(h)[i], quarter[i] *= scales(h)[i];
+        for (int i = 0; scaled() && i < head_dim_; i++) value[i] *= scales(h)[i], perp[i] *= scales(h)[i];
     }
 }
 
 void KeyOffset::settle(int id) {
-    if (at(id).frozen) std::vector<KeptRow>().swap(entries_[id].kept);
+    if (frozen(id)) std::vector<KeptRow>().swap(entries_[id].kept);
 }
 
 void KeyOffset::query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const {
-    turboquant::query_terms(rope_table(), head_dim_, at(id).quarters.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, q.data(),
+    turboquant::query_terms(rope_table(), head_dim_, at(id).mu_perp.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, q.data(),
                             terms.data());
 }
 
@@ -224,7 +225,7 @@ RopeTable KeyOffset::rope_table() const {
 KeyTransform KeyOffset::transform(const CellPositions& cells) const {
     KeyTransform t;
     t.cells = cells.packed().data();
-    for (std::size_t id = 0; id < entries_.size(); id++) t.mu[id] = entries_[id].quarters.data();
+    for (std::size_t id = 0; id < entries_.size(); id++) t.mu[id] = entries_[id].mu_perp.data();
     t.rope = rope_table();
     t.scales = scaled() ? scales_.data() : nullptr;
     t.version = version_;
@@ -236,7 +237,7 @@ void KeyOffset::give_back(int id, std::span<float> x, std::int32_t pos) const {
         std::vector<float> turn(2 * head_dim_);
         spread_turn(rope_table(), head_dim_, pos, turn.data());
         for (int h = 0; h < n_head_; h++) {
-            const float* mu = at(id).quarters.data() + 2 * h * head_dim_;
+            const float* mu = at(id).mu_perp.data() + 2 * h * head_dim_;
             for (int i = 0; i < head_dim_; i++) x[h * head_dim_ + i] += turned(mu, turn.data(), head_dim_, i);
         }
     }

@@ -53,7 +53,7 @@ class KeyOffset {
 
     /// Must precede any use of an id: forgets what an earlier generation of it had.
     void begin(int id, std::uint32_t generation);
-    bool frozen(int id) const { return at(id).frozen; }
+    bool frozen(int id) const { return at(id).state != State::measuring; }
     std::span<const float> mu(int id) const { return at(id).mu; }  ///< [n_head][head_dim], fp16 values
     std::uint32_t mu_hash(int id) const { return at(id).hash; }    ///< of a frozen mu (saved_row.h), else 0
     std::vector<std::uint16_t> mu_halves(int id) const;
@@ -61,7 +61,7 @@ class KeyOffset {
     /// Freezes an offset of which only the hash is known yet: rows of a saved state come in runs, each with a piece of it. freeze()
     /// follows.
     void expect(int id, std::uint32_t hash);
-    bool expected(int id) const { return at(id).expected; }
+    bool expected(int id) const { return at(id).state == State::expected; }
     /// A frozen offset by its hash, fp16 values, also of an id that has been used for another sequence since (the last kRemembered are
     /// kept): a state that went out of this cache comes back to it even if its rows are too few to tell their offset. Null: not known.
     const std::vector<std::uint16_t>* recall(std::uint32_t hash) const;
@@ -96,18 +96,20 @@ class KeyOffset {
     void give_back(int id, std::span<float> x, std::int32_t pos) const;
 
   private:
+    enum class State { measuring, expected, frozen };
     struct Entry {
         std::uint32_t generation = 0;
-        bool frozen = false, expected = false;
-        std::uint32_t hash = 0;
-        std::size_t measured = 0;  ///< rows in mu
-        std::vector<float> mu, quarters;
-        std::vector<KeptRow> kept;  ///< by ascending position
+        State state = State::measuring;
+        std::uint32_t hash = 0;      ///< of mu, unless it is measured
+        std::size_t measured = 0;    ///< rows in mu
+        std::vector<float> mu;       ///< [n_head][head_dim]
+        std::vector<float> mu_perp;  ///< KeyTransform::mu
+        std::vector<KeptRow> kept;   ///< by ascending position
     };
     const Entry& at(int id) const { return entries_[id]; }
     RopeTable rope_table() const;
     void measure(Entry& e);
-    void set_quarters(Entry& e);
+    void set_mu_perp(Entry& e);
     void set_frozen(Entry& e, std::vector<std::uint16_t> mu);
 
     struct Turns {

@@ -26,8 +26,8 @@ struct RopeTable {
 
 struct KeyTransform {
     const std::int32_t* cells = nullptr;  ///< of all rows: position and offset id (CellPositions::packed)
-    /// By offset id: per head [2][head_dim], the offset's values (with YaRN's magnitude), then what they are a quarter turn on;
-    /// R(p) mu = values * C(p) + quarter * S(p), value by value. Both scaled.
+    /// By offset id: per head [2][head_dim], mu (with YaRN's magnitude), then mu_perp, which is mu turned by 90 degrees in every pair that
+    /// RoPE rotates; R(p) mu = mu * C(p) + mu_perp * S(p), value by value (attention/turns.h). Both scaled.
     std::array<const float*, CellPositions::kMaxOffsets> mu{};
     RopeTable rope;
     const float* scales = nullptr;  ///< [n_head][head_dim], or null

@@ -19,8 +19,9 @@ class LayerCache;
 /// attention agree on it.
 class CellPositions {
   public:
-    static constexpr int kMaxOffsets = 64;
+    static constexpr int kMaxOffsets = SaveOrder::kMaxOffsets;
     static constexpr std::int32_t kMaxPosition = 1 << 24;  ///< beyond any context; a position and an offset id share four bytes
+    static_assert(std::int64_t{kMaxOffsets} * kMaxPosition <= std::int64_t{1} << 31);
 
     CellPositions(std::int64_t n_cells, std::int64_t n_streams) : n_cells_(n_cells), cells_(n_cells * n_streams, -1) {}
 

@@ -11,7 +11,7 @@ namespace turboquant {
 /// range. Ranges of one tensor that go forward belong to one state.
 class SaveOrder {
   public:
-    static constexpr int kMaxOffsets = 64;  ///< as CellPositions
+    static constexpr int kMaxOffsets = 64;  ///< offset ids
 
     void begin(const void* tensor, std::int64_t first_row) {
         if (tensor != tensor_ || first_row < begun_ || first_row < last_row_) *this = {};

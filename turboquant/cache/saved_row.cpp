@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "turboquant/cache/positions.h"
 #include "turboquant/codec/fnv.h"
 
 namespace turboquant {
@@ -16,7 +17,6 @@ constexpr std::size_t kHeaderBytes = 16, kScaledHeaderBytes = 20;
 constexpr std::size_t kTagBits = 64;
 constexpr int kHeadDimUnit = 16;
 
-constexpr int kMaxIds = 64;
 constexpr std::uint32_t check_word(std::uint32_t pos, int id) {
     return ((pos * 0x9E3779B1u) ^ 0x54517631u) + static_cast<std::uint32_t>(id);
 }
@@ -115,7 +115,7 @@ std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     if (v != version(h) || d.piece == 0) return std::nullopt;
     if (numbered) {
         h.piece = p[11];
-        h.pos &= 0xffffff;
+        h.pos &= CellPositions::kMaxPosition - 1;
         if (h.mu_hash == 0 || static_cast<std::size_t>(h.piece) >= d.n_pieces) return std::nullopt;
     } else if (h.mu_hash && h.pos >= 0) {
         h.piece = static_cast<int>(static_cast<std::size_t>(h.pos) % d.n_pieces);
@@ -170,7 +170,9 @@ KeyTag read_tag(std::span<const std::uint16_t> row) {
     if (hash && static_cast<std::uint32_t>(bits >> 32) == exact_check_word(pos, hash) && pos <= 0x7fffffffu)
         return {static_cast<std::int32_t>(pos), 0, hash};
     const std::uint32_t id = static_cast<std::uint32_t>(bits >> 32) - check_word(pos, 0);
-    return id < kMaxIds && pos <= 0x7fffffffu ? KeyTag{static_cast<std::int32_t>(pos), static_cast<int>(id), 0} : KeyTag{};
+    return id < static_cast<std::uint32_t>(CellPositions::kMaxOffsets) && pos <= 0x7fffffffu
+               ? KeyTag{static_cast<std::int32_t>(pos), static_cast<int>(id), 0}
+               : KeyTag{};
 }
 
 }  // namespace turboquant

@@ -1,5 +1,6 @@
 #include "turboquant/cli/bench_cache.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
@@ -9,6 +10,7 @@
 #include "turboquant/cache/layer_cache.h"
 #include "turboquant/cli/command.h"
 #include "turboquant/cli/thread_team.h"
+#include "turboquant/codec/half.h"
 #include "turboquant/codec/random.h"
 #include "turboquant/kernels/kernels.h"
 
@@ -104,12 +106,66 @@ class TurboquantCache final : public BenchCache {
     }
 
     std::span<const float> output() const override { return output_; }
+
+    std::string fault() override {
+        const std::vector<float> k = decoded(Side::key), v = decoded(Side::value);
+        for (const Side side : {Side::key, Side::value}) {
+            const double error = relative_error(side == Side::key ? data_.k : data_.v, side == Side::key ? k : v);
+            if (const double most = most_error(layer_.tensor(side).geometry().codecs.of(0)); !(error <= most))
+                return fmt::format("{} are stored with a relative error of {:.3g}; {:.3g} at most is to be expected",
+                                   side == Side::key ? "keys" : "values", error, most);
+        }
+        const std::vector<float> expected = last_token(k, v);
+        const double error = relative_error(expected, std::span(output_).last(expected.size()));
+        if (!(error <= kAttentionError))
+            return fmt::format("attention is {:.3g} away from what the stored keys and values give; {:.3g} at most is to be expected",
+                               error, kAttentionError);
+        return {};
+    }
     double bytes() const override {
         return static_cast<double>(layer_.tensor(Side::key).format_bytes() + layer_.tensor(Side::value).format_bytes());
     }
 
   private:
     static constexpr std::size_t kBatch = 512;  // llama.cpp's default micro-batch: tokens that reach the cache at once
+
+    /// Products of 8 bits cost less than .01; raw less than .001.
+    static constexpr double kAttentionError = .03;
+
+    /// Of normal data: formats for use come to less than twice 2^-bits (codebook.h), with the unbiased scale of values, too.
+    static double most_error(CodecId id) { return is_composite(id) ? 1 : std::max(1e-3, 2 * std::exp2(-codec_info(id).bits)); }
+
+    std::vector<float> decoded(Side side) {
+        std::vector<std::uint16_t> halves(rows_.size() * shape_.n_embd_kv());
+        layer_.decode(ctx_.store, side, 0, shape_.n_kv, halves.data());
+        std::vector<float> x(halves.size());
+        std::ranges::transform(halves, x.begin(), from_half);
+        return x;
+    }
+
+    /// Attention of the last token in double precision: it sees all cells.
+    std::vector<float> last_token(std::span<const float> k, std::span<const float> v) const {
+        const std::size_t d = shape_.head_dim, n_kv = rows_.size(), stride = shape_.n_embd_kv();
+        std::vector<float> out(shape_.n_embd_q());
+        std::vector<double> weights(n_kv), sum(d);
+        for (int h = 0; h < shape_.n_head; h++) {
+            const float* q = data_.q.data() + (shape_.n_tokens - 1) * out.size() + h * d;
+            const std::size_t head = h / (shape_.n_head / shape_.n_head_kv) * d;
+            double most = -INFINITY, total = 0;
+            for (std::size_t j = 0; j < n_kv; j++) {
+                weights[j] = args_.scale * std::inner_product(q, q + d, k.data() + j * stride + head, 0.0);
+                most = std::max(most, weights[j]);
+            }
+            std::ranges::fill(sum, 0.0);
+            for (std::size_t j = 0; j < n_kv; j++) {
+                const double w = std::exp(weights[j] - most);
+                total += w;
+                for (std::size_t i = 0; i < d; i++) sum[i] += w * v[j * stride + head + i];
+            }
+            for (std::size_t i = 0; i < d; i++) out[h * d + i] = static_cast<float>(sum[i] / total);
+        }
+        return out;
+    }
 
     static KvGeometry geometry(const KvSpec& spec, Side side, const BenchShape& shape) {
         KvGeometry g;
@@ -133,6 +189,15 @@ class TurboquantCache final : public BenchCache {
 };
 
 }  // namespace
+
+double relative_error(std::span<const float> reference, std::span<const float> x) {
+    double difference = 0, square = 0;
+    for (std::size_t i = 0; i < x.size(); i++) {
+        difference += std::pow(static_cast<double>(x[i]) - reference[i], 2);
+        square += std::pow(static_cast<double>(reference[i]), 2);
+    }
+    return std::sqrt(difference / square);
+}
 
 BenchData::BenchData(const BenchShape& shape) {
     const auto n_kv = static_cast<std::size_t>(shape.n_kv), n_tokens = static_cast<std::size_t>(shape.n_tokens);

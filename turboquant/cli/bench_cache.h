@@ -41,9 +41,14 @@ class BenchCache {
     virtual void attend() = 0;
     /// Result of attend: [n_tokens][n_head][head_dim].
     virtual std::span<const float> output() const = 0;
+    /// After attend(): why what this cache holds or computes cannot be right, or "". llama.cpp's own caches are taken at their word.
+    virtual std::string fault() { return {}; }
     /// Bytes of keys and values in this format.
     virtual double bytes() const = 0;
 };
+
+/// |x - reference| / |reference|, of x.size() values.
+double relative_error(std::span<const float> reference, std::span<const float> x);
 
 /// `data` must outlive the result. Throws CommandError on shapes that a format cannot have.
 std::unique_ptr<BenchCache> make_bench_cache(const CacheSpec& spec, const BenchShape& shape, const BenchData& data);

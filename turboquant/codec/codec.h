@@ -70,8 +70,8 @@ class Planes {
 enum class Side : std::uint8_t { key, value };
 
 /// Scale stored with a quantized vector x of norm n whose rotated unit vector y has code vector c:
-/// `raw`: n.  `corrected`: n/|c| (the norm is exact).  `eden`: n/<y,c> (unbiased; DRIVE/EDEN 2021-22).
-enum class NormMode : std::uint8_t { raw, corrected, eden };
+/// `plain`: n.  `corrected`: n/|c| (the norm is exact).  `eden`: n/<y,c> (unbiased; DRIVE/EDEN 2021-22).
+enum class NormMode : std::uint8_t { plain, corrected, eden };
 
 /// What costs least divergence (docs/quality.md): values are averaged, so an unbiased scale lets their errors cancel (5 % at 2 bits, 7 to
 /// 14 % at 1, nothing from 3 on); in keys its larger error counts.

@@ -31,7 +31,7 @@ ProdQuantizer::ProdQuantizer(int bits, int head_dim, std::uint64_t seed)
 }
 
 ProdVector ProdQuantizer::quantize(std::span<const float> x) const {
-    ProdVector v{quantize_mse(*rotation_, *codebook_, NormMode::raw, x), {}, 0};
+    ProdVector v{quantize_mse(*rotation_, *codebook_, NormMode::plain, x), {}, 0};
     std::vector<float> r(x.begin(), x.end());
     rotation_->forward(r);
     double norm2 = 0;

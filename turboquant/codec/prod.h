@@ -12,7 +12,7 @@
 namespace turboquant {
 
 struct ProdVector {
-    QuantizedVector mse;              ///< (bits-1)-bit code of x, NormMode::raw
+    QuantizedVector mse;              ///< (bits-1)-bit code of x, NormMode::plain
     std::vector<std::uint8_t> signs;  ///< head_dim signs (0/1) of S*r, r the residual in the rotated space
     float residual_norm = 0;          ///< |r|, fp16-rounded
 };

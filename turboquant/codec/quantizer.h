@@ -33,7 +33,6 @@ class Quantizer {
 
     CodecId codec() const { return codec_; }
     int head_dim() const { return head_dim_; }
-    NormMode mode() const { return mode_; }
     const Rotation& rotation() const { return *rotation_; }
     const Codebook& codebook() const { return *codebook_; }  ///< not of trellis codecs
 

@@ -37,7 +37,7 @@ constexpr Trained kTrained[] = {
 constexpr int kMaxMetric = 255;
 
 // Costs of the four subsets and the nearest point of each, for one value.
-void measure(const TrellisCodebook& t, float y, int* cost, std::uint8_t* points) {
+void subset_costs(const TrellisCodebook& t, float y, int* cost, std::uint8_t* points) {
     float square[4];
     for (std::size_t k = 0; k < 4; ++k) {
         std::size_t best = k;
@@ -154,7 +154,7 @@ void trellis_encode(const TrellisCodebook& t, std::span<const float> y, std::spa
     const std::size_t n = y.size(), n_states = std::size_t{1} << t.memory;
     std::vector<int> costs(4 * n);
     std::vector<std::uint8_t> points(4 * n);
-    for (std::size_t i = 0; i < n; ++i) measure(t, y[i], &costs[4 * i], &points[4 * i]);
+    for (std::size_t i = 0; i < n; ++i) subset_costs(t, y[i], &costs[4 * i], &points[4 * i]);
 
     const Pass joint(t, costs, (n - kTrellisOverlap % n) % n, 2 * kTrellisOverlap, std::vector<int>(n_states, 0));
     std::size_t state = joint.best_state();

@@ -11,6 +11,8 @@ namespace {
 constexpr int kMaxRows = 64;       // rows that share one decode of a tile: their scores, weights and accumulators stay in the L2 cache
 constexpr int kMinChunkTiles = 4;  // a chunk costs a merge of its accumulators; below this it does not pay
 
+static_assert(turn_width(1) % kWidestVector == 0);
+
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 TermLayout term_layout(std::size_t rows, int n_freq, std::size_t n_terms) {
@@ -64,7 +66,7 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     c.rows_per_block = plan.rows_per_block;
     c.dim_v = a.v.shape.head_dim;
     const std::size_t rows = plan.rows_per_block;
-    c.state_floats = (rows * (2 + c.dim_v) + 15) / 16 * 16;
+    c.state_floats = (rows * (2 + c.dim_v) + kWidestVector - 1) / kWidestVector * kWidestVector;
     std::size_t end = 0;
     const auto take = [&](std::size_t bytes) {
         const std::size_t at = end;

@@ -30,10 +30,10 @@ void fill_codebook(CodecTables& t) {
     for (float& b : t.bounds) b = std::numeric_limits<float>::infinity();
     for (int i = 0; i + 1 < t.half; ++i) t.bounds[i] = book.boundaries[t.half + i];
     // Values beyond the last boundary all fall into the last cell, which begins above it.
-    t.cells_per_unit = (kEncodeCells - 2) / (t.half > 1 ? t.bounds[t.half - 2] : 1);
-    for (int c = 0, k = 0; c < kEncodeCells; ++c) {
-        while (k + 1 < t.half && t.bounds[k] * t.cells_per_unit < static_cast<float>(c)) ++k;
-        t.cells[c] = static_cast<std::uint8_t>(k);
+    t.bins_per_unit = (kEncodeBins - 2) / (t.half > 1 ? t.bounds[t.half - 2] : 1);
+    for (int c = 0, k = 0; c < kEncodeBins; ++c) {
+        while (k + 1 < t.half && t.bounds[k] * t.bins_per_unit < static_cast<float>(c)) ++k;
+        t.bins[c] = static_cast<std::uint8_t>(k);
     }
 }
 

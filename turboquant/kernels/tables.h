@@ -9,7 +9,7 @@
 
 namespace turboquant {
 
-inline constexpr int kEncodeCells = 4096;  // uniform cells over the codebook's range, so narrow that each holds at most one boundary
+inline constexpr int kEncodeBins = 4096;  // uniform bins over the codebook's range, so narrow that each holds at most one boundary
 
 struct CodecTables {
     CodecId codec;
@@ -27,11 +27,11 @@ struct CodecTables {
     alignas(64) float centroids[256];
 
     // Encode, by symmetry on |t|: level k = number of boundaries <= |t|, code = half + k or half-1-k.
-    int half;                          // 2^(bits-1) levels on either side
-    float bounds[129];                 // half-1 positive boundaries, then +inf
-    float levels[128];                 // half positive levels
-    float cells_per_unit;              // cell of |t| = |t| * cells_per_unit
-    std::uint8_t cells[kEncodeCells];  // level at the cell's lower edge
+    int half;                        // 2^(bits-1) levels on either side
+    float bounds[129];               // half-1 positive boundaries, then +inf
+    float levels[128];               // half positive levels
+    float bins_per_unit;             // bin of |t| = |t| * bins_per_unit
+    std::uint8_t bins[kEncodeBins];  // level at the bin's lower edge
 
     // Trellis codecs (codec/trellis.h); trellis_lut[point | subset << (bits-1)].
     bool trellis;

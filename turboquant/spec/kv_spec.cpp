@@ -13,7 +13,7 @@ namespace turboquant {
 namespace {
 
 constexpr std::array<std::pair<std::string_view, NormMode>, 3> kNormModes = {
-    {{"raw", NormMode::raw}, {"corrected", NormMode::corrected}, {"eden", NormMode::eden}}};
+    {{"raw", NormMode::plain}, {"corrected", NormMode::corrected}, {"eden", NormMode::eden}}};
 constexpr int kMaxWindow = 1 << 16;
 constexpr std::array<std::pair<std::string_view, bool>, 2> kSwitch = {{{"on", true}, {"off", false}}};
 

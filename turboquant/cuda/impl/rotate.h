@@ -149,7 +149,7 @@ TQ_DEVICE Norm measure_norm(float (&x)[tiles][4], float square, std::uint32_t* n
 
 /// The fp16 scale that is stored.
 TQ_DEVICE std::uint16_t stored_scale(const Norm& n, NormMode mode, float cc, float yc) {
-    const float factor = mode == NormMode::raw ? 1 : mode == NormMode::corrected ? reciprocal_sqrt(cc) : 1 / yc;
+    const float factor = mode == NormMode::plain ? 1 : mode == NormMode::corrected ? reciprocal_sqrt(cc) : 1 / yc;
     return half_bits(n.norm > 0 ? n.norm * factor / n.unit : 0);
 }
 

@@ -23,8 +23,8 @@ inline void quantize_by_cells(const CodecTables& t, Simd::F magnitude, Simd::F* 
     float m[Simd::kFloats], l[Simd::kFloats], v[Simd::kFloats];
     Simd::store(m, magnitude);
     for (int i = 0; i < Simd::kFloats; ++i) {
-        const float x = m[i] * t.cells_per_unit;
-        int k = t.cells[x < kEncodeCells - 1 ? static_cast<int>(x) : kEncodeCells - 1];
+        const float x = m[i] * t.bins_per_unit;
+        int k = t.bins[x < kEncodeBins - 1 ? static_cast<int>(x) : kEncodeBins - 1];
         k += m[i] >= t.bounds[k];
         l[i] = static_cast<float>(k);
         v[i] = t.levels[k];
@@ -103,7 +103,7 @@ inline UnitVector normalize(const CodecTables& t, const float* x, float* y) {
 }
 
 inline uint16_t stored_scale(const UnitVector& v, NormMode mode, float cc, float yc) {
-    const float factor = mode == NormMode::raw ? 1 : mode == NormMode::corrected ? 1 / __builtin_sqrtf(cc) : 1 / yc;
+    const float factor = mode == NormMode::plain ? 1 : mode == NormMode::corrected ? 1 / __builtin_sqrtf(cc) : 1 / yc;
     return to_half(v.norm > 0 ? v.norm * factor / v.unit : 0);  // the largest half if it is infinite
 }
 

@@ -2,8 +2,8 @@
 //   e_j = sum_i a_i cos(p_j w_i) + b_i sin(p_j w_i).
 //
 // Cells of a tile mostly hold successive positions p, p+1, ... Then a and b are turned once to the tile's middle c = p + 32,
-//   a' = a cos(c w) + b sin(c w),  b' = b cos(c w) - a sin(c w),   e(c + m) = sum a' cos(m w) + b' sin(m w) = C_m + S_m,  e(c - m) = C_m -
-//   S_m,
+//   a' = a cos(c w) + b sin(c w),   b' = b cos(c w) - a sin(c w),
+//   e(c + m) = sum a' cos(m w) + b' sin(m w) = C_m + S_m,   e(c - m) = C_m - S_m,
 // so that one small constant panel (m = 0..31) serves all tiles, and each product serves two keys. Exact, but for float rounding.
 // Rotations by p and by c come from the rows of their digits (attention/turns.h), which are padded as everything here is.
 #pragma once
