@@ -1,6 +1,7 @@
 // One layer of a cache as a backend uses it, with the default exact windows beside none: a decode step and prefill of 512 tokens, 32 query
 // heads, 8 KV heads, head size 128. The contenders take turns; medians. Times are CPU times of the slowest thread, so that what else runs on the
-// machine counts little. usage: build/bin/cache_bench [decode|prefill] [seconds]
+// machine counts little. `state`: all rows of the layer, default windows, out as llama.cpp saves them and in again; bytes of nominal (fp16)
+// rows. usage: build/bin/cache_bench [decode|prefill|state] [seconds]
 #include <algorithm>
 #include <barrier>
 #include <cmath>
@@ -125,9 +126,23 @@ class Layer {
         if (const char* error = layer_.attend(ctx_, args_, 0, {&query, 1})) std::fprintf(stderr, "%s\n", error), std::exit(1);
         return executor_.lap();
     }
+    std::size_t state_bytes() const { return static_cast<std::size_t>(args_.n_kv) * kEmbd * sizeof(std::uint16_t); }  // of a side
+    double save(std::vector<std::uint16_t>& state) {
+        executor_.lap();
+        for (const Side side : {Side::key, Side::value}) layer_.save(ctx_.store, side, 0, state_bytes(), part(state, side));
+        return executor_.lap();
+    }
+    double restore(std::vector<std::uint16_t>& state) {
+        executor_.lap();
+        for (const Side side : {Side::key, Side::value})
+            if (layer_.restore(ctx_.store, side, 0, state_bytes(), part(state, side)) != RestoreResult::ok) std::exit(1);
+        return executor_.lap();
+    }
 
   private:
     static constexpr int kBatch = 512;
+
+    void* part(std::vector<std::uint16_t>& state, Side side) const { return state.data() + (side == Side::key ? 0 : state.size() / 2); }
 
     void write(int first) {
         std::vector<std::int64_t> rows(kBatch);
@@ -169,6 +184,19 @@ void compare(CodecId codec, int n_kv, int n_tokens, int n_threads, double second
     std::fflush(stdout);
 }
 
+void move_state(CodecId codec, int n_kv, int n_threads, double seconds) {
+    TeamExecutor executor(n_threads);
+    Layer layer(codec, n_kv, 1, {}, executor);
+    std::vector<std::uint16_t> state(layer.state_bytes());
+    std::vector<double> out, in;
+    for (double spent = 0; spent < seconds || out.size() < 5; spent += out.back() + in.back())
+        out.push_back(layer.save(state)), in.push_back(layer.restore(state));
+    const double bytes = 2e-9 * static_cast<double>(layer.state_bytes());
+    std::printf("%-8s %6d %8d %9.2f %9.2f\n", std::string(codec_info(codec).name).c_str(), n_kv, n_threads, bytes / median(out),
+                bytes / median(in));
+    std::fflush(stdout);
+}
+
 }  // namespace
 }  // namespace turboquant
 
@@ -176,6 +204,13 @@ int main(int argc, char** argv) {
     using namespace turboquant;
     const std::string_view what = argc > 1 ? argv[1] : "decode";
     const double seconds = argc > 2 ? std::atof(argv[2]) : 2;
+    if (what == "state") {
+        std::printf("%-8s %6s %8s %9s %9s\n", "codec", "cells", "threads", "save GB/s", "restore");
+        for (const CodecId codec : {CodecId::turbo4, CodecId::turbo3, CodecId::tcq3})
+            for (const int n_kv : {512, 8192})
+                for (const int n_threads : {1, 2}) move_state(codec, n_kv, n_threads, seconds);
+        return 0;
+    }
     std::printf("%-8s %6s %6s %8s %9s %9s %10s\n", "codec", "cells", "tokens", "threads", "ms none", "ms", "slower");
     for (const CodecId codec : {CodecId::turbo4, CodecId::tcq3})
         for (const int n_kv : {4096, 32768})

@@ -63,7 +63,7 @@ struct Cache {
     }
     std::vector<std::uint16_t> save(int first, int n) {
         std::vector<std::uint16_t> out(n * kEmbd);
-        for (int i = 0; i < n; i++) kv->save_row(first + i, cells, std::span(out).subspan(i * kEmbd, kEmbd));
+        for (int i = 0; i < n; i++) kv.save_row(first + i, cells, std::span(out).subspan(i * kEmbd, kEmbd));
         return out;
     }
     /// Mean squared error of what the cache holds against the keys written.

@@ -54,7 +54,7 @@ TEST(KeyOffset, TheScoreTermGivesBackWhatWasRemoved) {
         if (kind < kinds.size()) offset.set_rope(kinds[kind]);
         for (const int pos : {0, 5, 1000, 16000, 300000}) {
             std::vector<float> x(kEmbd), shift(offset.mu(0).begin(), offset.mu(0).end()), q(kDim), terms(2 * offset.n_freq());
-            offset.give_back(0, x, pos);
+            offset.add_offset(0, x, pos);
             for (float& v : q) v = normal(rng);
             const int width = turn_width(offset.n_freq());
             std::vector<float> table(kDim), turn(2 * width);
@@ -141,7 +141,7 @@ TEST_P(KeyOffsetCache, SavedStateIsLossless) {
             Cache a(codec.id), b(codec.id);
             ASSERT_TRUE(a.write(x, iota64(n), pos));
             const auto saved = a.save(0, n);
-            ASSERT_EQ(b.kv->restore_rows(serial(), 64, n, saved.data(), b.cells, true), RestoreResult::ok);
+            ASSERT_EQ(b.kv.restore_rows(64, n, saved.data(), b.cells, true), RestoreResult::ok);
             std::vector<float> before(kEmbd), after(kEmbd);
             for (int i = 0; i < n; i++) {
                 EXPECT_EQ(b.cells.at(64 + i), i);
@@ -166,7 +166,7 @@ TEST_P(KeyOffsetCache, RowsOfAnF16CacheCanBeRestored) {
     std::vector<std::uint16_t> rows(100 * kEmbd);
     std::transform(x.begin(), x.end(), rows.begin(), to_half);
     Cache c(CodecId::turbo8);
-    ASSERT_EQ(c.kv->restore_rows(serial(), 0, 100, rows.data(), c.cells, true), RestoreResult::ok);
+    ASSERT_EQ(c.kv.restore_rows(0, 100, rows.data(), c.cells, true), RestoreResult::ok);
     EXPECT_EQ(c.cells.at(5), -1) << "no position is known: kept as it is, without an offset";
     EXPECT_LT(c.error(x, 0, 100), 60 * 1e-4);
 }
@@ -178,12 +178,12 @@ TEST_P(KeyOffsetCache, StateMovesBetweenFormatsAndOffsets) {
     ASSERT_TRUE(a.write(x, iota64(300), pos));
     ASSERT_TRUE(b.write(y, iota64(100), iota32(100)));
     const auto saved = a.save(0, 300);
-    ASSERT_EQ(b.kv->restore_rows(serial(), 200, 300, saved.data(), b.cells, true), RestoreResult::ok);
+    ASSERT_EQ(b.kv.restore_rows(200, 300, saved.data(), b.cells, true), RestoreResult::ok);
     EXPECT_LT(b.error(x, 200, 300), 0.002);
     EXPECT_LT(b.error(y, 0, 100), 0.002);
     // One row alone does not tell its offset to a cache of another format that does not have it.
     Cache c(CodecId::turbo6);
-    EXPECT_EQ(c.kv->restore_rows(serial(), 300, 1, saved.data(), c.cells, true), RestoreResult::ok) << "more may come";
+    EXPECT_EQ(c.kv.restore_rows(300, 1, saved.data(), c.cells, true), RestoreResult::ok) << "more may come";
     EXPECT_EQ(c.kv->finish_restore(serial(), c.cells), RestoreResult::offset_missing);
 }
 
@@ -194,7 +194,7 @@ TEST_P(KeyOffsetCache, OffsetArrivesRowByRow) {
     ASSERT_TRUE(a.write(x, iota64(100), iota32(100)));
     const auto saved = a.save(0, 100);
     for (int i = 0; i < 100; i++) {
-        ASSERT_EQ(b.kv->restore_rows(serial(), 200 + 2 * i, 1, saved.data() + i * kEmbd, b.cells, true), RestoreResult::ok);
+        ASSERT_EQ(b.kv.restore_rows(200 + 2 * i, 1, saved.data() + i * kEmbd, b.cells, true), RestoreResult::ok);
         EXPECT_EQ(b.kv->offset()->expected(b.cells.offset_id(200)), i < 2) << "three rows of turbo8 hold an offset";
     }
     std::vector<float> one(kEmbd), other(kEmbd);

@@ -46,9 +46,9 @@ TEST_P(KvTensors, SavedRowsAreLossless) {
                 encode_rows(*h, gaussian(rows.size() * g.n_embd, 7 * d + static_cast<int>(side), 3), rows);
                 std::vector<std::uint16_t> saved(g.n_embd), again(g.n_embd);
                 for (const std::int64_t row : rows) {
-                    h->save_row(row, none, saved);
-                    ASSERT_EQ(h->restore_rows(serial(), 9, 1, saved.data(), none, true), RestoreResult::ok);
-                    h->save_row(9, none, again);
+                    h.save_row(row, none, saved);
+                    ASSERT_EQ(h.restore_rows(9, 1, saved.data(), none, true), RestoreResult::ok);
+                    h.save_row(9, none, again);
                     EXPECT_EQ(saved, again) << c.name << " d=" << d << " row " << row;
                 }
             }
@@ -86,16 +86,16 @@ TEST_P(KvTensors, HeadsOfDifferentFormats) {
         HeldTensor other(g, 64);
         std::vector<std::uint16_t> saved(192), again(192);
         for (const std::int64_t row : {0, 63, 64, 199, 200, 399}) {
-            h->save_row(row, none, saved);
-            ASSERT_EQ(other->restore_rows(serial(), row % 200, 1, saved.data(), none, true), RestoreResult::ok);
+            h.save_row(row, none, saved);
+            ASSERT_EQ(other.restore_rows(row % 200, 1, saved.data(), none, true), RestoreResult::ok);
             other->copy_stream(0, 1);
-            other->save_row(200 + row % 200, none, again);
+            other.save_row(200 + row % 200, none, again);
             EXPECT_EQ(saved, again) << row;
         }
         // Into another format they go decoded.
         HeldTensor uniform(KvGeometry{side, CodecId::turbo8, NormMode::corrected, 192, 200, 2}, 64);
-        h->save_row(5, none, saved);
-        ASSERT_EQ(uniform->restore_rows(serial(), 7, 1, saved.data(), none, true), RestoreResult::ok);
+        h.save_row(5, none, saved);
+        ASSERT_EQ(uniform.restore_rows(7, 1, saved.data(), none, true), RestoreResult::ok);
         std::vector<float> a(192), b(192);
         h->read_row(5, none, a), uniform->read_row(7, none, b);
         for (int j = 0; j < 192; j++) EXPECT_NEAR(a[j], b[j], .1);
@@ -131,7 +131,7 @@ TEST_P(KvTensors, CopyStreamAndZeroCells) {
     h->copy_stream(0, 2);
     std::vector<std::uint16_t> a(128), b(128);
     for (const int cell : {1, 99}) {
-        h->save_row(cell, none, a), h->save_row(200 + cell, none, b);
+        h.save_row(cell, none, a), h.save_row(200 + cell, none, b);
         EXPECT_EQ(a, b);
     }
     std::vector<float> x(128);
@@ -182,7 +182,7 @@ TEST_P(KvTensors, NonFiniteRowsAreRefused) {
     HeldTensor h(g, 64);
     std::vector<std::uint16_t> row(64, to_half(1.0f));
     row[3] = 0x7e00;
-    EXPECT_EQ(h->restore_rows(serial(), 0, 1, row.data(), none, true), RestoreResult::damaged);
+    EXPECT_EQ(h.restore_rows(0, 1, row.data(), none, true), RestoreResult::damaged);
     std::vector<float> x(64);
     h->read_row(0, none, x);
     for (const auto v : x) EXPECT_EQ(v, 0);
@@ -195,8 +195,8 @@ TEST_P(KvTensors, SavedRowsOfAnotherFormatAreEncodedAnew) {
     const auto x = gaussian(256, 21);
     encode_rows(*a, x, {3});
     std::vector<std::uint16_t> saved(256);
-    a->save_row(3, none, saved);
-    ASSERT_EQ(b->restore_rows(serial(), 7, 1, saved.data(), none, true), RestoreResult::ok);
+    a.save_row(3, none, saved);
+    ASSERT_EQ(b.restore_rows(7, 1, saved.data(), none, true), RestoreResult::ok);
     std::vector<float> y(256);
     b->read_row(7, none, y);
     double error = 0, energy = 0;
@@ -230,10 +230,10 @@ TEST_P(KvTensors, RestoringRandomBytesDoesNoHarm) {
             std::vector<std::uint16_t> rows(4 * 128);
             for (auto& v : rows) v = static_cast<std::uint16_t>(rng());
             if (trial % 2) {  // a good header on bad contents
-                h->save_row(4, cells, std::span(rows).first(128));
+                h.save_row(4, cells, std::span(rows).first(128));
                 rows[1 + rng() % 127] ^= static_cast<std::uint16_t>(1 << rng() % 16);
             }
-            const RestoreResult result = h->restore_rows(serial(), 0, 4, rows.data(), cells, true);
+            const RestoreResult result = h.restore_rows(0, 4, rows.data(), cells, true);
             for (int row = 0; row < 4; row++) {
                 h->read_row(row, cells, x);
                 for (const float v : x) ASSERT_TRUE(std::isfinite(v)) << "trial " << trial << " row " << row;

@@ -165,11 +165,10 @@ TEST_P(OutlierCache, SavedRowsComeBack) {
                 Cache a(info.id, side), b(info.id, side);
                 ASSERT_TRUE(a.write(x, 0, n));
                 std::vector<std::uint16_t> saved(n * kEmbd);
-                for (int i = 0; i < n; i++) a.kv->save_row(i, a.cells, std::span(saved).subspan(i * kEmbd, kEmbd));
+                for (int i = 0; i < n; i++) a.kv.save_row(i, a.cells, std::span(saved).subspan(i * kEmbd, kEmbd));
                 std::vector<float> before(kEmbd), after(kEmbd), restored(kEmbd);
                 double same = 0, other = 0, energy = 0;
-                for (Cache* c : {&a, &b})
-                    ASSERT_EQ(c->kv->restore_rows(serial(), 150, n, saved.data(), c->cells, false), RestoreResult::ok);
+                for (Cache* c : {&a, &b}) ASSERT_EQ(c->kv.restore_rows(150, n, saved.data(), c->cells, false), RestoreResult::ok);
                 for (int i = 0; i < n; i++) {
                     a.kv->read_row(i, a.cells, before);
                     a.kv->read_row(150 + i, a.cells, after);

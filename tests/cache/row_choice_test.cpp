@@ -47,7 +47,7 @@ std::vector<std::uint8_t> codes(const Cache& c, std::int64_t row) {
 std::vector<std::uint16_t> save(Cache& c, const std::vector<int>& rows) {
     c.cells.save_order().begin(nullptr, 0);  // another tensor was saved before
     std::vector<std::uint16_t> out(rows.size() * kEmbd);
-    for (std::size_t i = 0; i < rows.size(); i++) c.kv->save_row(rows[i], c.cells, std::span(out).subspan(i * kEmbd, kEmbd));
+    for (std::size_t i = 0; i < rows.size(); i++) c.kv.save_row(rows[i], c.cells, std::span(out).subspan(i * kEmbd, kEmbd));
     return out;
 }
 
@@ -55,8 +55,7 @@ std::vector<std::uint16_t> save(Cache& c, const std::vector<int>& rows) {
 RestoreResult restore(Cache& c, const std::vector<std::uint16_t>& saved) {
     RestoreResult result = RestoreResult::ok;
     for (std::size_t i = 0; i < saved.size() / kEmbd; i++)
-        result =
-            worse(result, c.kv->restore_rows(serial(), 200 + 2 * static_cast<std::int64_t>(i), 1, saved.data() + i * kEmbd, c.cells, true));
+        result = worse(result, c.kv.restore_rows(200 + 2 * static_cast<std::int64_t>(i), 1, saved.data() + i * kEmbd, c.cells, true));
     return worse(result, c.kv->finish_restore(serial(), c.cells));
 }
 

@@ -80,8 +80,8 @@ struct Restored {
         }
     }
     bool restore(const std::vector<std::uint16_t>& rows) {
-        const bool ok = kv->restore_rows(serial(), kFirstCell, static_cast<std::int64_t>(rows.size() / kEmbd), rows.data(), cells,
-                                         kv->offset() != nullptr) == RestoreResult::ok;
+        const bool ok = kv.restore_rows(kFirstCell, static_cast<std::int64_t>(rows.size() / kEmbd), rows.data(), cells,
+                                        kv->offset() != nullptr) == RestoreResult::ok;
         kv->finish_restore(serial(), cells);
         return ok;
     }
@@ -147,7 +147,7 @@ TEST_P(SavedState, Of010SurvivesBeingSavedAgain) {
             ASSERT_TRUE(first.restore(side == Side::key ? f.keys : f.values));
             std::vector<std::uint16_t> again(f.positions.size() * kEmbd);
             for (std::size_t i = 0; i < f.positions.size(); i++)
-                first.kv->save_row(kFirstCell + static_cast<std::int64_t>(i), first.cells, std::span(again).subspan(i * kEmbd, kEmbd));
+                first.kv.save_row(kFirstCell + static_cast<std::int64_t>(i), first.cells, std::span(again).subspan(i * kEmbd, kEmbd));
             ASSERT_TRUE(second.restore(again));
             std::vector<float> a(kEmbd), b(kEmbd);
             for (std::size_t i = 0; i < f.positions.size(); i++) {

@@ -10,6 +10,7 @@
 #include "turboquant/cache/cpu/cpu_store.h"
 #include "turboquant/cache/cuda/cuda_store.h"
 #include "turboquant/cache/kv_tensor.h"
+#include "turboquant/cache/saved_rows.h"
 
 namespace turboquant::test {
 
@@ -29,6 +30,13 @@ class OverStores : public testing::TestWithParam<StoreKind> {
     static bool serves(CodecId codec, int head_dim) { return current != StoreKind::cuda || (!is_composite(codec) && head_dim != 576); }
 };
 
+/// On the calling thread.
+inline StoreContext& serial() {
+    static SerialExecutor executor;
+    static StoreContext ctx{&executor};
+    return ctx;
+}
+
 /// A KV tensor with its memory, over the store of the test that runs.
 class HeldTensor {
   public:
@@ -44,6 +52,17 @@ class HeldTensor {
     void clear() {
         std::fill(memory_.begin(), memory_.end(), std::uint8_t{0});
         kv_->reset();
+        carried_.clear();
+    }
+    /// As llama.cpp's state (saved_row.h), n_embd halves a row.
+    void save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const {
+        cells.save_order().begin(kv_.get(), row);
+        SavedRowWriter writer(out.data(), out.size(), row, cells.save_order());
+        kv_->save_rows(serial(), row, 1, cells, writer);
+    }
+    RestoreResult restore_rows(std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells, bool places) {
+        SavedRowReader reader(in, static_cast<std::size_t>(kv_->geometry().n_embd), kv_->geometry().side, carried_);
+        return kv_->restore_rows(serial(), first, n, reader, cells, places);
     }
     KvTensor* operator->() const { return kv_.get(); }
     KvTensor& operator*() const { return *kv_; }
@@ -51,14 +70,8 @@ class HeldTensor {
   private:
     std::vector<std::uint8_t> memory_;
     std::unique_ptr<KvTensor> kv_;
+    CarriedOffsets carried_;
 };
-
-/// On the calling thread.
-inline StoreContext& serial() {
-    static SerialExecutor executor;
-    static StoreContext ctx{&executor};
-    return ctx;
-}
 
 }  // namespace turboquant::test
 

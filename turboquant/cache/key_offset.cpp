@@ -209,7 +209,7 @@ void KeyOffset::set_mu_perp(Entry& e) {
     }
 }
 
-void KeyOffset::settle(int id) {
+void KeyOffset::release_kept(int id) {
     if (frozen(id)) std::vector<KeptRow>().swap(entries_[id].kept);
 }
 
@@ -232,7 +232,7 @@ KeyTransform KeyOffset::transform(const CellPositions& cells) const {
     return t;
 }
 
-void KeyOffset::give_back(int id, std::span<float> x, std::int32_t pos) const {
+void KeyOffset::add_offset(int id, std::span<float> x, std::int32_t pos) const {
     if (pos >= 0) {
         std::vector<float> turn(2 * head_dim_);
         spread_turn(rope_table(), head_dim_, pos, turn.data());

@@ -73,13 +73,14 @@ class KeyOffset {
 
     /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0). A row at position p ends what was kept from p on: the
     /// sequence was cut back; `beside`, if not empty, marks rows that stand beside others (CellPositions) and end only what was kept behind
-    /// p. Returns true if mu changed: then kept(id) must be encoded again, and settle(id) called. Nothing to do once frozen.
+    /// p. Returns true if mu changed: then kept(id) must be encoded again, and release_kept(id) called. Nothing to do once frozen.
     bool observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
                  std::span<const std::uint8_t> beside = {});
     /// Kept while measuring, without what a tag would change (saved_row.h); they are encoded from these values.
     std::span<const KeptRow> kept(int id) const { return at(id).kept; }
     const KeptRow* find_kept(int id, std::int64_t row, std::int32_t pos) const;
-    void settle(int id);
+    /// What was kept of an id is not needed any more, if its offset is frozen.
+    void release_kept(int id);
 
     /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE
     /// leaves alone.
@@ -93,7 +94,7 @@ class KeyOffset {
     KeyTransform transform(const CellPositions& cells) const;
 
     /// The key of a row as it was encoded, all heads, becomes the key in the model's space: R(pos) mu added, unless pos < 0, scales undone.
-    void give_back(int id, std::span<float> x, std::int32_t pos) const;
+    void add_offset(int id, std::span<float> x, std::int32_t pos) const;
 
   private:
     enum class State { measuring, expected, frozen };

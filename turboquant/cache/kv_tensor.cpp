@@ -74,7 +74,7 @@ void KvTensor::reset() {
         store_->set_outliers(outliers_->count(), outliers_->mask(), {});
     }
     first_.clear();
-    pieces_.clear();
+    mus_.clear();
     pending_.clear();
     waiting_.clear();
     if (exact_) exact_->clear();
@@ -122,7 +122,7 @@ bool KvTensor::encode_kept(StoreContext& ctx, int id, const CellPositions& cells
     }
     const KeyTransform transform = offset_->transform(cells);
     const bool finite = store_->write(ctx, kept.batch(layout().n_embd()), &transform);
-    offset_->settle(id);
+    offset_->release_kept(id);
     return finite;
 }
 

@@ -18,7 +18,7 @@
 #include "turboquant/cache/key_offset.h"
 #include "turboquant/cache/outlier_channels.h"
 #include "turboquant/cache/positions.h"
-#include "turboquant/cache/saved_row.h"
+#include "turboquant/cache/snapshot.h"
 #include "turboquant/cache/tile_store.h"
 #include "turboquant/spec/head_codecs.h"
 
@@ -90,15 +90,13 @@ class KvTensor {
     /// Decoded rows first..first+n-1 as fp16, out[i*n_embd ..), exact where they are kept so.
     void decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const CellPositions& cells, std::uint16_t* out) const;
 
-    /// Saved form of rows first .. first+n-1 (saved_row.h), out[i*n_embd..]. Restoring them gives the same bytes: saved state is lossless.
-    /// Rows of one state are saved in ascending order (SaveOrder).
-    void save_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, CellPositions& cells, std::uint16_t* out) const;
-    void save_row(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const;
-    /// Rows first .. first+n-1 from saved form, in[i*n_embd..]. Also rows of other formats of ours and of llama.cpp's own f16 cache. Rows
-    /// that are lost become zero, and the result says why; of some only finish_restore() knows. `places`: this tensor sets the positions
-    /// and offset ids of the cells (the first key tensor with offset removal), the other key tensors of the cache follow it.
-    RestoreResult restore_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint16_t* in, CellPositions& cells,
-                               bool places);
+    /// Hands out rows first .. first+n-1. Restoring them gives the same bytes: saved state is lossless. Rows of one state are saved in
+    /// ascending order.
+    void save_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const CellPositions& cells, RowWriter& out) const;
+    /// Takes in rows first .. first+n-1. Also rows of other formats of ours and of llama.cpp's own f16 cache. Rows that are lost become
+    /// zero, and the result says why; of some only finish_restore() knows. `places`: this tensor sets the positions and offset ids of the
+    /// cells (the first key tensor with offset removal), the other key tensors of the cache follow it.
+    RestoreResult restore_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, RowReader& in, CellPositions& cells, bool places);
 
     /// Must precede any use of restored rows: exact keys whose offset did not come with other rows are measured anew, as if just written;
     /// compressed ones are lost.
@@ -109,8 +107,6 @@ class KvTensor {
 
     /// Copies all cells of a stream.
     void copy_stream(std::int64_t src, std::int64_t dst);
-
-    std::uint64_t shift_generation = 0;  ///< see CellPositions::shift
 
   private:
     /// What was measured of a batch of keys while it was written.
@@ -127,26 +123,37 @@ class KvTensor {
     struct Decoded {
         std::vector<std::int64_t> rows;
         std::vector<float> x;
+
+        /// The values of a row that is added.
+        std::span<float> add_zeros(std::int64_t row, std::size_t n_embd) {
+            rows.push_back(row);
+            x.resize(x.size() + n_embd);
+            return std::span(x).last(n_embd);
+        }
     };
-    using SavedRow = std::span<const std::uint16_t>;
     /// Adds to a decoded row what was taken from it.
-    void give_back(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
-    bool save_kept(std::int64_t row, CellPositions& cells, std::span<std::uint16_t> out) const;
-    void save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, CellPositions& cells, std::uint16_t* out) const;
+    void add_offset(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
+    RowForm form() const { return {g_.codecs, head_dim(), offset_ ? offset_->scale_hash() : 0}; }
+
+    std::optional<RowSnapshot> kept_row(std::int64_t row, const CellPositions& cells, bool takes_exact,
+                                        std::vector<std::uint16_t>& values) const;
+    void save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, std::int64_t i, const CellPositions& cells,
+                     RowWriter& out) const;
+
     /// The offset id that a hash was found to be.
     struct KnownOffset {
         std::uint32_t mu_hash = 0;
         int id = -1;
     };
-    void place_restored(std::int64_t row, const PackedHeader* packed, const KeyTag& tag, CellPositions& cells, KnownOffset& last);
-    bool same_form(const PackedHeader& h) const;
-    std::optional<std::vector<std::uint16_t>> known_mu(std::uint32_t hash) const;
-    void adopt_offset(int id, const PackedHeader& h);
-    bool copies(const PackedHeader& h, std::int64_t row, const CellPositions& cells);
-    void restore_offset(SavedRow saved, const PackedHeader& h, std::uint32_t& known);
-    RestoreResult restore_packed(StoreContext& ctx, std::int64_t row, SavedRow saved, const PackedHeader& h, const CellPositions& cells,
-                                 Decoded& decoded);
-    RestoreResult restore_plain(std::int64_t row, SavedRow saved, const CellPositions& cells, Decoded& decoded);
+    void begin_restore(std::int64_t first, std::int64_t n);
+    std::vector<RowSnapshot> classify(std::int64_t n, RowReader& in);
+    void place(std::int64_t row, const RowSnapshot& s, CellPositions& cells, KnownOffset& last);
+    const std::vector<std::uint16_t>* known_mu(std::uint32_t hash) const;
+    void adopt_offset(int id, const RowSnapshot& s);
+    bool copies(const RowSnapshot& s, std::int64_t row, const CellPositions& cells);
+    RestoreResult refusal(const RowSnapshot& s) const;
+    RestoreResult restore_codes(StoreContext& ctx, std::int64_t row, const RowSnapshot& s, const CellPositions& cells, Decoded& decoded);
+    RestoreResult restore_values(std::int64_t row, const RowSnapshot& s, const CellPositions& cells, Decoded& decoded);
     RestoreResult retry_waiting(StoreContext& ctx, const CellPositions& cells, bool last, Decoded& decoded);
     bool encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells);
     void encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure);
@@ -165,14 +172,17 @@ class KvTensor {
     std::vector<std::uint8_t> batch_beside_, rounded_, rounded_rows_;
     std::vector<float> observed_;
 
+    /// Codes that were restored, of which the offset is to come.
     struct Waiting {
         std::int64_t row;
-        std::vector<std::uint16_t> saved;
+        RowForm form;
+        std::vector<std::uint8_t> codes;
+        RowSnapshot snapshot;  ///< but for what it refers to
     };
-    bool restoring_ = false;                    ///< rows came since the last finish_restore()
-    std::vector<Waiting> waiting_;              ///< compressed keys that were restored, of which the offset is to come
-    std::vector<std::int64_t> pending_;         ///< exact keys that were restored, but not compressed yet: their offset is to come
-    std::map<std::uint32_t, MuPieces> pieces_;  ///< by hash, of the state that is being restored
+    bool restoring_ = false;  ///< rows came since the last finish_restore()
+    std::vector<Waiting> waiting_;
+    std::vector<std::int64_t> pending_;  ///< exact keys that were restored, but not compressed yet: their offset is to come
+    std::map<std::uint32_t, std::vector<std::uint16_t>> mus_;  ///< by hash, of the state that is being restored
 };
 
 }  // namespace turboquant

@@ -7,7 +7,8 @@
 namespace turboquant {
 void LayerCache::set_tensor(const KvGeometry& g, StoreFactory store) {
     tensors_[index(g.side)] = std::make_unique<KvTensor>(g, std::move(store));
-    if (g.side == Side::key) rope_known_ = false;
+    carried_[index(g.side)].clear();
+    if (g.side == Side::key) rope_known_ = false, shift_generation_ = 0;
 }
 
 void LayerCache::bind(Side side, int head_dim, const KeyTreatment& keys) {
@@ -119,23 +120,39 @@ void LayerCache::decode(StoreContext& ctx, Side side, std::int64_t first, std::i
     tensor(side).end_batch(ctx, *cells_);
 }
 
+void LayerCache::save_rows(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, RowWriter& out) {
+    if (side == Side::key) finish_restore(ctx);
+    tensor(side).save_rows(ctx, first, n, *cells_, out);
+}
+
+RestoreResult LayerCache::restore_rows(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, RowReader& in) {
+    return tensor(side).restore_rows(ctx, first, n, in, *cells_, side == Side::key && cells_->restorer == this);
+}
+
+// Rows of a state that is being restored stay as they are.
+void LayerCache::save_as_llama(StoreContext& ctx, Side side, std::size_t first, std::size_t n, std::uint16_t* out) {
+    const KvTensor& kv = tensor(side);
+    const auto row = static_cast<std::int64_t>(first);
+    cells_->save_order().begin(&kv, row);
+    SavedRowWriter writer(out, static_cast<std::size_t>(kv.geometry().n_embd), row, cells_->save_order());
+    kv.save_rows(ctx, row, static_cast<std::int64_t>(n), *cells_, writer);
+}
+
 void LayerCache::save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out) {
     if (side == Side::key) finish_restore(ctx);
-    const KvTensor& kv = tensor(side);
-    std::vector<std::uint16_t> row(static_cast<std::size_t>(kv.geometry().n_embd));
+    std::vector<std::uint16_t> row(static_cast<std::size_t>(tensor(side).geometry().n_embd));
     const std::size_t row_bytes = row.size() * sizeof row[0], end = offset + size;
     const bool aligned = reinterpret_cast<std::uintptr_t>(out) % alignof(std::uint16_t) == 0;
     for (std::size_t at = offset, n; at < end; at += n) {
-        const auto r = static_cast<std::int64_t>(at / row_bytes);
-        const std::size_t in_row = at % row_bytes, whole = in_row == 0 && aligned ? (end - at) / row_bytes : 0;
+        const std::size_t r = at / row_bytes, in_row = at % row_bytes, whole = in_row == 0 && aligned ? (end - at) / row_bytes : 0;
         char* to = static_cast<char*>(out) + (at - offset);
         if (whole) {
             n = whole * row_bytes;
-            kv.save_rows(ctx, r, static_cast<std::int64_t>(whole), *cells_, reinterpret_cast<std::uint16_t*>(to));
+            save_as_llama(ctx, side, r, whole, reinterpret_cast<std::uint16_t*>(to));
             continue;
         }
         n = std::min(row_bytes - in_row, end - at);
-        kv.save_rows(ctx, r, 1, *cells_, row.data());
+        save_as_llama(ctx, side, r, 1, row.data());
         std::memcpy(to, reinterpret_cast<const char*>(row.data()) + in_row, n);
     }
 }
@@ -144,24 +161,25 @@ RestoreResult LayerCache::restore(StoreContext& ctx, Side side, std::size_t offs
     const auto n_embd = static_cast<std::size_t>(tensor(side).geometry().n_embd);
     const std::size_t row_bytes = n_embd * sizeof(std::uint16_t), first = offset / row_bytes,
                       end = (offset + size + row_bytes - 1) / row_bytes;
-    const bool places = side == Side::key && cells_->restorer == this;
-    const auto n = static_cast<std::int64_t>(end - first);
+    const auto restore_from = [&](const std::uint16_t* from) {
+        SavedRowReader reader(from, n_embd, side, carried_[index(side)]);
+        return restore_rows(ctx, side, static_cast<std::int64_t>(first), static_cast<std::int64_t>(end - first), reader);
+    };
     const bool whole = offset % row_bytes == 0 && size % row_bytes == 0;
     if (whole && reinterpret_cast<std::uintptr_t>(in) % alignof(std::uint16_t) == 0)
-        return tensor(side).restore_rows(ctx, static_cast<std::int64_t>(first), n, static_cast<const std::uint16_t*>(in), *cells_, places);
+        return restore_from(static_cast<const std::uint16_t*>(in));
     std::vector<std::uint16_t> rows((end - first) * n_embd);
     for (const std::size_t r : {first, end - 1})
         if (offset > r * row_bytes || offset + size < (r + 1) * row_bytes)
-            tensor(side).save_rows(ctx, static_cast<std::int64_t>(r), 1, *cells_, rows.data() + (r - first) * n_embd);
+            save_as_llama(ctx, side, r, 1, rows.data() + (r - first) * n_embd);
     std::memcpy(reinterpret_cast<char*>(rows.data()) + (offset - first * row_bytes), in, size);
-    return tensor(side).restore_rows(ctx, static_cast<std::int64_t>(first), n, rows.data(), *cells_, places);
+    return restore_from(rows.data());
 }
 
 void LayerCache::shift(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
     finish_restore(ctx);
-    KvTensor& kv = tensor(Side::key);
-    kv.rotate(ctx, rope, shift);
-    cells_->shift(shift, kv.shift_generation);
+    tensor(Side::key).rotate(ctx, rope, shift);
+    cells_->shift(shift, shift_generation_);
 }
 
 void LayerCache::copy_stream(StoreContext& ctx, Side side, std::int64_t src, std::int64_t dst) {
@@ -174,6 +192,7 @@ void LayerCache::copy_stream(StoreContext& ctx, Side side, std::int64_t src, std
 void LayerCache::clear() {
     for (const auto& kv : tensors_)
         if (kv) kv->reset();
+    for (CarriedOffsets& c : carried_) c.clear();
 }
 
 }  // namespace turboquant

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "turboquant/cache/kv_tensor.h"
+#include "turboquant/cache/saved_rows.h"
 #include "turboquant/cache/step_plan.h"
 #include "turboquant/kernels/executor.h"
 
@@ -80,10 +81,14 @@ class LayerCache {
     /// rows. out[i*n_embd ..). Takes the place of attend(): of this side, rows that no later query can want exactly go.
     void decode(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, std::uint16_t* out);
 
-    /// Bytes of the saved form of all rows (saved_row.h), 2*n_embd a row: `size` of them from `offset` on.
+    /// Hands out rows first..first+n-1 of a side, and takes them in (KvTensor): for packers. Rows that cannot be restored are lost, nothing
+    /// else is: they read as zeros.
+    void save_rows(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, RowWriter& out);
+    RestoreResult restore_rows(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, RowReader& in);
+
+    /// Bytes of llama.cpp's form of all rows (saved_rows.h), 2*n_embd a row: `size` of them from `offset` on.
     void save(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, void* out);
-    /// The way back (KvTensor::restore_rows). Rows of which only a part comes keep the rest of their saved form. Rows that cannot be
-    /// restored are lost, nothing else is: they read as zeros.
+    /// The way back. Rows of which only a part comes keep the rest of their saved form.
     RestoreResult restore(StoreContext& ctx, Side side, std::size_t offset, std::size_t size, const void* in);
     /// Why keys restored since the last call were found to be lost only when they were used, or ok.
     RestoreResult take_lost() { return std::exchange(lost_, RestoreResult::ok); }
@@ -101,10 +106,13 @@ class LayerCache {
   private:
     static int index(Side side) { return side == Side::key ? 0 : 1; }
     void finish_restore(StoreContext& ctx);
+    void save_as_llama(StoreContext& ctx, Side side, std::size_t first, std::size_t n, std::uint16_t* out);
     void set_score_term(const StepPlan& plan, QueryTransform& queries, AttentionArgs& a);
 
     CellPositions* cells_;
     std::unique_ptr<KvTensor> tensors_[2];
+    CarriedOffsets carried_[2];           ///< by the rows of llama.cpp's states
+    std::uint64_t shift_generation_ = 0;  ///< see CellPositions::shift
     bool rope_known_ = false;
     RestoreResult lost_ = RestoreResult::ok;
 };

@@ -1,15 +1,11 @@
-// The form in which rows of a KV tensor leave the cache (saved state, slots, llama-server's prompt cache) and come back.
+// The bytes of a row in llama.cpp's state (saved state, slots, llama-server's prompt cache). Packer: saved_rows.h.
 //
-// llama.cpp reserves 2*n_embd bytes a row, as for fp16. Three kinds of row fill them:
-//   packed     what is stored, bit for bit. It begins with two fp16 NaNs that no fp16 cache holds (a row with a NaN is refused when
-//   written): if a foreign f16
-//              cache loads it, attention over it is NaN, so it fails visibly instead of computing garbage.
-//   measuring  fp16 keys in the model's space while a layer's offset is not frozen yet; the position rides in the last mantissa bits
-//   (tag_keys)
-//   exact      fp16 keys of an exact window (exact_rows.h), tagged with the hash of their sequence's offset, too; what is stored of them in
-//   compressed form comes back by encoding them again
-//   plain      anything else, and values of an exact window: fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw`
-//   write them
+// llama.cpp reserves 2*n_embd bytes a row, as for fp16. Four kinds of row fill them (RowKind, snapshot.h):
+//   codes      "packed": what is stored, bit for bit. Begins with two fp16 NaNs that no fp16 cache holds (a row with a NaN is refused when
+//              written): if a foreign f16 cache loads it, attention over it is NaN, so it fails visibly instead of computing garbage
+//   measuring  fp16 keys in the model's space; the position rides in the last mantissa bits (tag_keys)
+//   exact      fp16 keys, tagged with position and hash of their sequence's offset (tag_exact_keys)
+//   plain      fp16 values in the model's space, as llama.cpp's own f16 cache and our `raw` write them
 //
 // Packed row, little-endian: u16 0x7e54; u8 check, u8 0x7e; u8 version, u8 codec (of the first head), u8 head_dim / 16, u8 check (high
 // byte; of these fields and the next ones); i32 position (-1: unknown); u32 hash of the removed offset mu (0: none); in versions 2 (keys

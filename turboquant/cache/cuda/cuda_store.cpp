@@ -107,7 +107,7 @@ void CudaStore::reserve_exact(Queue& q, std::size_t n_slots) {
     exact_slots_ = n_slots;
     const TileView view{raw, exact_memory_.as<std::uint8_t>(), tile, tile * layout_.n_head(), nullptr};
     must(exact_plan_memory_.reserve(cuda::encode_plan_bytes(view, layout_.n_head()), q.stream()));
-    must(cuda::plan_encode(view, layout_.n_head(), NormMode::raw, q.tables().device(), exact_plan_memory_.as<void>(), q.stream(),
+    must(cuda::plan_encode(view, layout_.n_head(), NormMode::plain, q.tables().device(), exact_plan_memory_.as<void>(), q.stream(),
                            exact_plan_));
 }
 

@@ -1,0 +1,68 @@
+#include "turboquant/cache/saved_rows.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+namespace turboquant {
+
+void SavedRowWriter::write(std::int64_t i, const RowSnapshot& snapshot) {
+    const std::span<std::uint16_t> out = row(i);
+    std::ranges::copy(snapshot.values, out.begin());
+    if (snapshot.kind == RowKind::measuring) tag_keys(out, snapshot.pos, order_.name(snapshot.sequence));
+    if (snapshot.kind == RowKind::exact) tag_exact_keys(out, snapshot.pos, snapshot.mu_hash);
+}
+
+std::uint8_t* SavedRowWriter::begin(std::int64_t i, const RowSnapshot& snapshot) {
+    if (snapshot.kind == RowKind::plain) return reinterpret_cast<std::uint8_t*>(row(i).data());
+    const RowForm& f = *snapshot.form;
+    if (header_.codecs != f.codecs) header_.codecs = f.codecs;  // assigned once a call: it has memory of its own
+    header_.head_dim = f.head_dim, header_.scale_hash = f.scale_hash;
+    header_.pos = snapshot.pos, header_.mu_hash = snapshot.mu_hash;
+    header_.piece = snapshot.pos >= 0 ? order_.number(first_row_ + i, snapshot.sequence) : -1;
+    return pack_row(row(i), header_, snapshot.mu).data();
+}
+
+void CarriedOffsets::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
+    if (header.mu_hash == 0 || header.mu_hash == last_complete_) return;
+    if (by_hash_.size() > kMost) clear();
+    Carried& carried = by_hash_.try_emplace(header.mu_hash, Carried{MuPieces(row.size()), {}}).first->second;
+    if (carried.mu.empty()) {
+        carried.pieces.add(row, header);
+        if (auto mu = carried.pieces.complete()) carried.mu = std::move(*mu);
+    }
+    if (!carried.mu.empty()) last_complete_ = header.mu_hash;
+}
+
+std::span<const std::uint16_t> CarriedOffsets::find(std::uint32_t hash) const {
+    const auto found = by_hash_.find(hash);
+    return found == by_hash_.end() ? std::span<const std::uint16_t>() : found->second.mu;
+}
+
+RowSnapshot SavedRowReader::read(std::int64_t i) {
+    const std::span<const std::uint16_t> row(in_ + i * n_embd_, n_embd_);
+    RowSnapshot s;
+    if (std::optional<PackedHeader> header = packed_header(row)) {
+        offsets_.add(row, *header);
+        s.kind = RowKind::codes;
+        s.mu_hash = header->mu_hash;
+        s.pos = header->mu_hash ? header->pos : -1;
+        s.codes = packed_codes(row, *header);
+        s.form = form(std::move(*header));
+        return s;
+    }
+    s.values = row;
+    if (side_ == Side::value) return s;
+    const KeyTag tag = read_tag(row);
+    if (tag.pos >= 0) s = {tag.mu_hash ? RowKind::exact : RowKind::measuring, tag.pos, tag.offset_id, tag.mu_hash, {}, nullptr, {}, row};
+    return s;
+}
+
+// That of the row before, mostly.
+const RowForm* SavedRowReader::form(PackedHeader&& h) {
+    RowForm f{std::move(h.codecs), h.head_dim, h.scale_hash};
+    if (forms_.empty() || forms_.front() != f) forms_.push_front(std::move(f));
+    return &forms_.front();
+}
+
+}  // namespace turboquant
