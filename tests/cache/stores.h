@@ -27,7 +27,9 @@ class OverStores : public testing::TestWithParam<StoreKind> {
   public:
     static inline StoreKind current = StoreKind::cpu;
     /// Whether the store of the test that runs takes a format, at a head size.
-    static bool serves(CodecId codec, int head_dim) { return current != StoreKind::cuda || (!is_composite(codec) && head_dim != 576); }
+    static bool serves(CodecId codec, int head_dim) {
+        return current != StoreKind::cuda || (!is_composite(codec) && cuda::attention_serves(head_dim));
+    }
 };
 
 /// On the calling thread.

@@ -16,7 +16,9 @@ using turboquant::test::Mask;
 
 constexpr int kGpuHeadDims[] = {64, 80, 96, 112, 128, 192, 256, 512};
 
-bool has_kernel(const Case& c) { return !is_composite(c.k) && !is_composite(c.v) && !c.mla_out && c.k_dim == c.v_dim && c.k_dim != 576; }
+bool has_kernel(const Case& c) {
+    return !is_composite(c.k) && !is_composite(c.v) && !c.mla_out && c.k_dim == c.v_dim && attention_serves(c.k_dim);
+}
 
 // Queries have 15 bits: an error of 2e-5 of a logit's size. Levels of 16 bits (turbo5, 6, 8) add 4e-5.
 bool has_wide_levels(CodecId id) { return id == turbo5 || id == turbo6 || id == turbo8; }

@@ -27,6 +27,16 @@ Head head() {
     return h;
 }
 
+/// What is left of the mean squared score error with these scales: 1 without effect, below 1 where they help.
+double balance_gain(std::span<const double> variance, std::span<const double> energy, std::span<const float> scales) {
+    double k = 0, q = 0, scaled_k = 0, scaled_q = 0;
+    for (std::size_t i = 0; i < scales.size(); i++) {
+        const double s2 = static_cast<double>(scales[i]) * scales[i];
+        k += variance[i], q += energy[i], scaled_k += variance[i] * s2, scaled_q += energy[i] / s2;
+    }
+    return k > 0 && q > 0 ? scaled_k * scaled_q / (k * q) : 1;
+}
+
 TEST(KeyBalance, IsTheOptimumAmongTiedScales) {
     const Head h = head();
     const std::vector<float> s = balance_keys(h.variance, h.energy, h.pairs);

@@ -22,10 +22,9 @@ std::size_t reserved_bytes(const KvGeometry& g) {
 
 Layout::Layout(const KvGeometry& g, int head_dim) : g_(g), head_dim_(head_dim) {
     if (!head_dim_supported(head_dim) || g_.n_embd % head_dim) {
-        std::string known;
-        for (const int d : kHeadDims) known += (known.empty() ? "" : ", ") + std::to_string(d);
         throw std::invalid_argument("head size " + std::to_string(head_dim) + " (row of " + std::to_string(g_.n_embd) +
-                                    " values) is not supported; supported: " + known + ". Run this model without a turboquant device");
+                                    " values) is not supported; supported: " + supported_head_dims() +
+                                    ". Run this model without a turboquant device");
     }
     if (g_.codecs.mixed() && n_head() != g_.codecs.count())
         throw std::invalid_argument("formats for " + std::to_string(g_.codecs.count()) + " KV heads (" + to_string(g_.codecs) +

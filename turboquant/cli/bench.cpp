@@ -117,9 +117,7 @@ void check(const BenchOptions& o) {
     if (s.n_head % s.n_head_kv)
         throw CommandError(fmt::format("--heads {} is no multiple of --kv-heads {}; choose sizes that divide", s.n_head, s.n_head_kv));
     if (!head_dim_supported(s.head_dim)) {
-        std::string known;
-        for (const int d : kHeadDims) known += fmt::format("{}{}", known.empty() ? "" : ", ", d);
-        throw CommandError(fmt::format("--head-dim {} is not supported; known: {}", s.head_dim, known));
+        throw CommandError(fmt::format("--head-dim {} is not supported; known: {}", s.head_dim, supported_head_dims()));
     }
     for (const int n : o.tokens)
         if (o.query_tokens > n)

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <string_view>
 
 namespace turboquant {
@@ -170,5 +171,7 @@ constexpr bool head_dim_supported(int head_dim) {
         if (d == head_dim) return true;
     return false;
 }
+/// "64, 80, ..., 576": for messages. Sizes above `most` are left out.
+std::string supported_head_dims(int most = kMaxHeadDim);
 
 }  // namespace turboquant

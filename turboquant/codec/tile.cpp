@@ -10,11 +10,20 @@
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
+
+std::string supported_head_dims(int most) {
+    std::string all;
+    for (const int d : kHeadDims)
+        if (d <= most) all += (all.empty() ? "" : ", ") + std::to_string(d);
+    return all;
+}
+
 namespace {
 
 void check(const TileShape& shape, int slot, std::size_t values) {
     if (!head_dim_supported(shape.head_dim))
-        throw std::invalid_argument("tile: head_dim " + std::to_string(shape.head_dim) + " is not supported");
+        throw std::invalid_argument("tile: head_dim " + std::to_string(shape.head_dim) +
+                                    " is not supported; supported: " + supported_head_dims());
     if (values != static_cast<std::size_t>(shape.head_dim))
         throw std::invalid_argument("tile: got " + std::to_string(values) + " values for head_dim " + std::to_string(shape.head_dim));
     if (slot < 0 || slot >= kTileKeys) throw std::invalid_argument("tile: slot " + std::to_string(slot) + " is not in 0..63");

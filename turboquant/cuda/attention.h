@@ -28,6 +28,10 @@ std::size_t attention_table_bytes(int head_dim);
 /// Builds the tables in `device` (attention_table_bytes, owned by the caller); synchronizes `stream`.
 Status upload_attention_tables(AttentionTables& tables, int head_dim, void* device, Stream stream);
 
+/// Head sizes above this are MLA's, whose values lie within its keys.
+inline constexpr int kMostAttentionHeadDim = 512;
+constexpr bool attention_serves(int head_dim) { return head_dim <= kMostAttentionHeadDim && head_dim_supported(head_dim); }
+
 /// What a plan depends on.
 struct AttentionShape {
     int head_dim = 0, n_head = 0, n_head_kv = 0;

@@ -1,5 +1,6 @@
 // How an attention call is cut: row blocks, and parts of each sequence.
 #include <algorithm>
+#include <string>
 
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/impl/shared_layout.h"
@@ -11,8 +12,6 @@ namespace {
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int kMaxSplits = 128;
-
-bool has_kernels(int head_dim) { return head_dim != 576 && head_dim_supported(head_dim); }
 
 // Parts of a sequence of n_tiles, if a part has about `per_part`: none is without work for a warp.
 int parts_of(int n_tiles, int per_part) { return std::clamp(ceil_div(n_tiles, per_part), 1, kMaxSplits); }
@@ -67,9 +66,11 @@ WorkspaceLayout workspace_layout(const AttentionPlan& plan) {
 
 Status plan_attention(const Device& device, const AttentionShape& s, AttentionPlan& plan) {
     if (device.compute_capability < 80) return bad_argument("attention: the GPU is older than sm_80 (Ampere)");
-    if (s.head_dim == 576) return bad_argument("attention: head size 576 (MLA, values within keys) has no CUDA kernel; run it on the CPU");
-    if (!has_kernels(s.head_dim))
-        return bad_argument("attention: no CUDA kernel of this head size; there are 64, 80, 96, 112, 128, 192, 256, 512");
+    if (!attention_serves(s.head_dim)) {
+        static const std::string text = "attention: head sizes with CUDA kernels are " + supported_head_dims(kMostAttentionHeadDim) +
+                                        "; run others (576: MLA, values within keys) on the CPU";
+        return bad_argument(text.c_str());
+    }
     if (s.n_head <= 0 || s.n_head_kv <= 0 || s.n_head % s.n_head_kv)
         return bad_argument("attention: the number of query heads is not a multiple of the number of KV heads");
     if (s.n_tokens <= 0 || s.n_kv.empty()) return bad_argument("attention: no query tokens or no sequences");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "turboquant/cuda/encode_launch.h"
@@ -29,8 +30,10 @@ std::size_t tables_at(int n_head) { return (n_head * sizeof(HeadFormat) + 15) / 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 const char* check(const TileView& view, int n_head, const void* memory) {
-    if (!head_dim_supported(view.shape.head_dim))
-        return "encode: head size is not supported; supported: 64, 80, 96, 112, 128, 192, 256, 512, 576";
+    if (!head_dim_supported(view.shape.head_dim)) {
+        static const std::string text = "encode: head size is not supported; supported: " + supported_head_dims();
+        return text.c_str();
+    }
     if (n_head < 1) return "encode: n_head must be at least 1";
     for (int h = 0; h < n_head; ++h)
         if (!has_fragment_order(codec_of(view, h)))

@@ -23,7 +23,7 @@ struct Backend {
     /// Records why an operation failed; false.
     bool fail(ggml_status status, const std::string& text) {
         failure = status;
-        const_cast<Device*>(ctx.device)->refuse(text);
+        ctx.device->refuse(text);
         return false;
     }
 };

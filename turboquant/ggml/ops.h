@@ -11,7 +11,7 @@ namespace turboquant::ggml {
 
 /// What the ops need of the backend that runs them.
 struct OpContext {
-    const Device* device;
+    Device* device;
     CacheContext cache;
     std::vector<std::int64_t> rows;  ///< of one SET_ROWS, reused
     std::vector<StreamQuery> streams;

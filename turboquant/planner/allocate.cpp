@@ -39,7 +39,7 @@ Allocation allocate(std::span<const std::vector<SlotOption>> slots, std::int64_t
     Allocation result;
     const std::int64_t room = std::min(budget - least, most);
     unit = std::max<std::int64_t>(unit, 1);
-    if (room / unit > kMaxUnits) unit = (room + kMaxUnits - 1) / kMaxUnits, result.exact = false;
+    if (room / unit > kMaxUnits) unit = (room + kMaxUnits - 1) / kMaxUnits;
 
     // best[u]: least cost of the slots so far within u units above the least size; chosen[slot][u]: the option it takes there.
     const auto n = static_cast<std::size_t>(room / unit + 1);

@@ -21,10 +21,10 @@ struct Allocation {
     std::vector<std::size_t> choice;  ///< index into each slot's options
     std::int64_t size = 0;            ///< sum over the slots, <= budget
     double cost = 0;                  ///< sum over the slots
-    bool exact = true;                ///< false: sizes were so odd that they had to be rounded up to 1/65536 of the budget
 };
 
-/// Minimizes the summed cost over all choices whose summed size is at most `budget`. Exact (see Allocation::exact). Of equal costs the
+/// Minimizes the summed cost over all choices whose summed size is at most `budget`; exactly, unless sizes have so small a common divisor
+/// that they are rounded up to 1/65536 of the room for the search, which may leave that much of it unused per slot. Of equal costs the
 /// smaller size wins. Time and memory: slots * options * (budget above the least possible, in units of the sizes' common divisor, at most
 /// 65536). Throws std::invalid_argument if a slot has no options, a cost is not finite, a size is negative, or the budget is below the
 /// least possible size.

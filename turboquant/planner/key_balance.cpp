@@ -37,13 +37,4 @@ std::vector<float> balance_keys(std::span<const double> variance, std::span<cons
     return scales;
 }
 
-double balance_gain(std::span<const double> variance, std::span<const double> energy, std::span<const float> scales) {
-    double k = 0, q = 0, scaled_k = 0, scaled_q = 0;
-    for (std::size_t i = 0; i < scales.size(); i++) {
-        const double s2 = static_cast<double>(scales[i]) * scales[i];
-        k += variance[i], q += energy[i], scaled_k += variance[i] * s2, scaled_q += energy[i] / s2;
-    }
-    return k > 0 && q > 0 ? scaled_k * scaled_q / (k * q) : 1;
-}
-
 }  // namespace turboquant

@@ -17,7 +17,4 @@ namespace turboquant {
 std::vector<float> balance_keys(std::span<const double> variance, std::span<const double> energy,
                                 std::span<const std::pair<int, int>> ties);
 
-/// What is left of the mean squared score error with these scales: 1 without effect, below 1 where they help.
-double balance_gain(std::span<const double> variance, std::span<const double> energy, std::span<const float> scales);
-
 }  // namespace turboquant

@@ -32,7 +32,9 @@ CudaStore::CudaStore(const Layout& layout, std::uint8_t* memory, int device) : T
         head_at.push_back(layout.head_at(h)), head_format.push_back(static_cast<std::uint8_t>(cuda::format_index(codec)));
         plain.push_back(!codec_info(codec).rotated);
     }
-    if (layout.head_dim() == 576) throw std::invalid_argument("heads of 576 values (MLA) are not kept on a GPU: take the CPU's device");
+    if (!cuda::attention_serves(layout.head_dim()))
+        throw std::invalid_argument("heads of " + std::to_string(layout.head_dim()) +
+                                    " values (MLA) are not kept on a GPU: take the CPU's device");
     must(cuda::use_device(device));
     const cuda::Device& d = DeviceTables::of(device).device();
     const TileView view{layout.shape(), memory, tile_bytes(layout.shape()), layout.tile_stride(),

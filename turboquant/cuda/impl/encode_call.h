@@ -10,7 +10,6 @@
 
 namespace turboquant::cuda {
 
-inline constexpr int kMaxHeadDim = 576;
 inline constexpr int kMaxCells = 1024;
 
 /// Uniform cells over a codebook's range, so narrow that each holds at most one boundary.
