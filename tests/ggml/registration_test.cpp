@@ -1,12 +1,14 @@
 // How the library presents itself: the registry, its devices, the extra procedures, the configuration variable, refusals.
 #include <sys/wait.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
 
 #include "tests/ggml/support.h"
+#include "tests/ggml/tiny_models.h"
 
 namespace turboquant::conformance {
 namespace {
@@ -277,6 +279,37 @@ TEST(Configuration, AutoChoosesWithinTheBudgetAndSaysWhat) {
     const Probe memory = probe("TURBOQUANT_KV=auto:512MiB", "default");
     EXPECT_EQ(memory.exit_code, 3) << memory.text;
     EXPECT_NE(memory.text.find("--memory"), std::string::npos) << memory.text;
+}
+
+/// llama.cpp keeps the layers with sliding windows in a cache of their own: what the other layers get is weighed against it all the same.
+TEST(Configuration, AutoSharesOneBudgetAmongTheCachesOfAContext) {
+    for (const TinyModel& tiny : tiny_models()) {
+        if (tiny.name != "gemma3") continue;  // every second of four layers has global attention
+        ASSERT_TRUE(plugin());
+        ggml_backend_dev_t devices[] = {ggml_backend_dev_by_name("auto3"), nullptr};
+        ASSERT_TRUE(devices[0]);
+        llama_model_params params = llama_model_default_params();
+        params.devices = devices;
+        const ModelPtr model(llama_model_load_from_file(write_tiny_model(tiny).c_str(), params));
+        ASSERT_TRUE(model);
+        const ContextPtr ctx = make_context(model.get(), {.n_ctx = 4096});
+        decode(ctx.get(), random_tokens(kTinyVocab, 100, 3));
+        turboquant_kv_stats stats;
+        procedure<turboquant_kv_stats_t>("turboquant_kv_stats")(devices[0], &stats);
+        EXPECT_LE(stats.bits_per_value, 3.25);
+        EXPECT_GT(stats.bits_per_value, 3.25 - 4096. / (4 * (4096 + 768))) << "one more bit for one side of a layer would fit";
+        const std::string config = procedure<turboquant_config_t>("turboquant_config")(devices[0]);
+        const auto bits = [&](char side, int layer) {  // "k=tcq4,v=tcq3,k1=tcq5": the format's last digit
+            size_t at = config.find(std::string(",") + side + std::to_string(layer) + "=tcq");
+            if (at == std::string::npos) at = config.find(std::string(1, side) + "=tcq");
+            return at == std::string::npos ? NAN : config[config.find("=tcq", at) + 4] - '0';
+        };
+        const double global = (bits('k', 1) + bits('k', 3)) / 2.0, sliding = (bits('k', 0) + bits('k', 2)) / 2.0;
+        // Four layers count as shallow: keys as much as values, but 16 times as much where attention is global, in 5 times the cells.
+        EXPECT_GE(global - sliding, 0) << config;
+        EXPECT_GE(global - (bits('v', 1) + bits('v', 3)) / 2.0, 1) << config;
+        EXPECT_LE(std::abs(sliding - (bits('v', 0) + bits('v', 2)) / 2.0), 1) << config;
+    }
 }
 
 TEST(Configuration, BadValueIsRefusedAndSaysSo) {

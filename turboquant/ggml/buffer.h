@@ -83,6 +83,7 @@ class KvBuffer final : public DeviceBuffer {
     /// heads have head_dim values: then all layers are there. If the plan or the budget does not fit, all tensors are refused.
     void settle(int head_dim);
     std::set<std::pair<int, Side>> slots() const override;
+    CacheShape cache_shape() const override;
     /// Says in one line what this cache is, as soon as the head sizes of all its layers are known.
     void announce();
     /// Says once that saved state is as large as f16's.

@@ -42,6 +42,7 @@ std::string Device::last_error() const {
 
 void Device::note_choice(const std::string& text) {
     const std::scoped_lock lock(mutex_);
+    if (choice_ == text) return;  // said by another cache of the context
     choice_ = text;
     log_info(text);
 }
@@ -63,8 +64,32 @@ std::set<std::pair<int, Side>> Device::slots() const {
 void Device::begin_context() {
     const std::scoped_lock lock(mutex_);
     fitting = false;
+    context_++;
     take_unservable();
     placement_.begin();
+}
+
+int Device::context() const {
+    const std::scoped_lock lock(mutex_);
+    return context_;
+}
+
+CacheShape Device::of_context(const DeviceBuffer& mine, int head_dim) const {
+    const std::scoped_lock lock(mutex_);
+    CacheShape all = mine.cache_shape();
+    std::set<int> layers;
+    for (const CacheSide& s : all.sides) layers.insert(s.layer);
+    for (const DeviceBuffer* b : buffers_) {
+        if (b == &mine || b->context() != mine.context()) continue;
+        const CacheShape other = b->cache_shape();
+        // Layers are in one cache only: another that has them, too, is another model's.
+        if (std::ranges::any_of(other.sides, [&](const CacheSide& s) { return layers.contains(s.layer) || s.n_embd % head_dim != 0; }))
+            continue;
+        for (const CacheSide& s : other.sides) layers.insert(s.layer);
+        all.sides.insert(all.sides.end(), other.sides.begin(), other.sides.end());
+        all.fixed_bits += other.fixed_bits;
+    }
+    return all;
 }
 
 void Device::see_foreign_cache(const ggml_tensor* tensor) {

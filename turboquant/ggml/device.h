@@ -19,9 +19,26 @@
 
 namespace turboquant::ggml {
 
+/// One side of one layer in a cache.
+struct CacheSide {
+    int layer = 0;
+    Side side = Side::key;
+    std::int64_t n_embd = 0, n_cells = 0;  ///< cells of all streams
+};
+
+/// A cache, as the choice of its formats sees it.
+struct CacheShape {
+    std::vector<CacheSide> sides;
+    double fixed_bits = 0;  ///< of what is stored beside codes, whatever the formats
+};
+
 /// What a device asks of its buffers (buffer.h).
 class DeviceBuffer {
   public:
+    explicit DeviceBuffer(int context) : context_(context) {}
+    /// Which of its device's contexts it belongs to (Device::context).
+    int context() const { return context_; }
+    virtual CacheShape cache_shape() const = 0;
     /// Layers and sides of its KV tensors.
     virtual std::set<std::pair<int, Side>> slots() const = 0;
     /// Whether this is a cache, or other state of layers: not a buffer of intermediate results.
@@ -31,6 +48,9 @@ class DeviceBuffer {
 
   protected:
     ~DeviceBuffer() = default;
+
+  private:
+    int context_;
 };
 
 /// One device. ggml keeps pointers to `device` and `buft`, so a Device never moves and lives as long as the process.
@@ -57,6 +77,11 @@ struct Device {
     double auto_bits = 0;  ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
     /// A context begins that has this device.
     void begin_context();
+    /// The number of the context that began last.
+    int context() const;
+    /// The cache of `mine`, and those beside it in its context that can have heads of head_dim, too: a model with sliding windows in some layers
+    /// keeps two. Its own sides come first.
+    CacheShape of_context(const DeviceBuffer& mine, int head_dim) const;
     /// A graph writes rows of a KV tensor that is not ours: warns, once a context, of layers whose cache stays uncompressed.
     void see_foreign_cache(const ggml_tensor* tensor);
 
@@ -93,6 +118,7 @@ struct Device {
     std::string last_error_, choice_;
     Placement placement_;
     std::vector<DeviceBuffer*> buffers_;
+    int context_ = 0;
 };
 
 /// Why the graph that this thread is showing to a device cannot be computed: noted when its operations are offered, taken when memory for

@@ -157,7 +157,7 @@ std::optional<Plan> rule_plan(const Measurements& m, double bits, std::int64_t n
         const MeasuredSlot& s = m.slots[i];
         if (s.head > 0) continue;
         if (s.head_dim != m.slots.front().head_dim) return std::nullopt;
-        slots.push_back({s.side, s.head_dim, s.of_heads}), first.push_back(i);
+        slots.push_back({s.side, s.head_dim, s.of_heads, s.cells(n_ctx)}), first.push_back(i);
     }
     const double values = m.values(n_ctx), fixed = m.fixed_bits(n_ctx);
     std::vector<CodecId> formats;

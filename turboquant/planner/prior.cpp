@@ -13,9 +13,10 @@
 namespace turboquant {
 namespace {
 
-constexpr double kRoomAbove = 2;                    // bits
+constexpr double kRoomAbove = 2.25;                 // bits: two, and what windows and positions take of a budget
 constexpr double kKeysWithOffset = 0.025 / 0.0091;  // beside values, in shallow models
 constexpr double kKeysWhenDeep = 8;                 // beside values
+constexpr double kGlobalKeys = 16;                  // beside those of layers with sliding windows
 constexpr int kShallow = 8, kDeep = 16;             // layers
 constexpr double kTieBreak = 1e-6;                  // per rank: too small to outweigh any difference of formats
 
@@ -45,20 +46,21 @@ std::vector<CodecId> unmeasured_formats(std::span<const UnmeasuredSlot> slots, d
     std::int64_t least = 0;
     const auto n_layers = std::ranges::count(slots, Side::key, &UnmeasuredSlot::side);
     const double keys = key_weight(static_cast<int>(n_layers), offset_removed);
+    const std::int64_t fewest = slots.empty() ? 0 : std::ranges::min(slots, {}, &UnmeasuredSlot::n_cells).n_cells;
     for (std::size_t s = 0; s < slots.size(); s++) {
         const UnmeasuredSlot& slot = slots[s];
-        const double side = slot.side == Side::key ? keys : 1;
+        const double side = slot.side == Side::value ? 1 : slot.n_cells > fewest ? keys * kGlobalKeys : keys;
         const auto from_end = static_cast<double>(std::min(s, slots.size() - 1 - s) / 2);
         const double weight = side * (1 - kTieBreak * (2 * from_end + (slot.side == Side::value)));
         options.emplace_back();
         std::int64_t smallest = INT64_MAX;
         for (const CodecId c : codecs) {
-            const auto size = static_cast<std::int64_t>(tile_bytes({c, slot.side, slot.head_dim})) * slot.n_heads;
+            const auto size = static_cast<std::int64_t>(tile_bytes({c, slot.side, slot.head_dim})) * slot.n_heads * slot.n_cells;
             options.back().push_back({size, weight * relative_mse(c, Side::key, slot.head_dim) * slot.n_heads * slot.head_dim});
             smallest = std::min(smallest, size);
         }
         least += smallest;
-        values += static_cast<double>(slot.head_dim) * slot.n_heads;
+        values += static_cast<double>(slot.head_dim) * slot.n_heads * static_cast<double>(slot.n_cells);
     }
     const double unit = 8.0 / (kTileKeys * values);  // bits per value of a byte in all tiles
     const auto budget = static_cast<std::int64_t>(bits / unit * (1 + 1e-12));
