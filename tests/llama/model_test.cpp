@@ -69,18 +69,29 @@ TEST(KvProbe, SeesShapesAndKeysOnTheirWay) {
     // RoPE turns, so it keeps norms; and it does nothing at position 0.
     const std::vector<llama_token> tokens(300, 100);
     std::map<std::pair<int, KvSource>, std::vector<float>> seen;
-    probe.run(tokens, [&](const KvRows& r) {
+    const auto keep = [&](const KvRows& r) {
         for (int t = 0; t < r.n_tokens; t++)
             for (int h = 0; h < r.n_heads; h++) {
                 const auto row = r.row(t, h);
                 auto& all = seen[{r.layer, r.source}];
                 all.insert(all.end(), row.begin(), row.end());
             }
-    });
-    EXPECT_EQ(seen.size(), 24u);
+    };
+    probe.run(tokens, keep, true);
+    // Keys, keys before RoPE, values, queries, and the residual stream behind attention of 6 layers; the stream before those that follow another.
+    EXPECT_EQ(seen.size(), 5u * 6 + 5);
     const std::size_t group = seen[{3, KvSource::query}].size() / (300 * 2 * 64);
     EXPECT_GE(group, 1u);
-    for (const auto& [what, values] : seen) EXPECT_EQ(values.size(), 300u * 2 * 64 * (what.second == KvSource::query ? group : 1));
+    for (const auto& [what, values] : seen) {
+        const bool cached = what.second == KvSource::key || what.second == KvSource::key_before_rope || what.second == KvSource::value;
+        EXPECT_EQ(values.size(), 300u * 2 * 64 * (cached ? 1 : group)) << "as wide as all query heads: the stream, too";
+    }
+    EXPECT_FALSE(seen.contains({0, KvSource::stream_before}));
+    // Unasked, the last layer's attention is added for the tokens alone that logits are made of: the last of each batch.
+    seen.clear();
+    probe.run(tokens, keep);
+    EXPECT_EQ((seen[{5, KvSource::stream}].size()), 2 * 2 * 64 * group);
+    EXPECT_EQ((seen[{4, KvSource::stream}].size()), 300 * 2 * 64 * group);
     const auto &before = seen[{3, KvSource::key_before_rope}], &after = seen[{3, KvSource::key}];
     for (std::size_t v = 0; v < before.size(); v += 64) {
         double norm_before = 0, norm_after = 0, difference = 0;

@@ -83,6 +83,35 @@ TEST(Choose, CostlySlotsGetTheBits) {
     EXPECT_LE(most - least, 1);
 }
 
+TEST(Choose, ExpectedErrorsTellHeadsApartThatWereMeasuredTogether) {
+    // Two layers of four heads, each layer measured as one group: what heads share is as their errors are expected to be.
+    Measurements m = measurements({1e-3, 1e-3, 1e-3, 1e-3}, {1e-3, 1e-3, 1e-3, 1e-3});
+    const double factors[] = {0.1, 0.4, 1.5, 2.0};
+    for (MeasuredSlot& s : m.slots) {
+        const double own = factors[s.layer];
+        if (s.side == Side::value)
+            s.expected = {own};
+        else
+            for (const double e : kKeyErrors) s.expected.push_back(own * e);
+        s.kld = 1e-3 * own, s.error = 1e-4 * own;
+    }
+    const CostModel model(m);
+    for (std::size_t i = 0; i < m.slots.size(); i++)
+        for (const CodecId c : {CodecId::tcq2, CodecId::tcq4}) {
+            const std::size_t other = i < 2 ? i + 2 : i - 2;
+            EXPECT_NEAR(model.cost(i, c) / model.cost(other, c), factors[m.slots[i].layer] / factors[m.slots[other].layer], 1e-6);
+        }
+    const Plan plan = allocate_formats(m, 3.25 * m.values(2048), 2048);
+    EXPECT_GT(codec_info(plan.layers[3].k.of(0)).bits, codec_info(plan.layers[0].k.of(0)).bits);
+    EXPECT_EQ(parse_plan(to_json([&] {
+                  Plan kept = plan;
+                  kept.model_hash = "x", kept.model_name = "by hand", kept.measurements = m;
+                  return kept;
+              }()))
+                  .measurements,
+              m);
+}
+
 TEST(Choose, NegativeMeasurementsAreNotFree) {
     // As where a floor was too high: such a slot still costs something, and does not fall to the smallest format.
     std::vector<double> keys = kKeys;
@@ -112,15 +141,10 @@ TEST(Choose, PlanFileServesOtherBudgets) {
     const Plan read = parse_plan(to_json(plan));
     EXPECT_EQ(read, plan);
     const Plan other = replan(read, {3.25, 0}, 2048);
-    EXPECT_EQ(other.layers, allocate_formats(m, 3.25 * m.values(2048), 2048, default_evenness(m)).layers);
+    EXPECT_EQ(other.layers, allocate_formats(m, 3.25 * m.values(2048), 2048).layers);
     EXPECT_EQ(other.model_hash, "x");
     EXPECT_TRUE(other.race.empty()) << "nothing was run";
     EXPECT_LE(replan(read, {0, 4.25 * m.values(2048) / 8}, 2048).bits_per_value, 4.25);
-    // The fewer tokens, the less single slots are believed.
-    Measurements few = m;
-    few.tokens = 128;
-    EXPECT_GT(default_evenness(few), 0.8);
-    EXPECT_LT(default_evenness(m), 0.2);
     Plan bare = read;
     bare.measurements.reset();
     EXPECT_THROW(replan(bare, {3.25, 0}, 2048), std::invalid_argument);

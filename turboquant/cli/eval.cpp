@@ -50,7 +50,7 @@ void add_eval(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--kv", o->eval.kv, "KV cache formats, any number: see `turboquant formats`, or auto:BITS, auto:SIZE, PLAN.json")
         ->required();
     add_window_options(*cmd, o->eval.windows);
-    cmd->add_option("--calib", o->eval.calib_file, "Text on which auto: measures (default: the model writes one)");
+    cmd->add_option("--calib", o->eval.calib_file, "Text on which auto: measures (default: one that ships with turboquant)");
     cmd->add_option("-c,--ctx-size", o->eval.context.n_ctx, "Tokens per chunk; the second half of each is scored")
         ->check(CLI::Range(8, 1 << 30))
         ->capture_default_str();

@@ -62,7 +62,7 @@ void add_needle(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_option("--template", o->needle.template_file, "Other wording (JSON: needle, question, answer_digits, words, prefix)");
     cmd->add_option("--seed", o->needle.seed, "Of words, numbers and the text's beginning")->capture_default_str();
-    cmd->add_option("--calib", o->needle.calib_file, "Text on which auto: measures (default: the model writes one)");
+    cmd->add_option("--calib", o->needle.calib_file, "Text on which auto: measures (default: one that ships with turboquant)");
     add_weight_options(*cmd, o->weights);
     cmd->add_option("-t,--threads", o->needle.context.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_option("-b,--batch-size", o->needle.context.n_batch, "Tokens per call")->check(CLI::Range(1, 1 << 20))->capture_default_str();

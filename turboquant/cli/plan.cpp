@@ -94,7 +94,8 @@ void add_plan(CLI::App& app, const GlobalOptions& global) {
     auto o = std::make_shared<PlanCommand>();
     CLI::App* cmd = app.add_subcommand("plan", "Choose the formats of all layers for a budget, by measuring this model");
     cmd->add_option("-m,--model", o->model, "Model file (GGUF)")->required();
-    cmd->add_option("-f,--calib,--file", o->planner.calib_file, "Text to calibrate on (default: the model writes one)");
+    cmd->add_option("-f,--calib,--file", o->planner.calib_file,
+                    "Text to calibrate on (default: one of several kinds that ships with turboquant)");
     CLI::Option* bits = cmd->add_option("--bits", o->bits, "Budget: bits per value, everything counted")->check(CLI::Range(1.0, 32.0));
     CLI::Option* memory = cmd->add_option("--memory", o->memory, "Budget: memory of the whole cache at --ctx tokens, like 512MiB");
     auto* group = cmd->add_option_group("budget", "One budget");
@@ -110,7 +111,7 @@ void add_plan(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--calib-tokens", o->planner.calib_tokens, "Tokens to calibrate on (default: minutes' worth)")
         ->check(CLI::Range(128, 1 << 20));
     cmd->add_flag("--per-head", o->planner.per_head, "A format per KV head, however long it takes to measure (default: if it is quick)");
-    cmd->add_option("--seed", o->planner.seed, "Seed of the text that the model writes")->capture_default_str();
+    cmd->add_option("--seed", o->planner.seed, "Calibrate on text that the model writes, from this seed")->check(CLI::Range(1u, ~0u));
     add_weight_options(*cmd, o->weights);
     cmd->add_option("-t,--threads", o->planner.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->callback([o, &global] { run(*o, global); });

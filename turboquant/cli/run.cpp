@@ -139,7 +139,7 @@ void add_run(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_option("--kv", o->kv, "KV cache format: see `turboquant formats`, or auto:BITS, auto:SIZE, PLAN.json")->capture_default_str();
     add_window_options(*cmd, o->windows);
-    cmd->add_option("--calib", o->calib_file, "Text on which auto: measures (default: the model writes one)");
+    cmd->add_option("--calib", o->calib_file, "Text on which auto: measures (default: one that ships with turboquant)");
     cmd->add_option("--temp", o->temp, "Temperature; 0: greedy")->check(CLI::Range(0.0, 100.0))->capture_default_str();
     cmd->add_option("--top-k", o->top_k, "Sample from the k most likely; 0: all")->check(CLI::Range(0, 1 << 30))->capture_default_str();
     cmd->add_option("--top-p", o->top_p, "Nucleus; 1: off")->check(CLI::Range(0.0, 1.0))->capture_default_str();

@@ -1,5 +1,6 @@
 #include "turboquant/llama/calibration.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <span>
@@ -12,6 +13,8 @@
 
 namespace turboquant::llama {
 namespace {
+
+constexpr std::size_t kLengthUnit = 64;
 
 /// What a text begins with: the model's beginning, else its end (between documents in training), else a line break.
 llama_token first_token(const llama_vocab* vocab) {
@@ -76,6 +79,39 @@ Calibration generate_text(llama_model* model, int n_sequences, int n_tokens, std
             text.sequences[s].push_back(llama_vocab_is_eog(vocab, t) ? first_token(vocab) : t);
         }
         work.add(1);
+    }
+    return text;
+}
+
+Calibration text_of_parts(const llama_vocab* vocab, std::span<const char* const> parts, int n_sequences, int n_tokens) {
+    const auto n = std::clamp<std::size_t>(static_cast<std::size_t>(n_sequences), 1, parts.size());
+    std::vector<std::vector<std::vector<llama_token>>> dealt(n);  // by sequence and part
+    auto length = static_cast<std::size_t>(n_tokens);
+    for (std::size_t s = 0; s < n; s++) {
+        std::size_t total = 0;
+        for (std::size_t i = s * parts.size() / n; i < (s + 1) * parts.size() / n; i++) {
+            std::vector<llama_token> tokens = tokenize(vocab, parts[i], false);
+            if (!dealt[s].empty() && llama_vocab_get_add_bos(vocab)) tokens.erase(tokens.begin());
+            total += tokens.size();
+            dealt[s].push_back(std::move(tokens));
+        }
+        length = std::min(length, total);
+    }
+    length = length / kLengthUnit * kLengthUnit;
+    if (length == 0) throw Error("the text gives too few tokens; give another with --calib FILE");
+    Calibration text{"text of several kinds", {}};
+    for (const auto& sequence : dealt) {
+        std::size_t total = 0, left = length;
+        for (const auto& part : sequence) total += part.size();
+        std::vector<llama_token>& tokens = text.sequences.emplace_back();
+        for (const auto& part : sequence) {
+            const bool last = &part == &sequence.back();
+            const std::size_t share = last ? left : std::min(left, part.size() * length / total);
+            const std::size_t taken = std::min(share, part.size());
+            tokens.insert(tokens.end(), part.begin(), part.begin() + static_cast<std::ptrdiff_t>(taken));
+            left -= taken;
+        }
+        while (tokens.size() < length) tokens.push_back(tokens[tokens.size() - sequence.back().size()]);  // rounding's one or two
     }
     return text;
 }

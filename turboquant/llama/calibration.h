@@ -1,8 +1,8 @@
-// Text to calibrate on: never the text that is evaluated. Written by the model itself, so it fits any model and language and no corpus
-// ships, or a file.
+// Text to calibrate on: never the text that is evaluated. What ships with the library, a file, or written by the model itself.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,6 +17,10 @@ struct Calibration {
 
     std::size_t n_tokens() const { return sequences.empty() ? 0 : sequences.size() * sequences[0].size(); }
 };
+
+/// Sequences of at most n_tokens tokens each (fewer if there is less text; a multiple of 64, at least 64), in each as much of every part as its length
+/// is of the whole's, so that no kind of text is cut off. The parts are dealt out to the sequences in order. Throws Error if they give too few tokens.
+Calibration text_of_parts(const llama_vocab* vocab, std::span<const char* const> parts, int n_sequences, int n_tokens);
 
 /// Lets the model write n_sequences texts of n_tokens tokens each, side by side in one batch, sampled from its own distribution
 /// (temperature 1, nothing cut off) from a fixed seed. Ends of text are followed by a new beginning. llama.cpp's own f16 cache. Throws

@@ -1,7 +1,13 @@
 #include "turboquant/llama/kv_probe.h"
 
 #include <algorithm>
+#include <charconv>
+#include <memory>
 #include <optional>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
 
 #include "fmt/format.h"
 #include "ggml.h"
@@ -30,6 +36,27 @@ const ggml_tensor* producer(const ggml_tensor* t) { return ggml::producer(kOps, 
 
 /// Which tensor of the cache `t` is a view of, if any.
 std::optional<ggml::KvName> cache_tensor(const ggml_tensor* t) { return ggml::parse_kv_name(t->view_src ? t->view_src->name : t->name); }
+
+struct StreamTensor {
+    int layer = 0;
+    KvSource source = KvSource::stream;
+};
+
+/// Which part of the residual stream `t` is, by the names that llama.cpp's graphs give.
+std::optional<StreamTensor> stream_tensor(const ggml_tensor* t) {
+    constexpr std::pair<std::string_view, StreamTensor> kNames[] = {{"l_out-", {1, KvSource::stream_before}},
+                                                                    {"ffn_inp-", {0, KvSource::stream}},
+                                                                    {"sa_out-", {0, KvSource::stream}},
+                                                                    {"attn_post_norm-", {0, KvSource::attention_normed}}};
+    const std::string_view name = t->name;
+    for (const auto& [prefix, at] : kNames) {
+        if (!name.starts_with(prefix) || t->type != GGML_TYPE_F32) continue;
+        int layer = -1;
+        const auto [end, error] = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), layer);
+        if (error == std::errc() && end == name.data() + name.size()) return StreamTensor{layer + at.layer, at.source};
+    }
+    return std::nullopt;
+}
 
 }  // namespace
 
@@ -63,29 +90,44 @@ std::vector<KvLayerShape> KvProbe::layers() const {
     return out;
 }
 
-void KvProbe::run(std::span<const llama_token> tokens, const std::function<void(const KvRows&)>& sink) {
+void KvProbe::run(std::span<const llama_token> tokens, const std::function<void(const KvRows&)>& sink, bool all_outputs) {
     sink_ = &sink;
-    decode(tokens);
+    decode(tokens, all_outputs);
     sink_ = nullptr;
 }
 
-void KvProbe::decode(std::span<const llama_token> tokens) {
+void KvProbe::decode(std::span<const llama_token> tokens, bool all_outputs) {
     llama_memory_clear(llama_get_memory(context_.get()), true);
-    std::vector<llama_token> piece;
+    const std::unique_ptr<llama_batch, void (*)(llama_batch*)> owner(new llama_batch(llama_batch_init(kBatch, 0, 1)), [](llama_batch* b) {
+        llama_batch_free(*b);
+        delete b;
+    });
+    llama_batch& batch = *owner;
     for (std::size_t at = 0; at < tokens.size(); at += kBatch) {
         const auto part = tokens.subspan(at, std::min<std::size_t>(kBatch, tokens.size() - at));
-        piece.assign(part.begin(), part.end());
+        batch.n_tokens = static_cast<std::int32_t>(part.size());
+        for (std::size_t i = 0; i < part.size(); i++) {
+            batch.token[i] = part[i], batch.pos[i] = static_cast<llama_pos>(at + i);
+            batch.n_seq_id[i] = 1, batch.seq_id[i][0] = 0;
+            batch.logits[i] = all_outputs || i + 1 == part.size();
+        }
         take_log_problems();
-        if (const int rc = llama_decode(context_.get(), llama_batch_get_one(piece.data(), static_cast<std::int32_t>(piece.size())));
-            rc != 0)
+        if (const int rc = llama_decode(context_.get(), batch); rc != 0)
             throw Error(fmt::format("llama.cpp failed to decode (code {}); run again with --verbose{}", rc, take_log_problems()));
     }
 }
 
 bool KvProbe::see_node(ggml_tensor* t, bool ask, void* self) {
     auto& probe = *static_cast<KvProbe*>(self);
-    if (ask) return probe.ask(t);
-    probe.computed_.insert(t);
+    std::optional<StreamTensor> stream = probe.sink_ ? stream_tensor(t) : std::nullopt;
+    if (stream && !probe.shapes_.contains(stream->layer)) stream.reset();  // behind the last layer, or a layer that caches nothing
+    if (ask) return probe.ask(t) || stream;
+    if (stream)
+        probe.emit({stream->layer, stream->source, static_cast<int>(t->ne[0]), 1, static_cast<int>(t->ne[1]), nullptr, 0,
+                    t->nb[1] / sizeof(float)},
+                   t);
+    else
+        probe.computed_.insert(t);
     return true;
 }
 
@@ -133,6 +175,7 @@ void KvProbe::learn(const ggml_tensor* t) {
         KvLayerShape& s = shapes_[k->layer];
         s.layer = k->layer;
         wanted_.try_emplace({producer(t->src[0])->name, producer(t->src[0])->op}, -1);
+        s.attention_scale = ggml::float_param(t, 0);
         s.k_head_dim = static_cast<int>(t->src[1]->ne[0]), s.k_heads = static_cast<int>(t->src[1]->ne[2]);
         if (v->side == Side::value) s.v_head_dim = static_cast<int>(t->src[2]->ne[0]), s.v_heads = static_cast<int>(t->src[2]->ne[2]);
     }
@@ -140,6 +183,7 @@ void KvProbe::learn(const ggml_tensor* t) {
     if (!cache || t->op != GGML_OP_SET_ROWS) return;
     KvLayerShape& s = shapes_[cache->layer];
     s.n_cells = t->view_src->ne[1];
+    s.window = s.n_cells < n_ctx_ ? llama_model_n_swa(model_.get()) : 0;
     const ggml_tensor* made = producer(t->src[0]);
     const bool key = cache->side == Side::key, rope = key && made->op == GGML_OP_ROPE;
     if (key) s.rope = rope;

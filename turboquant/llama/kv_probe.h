@@ -21,12 +21,16 @@ struct KvLayerShape {
     int layer = 0;
     int k_head_dim = 0, k_heads = 0;
     int v_head_dim = 0, v_heads = 0;
-    std::int64_t n_cells = 0;  ///< in the probe's context; fewer than its n_ctx in a sliding-window layer
-    bool rope = false;         ///< keys come straight out of a ROPE operation
-    RopeParams rope_params{};  ///< of that, without frequency factors
+    std::int64_t n_cells = 0;   ///< in the probe's context; fewer than its n_ctx in a sliding-window layer
+    bool rope = false;          ///< keys come straight out of a ROPE operation
+    RopeParams rope_params{};   ///< of that, without frequency factors
+    float attention_scale = 1;  ///< of scores
+    int window = 0;             ///< tokens that a query sees in a sliding-window layer; 0: all
 };
 
-enum class KvSource { key, key_before_rope, value, query };  ///< query: with RoPE, as attention gets it
+/// query: with RoPE, as attention gets it. Of n_embd values, as one head: the residual stream before the layer, the same with the layer's attention
+/// added, and what a norm behind attention lets through to it, each where the graph gives it a name.
+enum class KvSource { key, key_before_rope, value, query, stream_before, stream, attention_normed };
 
 /// Values of one layer for a batch of tokens: value(token, head, dim) at data + token*token_stride + head*head_stride + dim, in floats.
 struct KvRows {
@@ -55,15 +59,15 @@ class KvProbe {
     int n_ctx() const { return n_ctx_; }
 
     /// Decodes one sequence from an empty cache; calls sink for each layer, source and batch. key_before_rope only for layers with `rope`.
-    /// Throws Error.
-    void run(std::span<const llama_token> tokens, const std::function<void(const KvRows&)>& sink);
+    /// `all_outputs`: logits are made of all tokens, so that the last layer, too, works on all of them. Throws Error.
+    void run(std::span<const llama_token> tokens, const std::function<void(const KvRows&)>& sink, bool all_outputs = false);
 
   private:
     static bool see_node(ggml_tensor* t, bool ask, void* self);
     bool ask(ggml_tensor* t);
     void learn(const ggml_tensor* t);
     void emit(KvRows rows, const ggml_tensor* t);
-    void decode(std::span<const llama_token> tokens);
+    void decode(std::span<const llama_token> tokens, bool all_outputs = false);
 
     std::shared_ptr<llama_model> model_;
     int n_ctx_;

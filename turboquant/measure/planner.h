@@ -16,9 +16,9 @@
 namespace turboquant::measure {
 
 struct PlannerOptions {
-    std::string calib_file{};  ///< empty: text that the model writes
+    std::string calib_file{};  ///< empty: what ships with the library, or the model writes
     int calib_tokens = 0;      ///< 0: as many as the time allows
-    std::uint32_t seed = 1;
+    std::uint32_t seed = 0;    ///< without a file: 0: the library's text, else the model writes one from this seed
     int n_threads = 0;
     bool per_head = false;  ///< measure and choose formats per KV head however long it takes
     bool race = true;       ///< hold plans against the best uniform formats
@@ -45,24 +45,29 @@ class Planner {
   private:
     void measure_all(int n_ctx);
     void write_text();
-    void measure_scales(llama::Work& work);
+    void choose_text(int n_sequences, int length, int longer);
+    /// Looks at queries, keys and values: scales of key channels, and what errors are expected to do.
+    void look(llama::Work& work);
     void measure_responses(llama::Work& work);
     void measure_floors(llama::Work& work);
-    void measure_slots(llama::Work& work);
+    void measure_groups(llama::Work& work);
+    KldMeter& race_meter();
     Plan race(std::vector<Plan> contenders);
+    double affordable_runs(int tokens) const;
     double n_runs() const;
-    double affordable_tokens() const;
-    std::vector<MeasuredSlot> per_head() const;
+    int n_layers_of(Side side) const;
+    std::vector<std::vector<std::size_t>> groups() const;
     llama::CacheSpec spec_of(KvSpec formats) const;
-    KvSpec slot_spec(const MeasuredSlot& slot, CodecId codec) const;
+    KvSpec group_spec(const std::vector<std::size_t>& group, CodecId codec) const;
 
     llama::ModelFile* file_;
     std::shared_ptr<llama_model> model_;
     llama::ModelId id_;
     PlannerOptions options_;
     std::vector<llama::KvLayerShape> shapes_;
+    int n_groups_ = 1;     ///< of a side that are measured; layers of one together
     WindowSizes windows_;  ///< of the measurements: what the cache will have
-    llama::Calibration text_, race_text_;
+    llama::Calibration text_, looked_at_, race_text_;
     Measurements measured_;
     std::map<int, double> floors_;  ///< by layer, where weights are quantized
     std::unique_ptr<KldMeter> meter_, race_meter_;

@@ -194,7 +194,7 @@ Plan replan(const Plan& measured, const Budget& budget, int n_ctx) {
     const Measurements& m = *measured.measurements;
     if (n_ctx == 0) n_ctx = m.n_ctx_train;
     const double bits = budget_bits(m, budget, n_ctx);
-    Plan plan = allocate_formats(m, bits, n_ctx, default_evenness(m));
+    Plan plan = allocate_formats(m, bits, n_ctx);
     plan.model_hash = measured.model_hash, plan.model_name = measured.model_name;
     plan.budget = bits / m.values(n_ctx);
     plan.measurements = m;

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <set>
+#include <span>
 #include <stdexcept>
 
 #include "turboquant/codec/tile.h"
@@ -9,17 +12,43 @@
 namespace turboquant {
 namespace {
 
-constexpr double kPriorTokens = 512;  // heads of a layer
-constexpr double kAlikeTokens = 768;  // slots of a side
-constexpr double kLeastShare = 0.02;  // of the mean slot: no slot is free, whatever was measured
+constexpr double kFarBelow = 3;      // a factor is at least the median's e^-3: no slot is free, whatever was measured
+constexpr double kTextError = 0.15;  // relative: what another text would change, beside the standard error on one
+constexpr double kStray = 0.4;       // of factors from the parabola, in ln, before it is known
+constexpr int kLayersForParabola = 6;
 
-CostCurve curve_of(const Measurements& m, Side side, int head_dim) {
-    std::vector<CostPoint> points;
-    for (const Response& r : side == Side::key ? m.k_responses : m.v_responses)
-        points.push_back({relative_mse(r.codec, side, head_dim), r.kld});
-    // A model without values has no responses of them.
-    if (points.empty()) points.push_back({1, 1});
-    return CostCurve(std::move(points));
+double interpolated(std::span<const CostPoint> points, double mse) {
+    const CostPoint &first = points.front(), &last = points.back();
+    if (mse <= first.mse) return first.kld;
+    if (mse >= last.mse) return last.kld;
+    const auto high = std::ranges::upper_bound(points, mse, {}, &CostPoint::mse), low = high - 1;
+    const double slope = std::log(high->kld / low->kld) / std::log(high->mse / low->mse);
+    return low->kld * std::pow(mse / low->mse, slope);
+}
+
+/// Weighted least squares of y over 1, x, x^2, or over 1 alone.
+std::vector<double> fitted(std::span<const double> x, std::span<const double> y, std::span<const double> weight, int terms) {
+    double a[3][4] = {};
+    for (std::size_t i = 0; i < x.size(); i++) {
+        const double basis[3] = {1, x[i], x[i] * x[i]};
+        for (int r = 0; r < terms; r++) {
+            for (int c = 0; c < terms; c++) a[r][c] += weight[i] * basis[r] * basis[c];
+            a[r][3] += weight[i] * basis[r] * y[i];
+        }
+    }
+    for (int r = 0; r < terms; r++)  // Gauss and Jordan: the matrix is symmetric and positive
+        for (int other = 0; other < terms; other++) {
+            if (other == r) continue;
+            const double by = a[other][r] / a[r][r];
+            for (int c = 0; c < 4; c++) a[other][c] -= by * a[r][c];
+        }
+    std::vector<double> out;
+    for (const double at : x) {
+        double sum = 0, power = 1;
+        for (int r = 0; r < terms; r++, power *= at) sum += a[r][3] / a[r][r] * power;
+        out.push_back(sum);
+    }
+    return out;
 }
 
 int head_dim_of(const Measurements& m) {
@@ -35,6 +64,16 @@ std::vector<CodecId> planned_codecs() {
     for (const CodecInfo& c : kCodecs)
         if (!is_composite(c.id)) out.push_back(c.id);
     return out;
+}
+
+double MeasuredSlot::expected_at(double mse) const {
+    if (expected.empty()) return mse * n_heads();
+    if (side == Side::value) return mse * expected.front();
+    if (expected.size() != std::size(kKeyErrors)) throw std::invalid_argument("a slot's expected errors are not those of keys");
+    std::vector<CostPoint> points;
+    for (std::size_t i = 0; i < expected.size(); i++) points.push_back({kKeyErrors[i], std::max(expected[i], 1e-300)});
+    if (mse < points.front().mse) return points.front().kld * mse / points.front().mse;
+    return interpolated(points, mse);
 }
 
 double tile_bytes_of(const MeasuredSlot& s, CodecId codec) {
@@ -57,48 +96,65 @@ double Measurements::fixed_bits(std::int64_t n_ctx) const {
     return bits;
 }
 
-double default_evenness(const Measurements& m) { return kAlikeTokens / (kAlikeTokens + std::max(0, m.tokens)); }
+CostModel::CostModel(const Measurements& m, double evenness) : head_dim_(head_dim_of(m)), slots_(m.slots), factors_(m.slots.size(), 1) {
+    for (const Side side : {Side::key, Side::value}) fit_factors(m, side, evenness), fit_corrections(m, side);
+}
 
-CostModel::CostModel(const Measurements& m, double evenness)
-    : head_dim_(head_dim_of(m)),
-      k_curve_(curve_of(m, Side::key, head_dim_)),
-      v_curve_(curve_of(m, Side::value, head_dim_)),
-      k_measured_(k_curve_.at(mse(Side::key, m.k_format))),
-      v_measured_(v_curve_.at(mse(Side::value, m.v_format))) {
-    const double prior = std::min(1.0, kPriorTokens / std::max(1.0, static_cast<double>(m.tokens)));
-    for (const Side side : {Side::key, Side::value}) {
-        // Per value, so that slots of different sizes can be drawn towards each other.
-        double sum = 0, n = 0;
-        for (const MeasuredSlot& s : m.slots)
-            if (s.side == side) sum += std::max(0.0, s.kld), n += s.n_heads();
-        const double least = kLeastShare * std::max(sum, 1e-12) / std::max(n, 1.0);
-        double log_sum = 0, n_slots = 0;
-        for (const MeasuredSlot& s : m.slots)
-            if (s.side == side) log_sum += std::log(std::max(s.kld / s.n_heads(), least)), n_slots++;
-        const double log_mean = n_slots > 0 ? log_sum / n_slots : 0;
-        for (std::size_t i = 0; i < m.slots.size(); i++) {
-            const MeasuredSlot& s = m.slots[i];
-            if (s.side != side) continue;
-            sensitivity_.resize(m.slots.size()), sides_.resize(m.slots.size());
-            sides_[i] = side;
-            double own = std::max(s.kld / s.n_heads(), least);
-            if (s.head >= 0) {
-                double all = 0;
-                for (const MeasuredSlot& o : m.slots)
-                    if (o.layer == s.layer && o.side == side) all += std::max(o.kld, least);
-                own = (1 - prior) * own + prior * all / s.of_heads;
-            }
-            sensitivity_[i] = std::exp((1 - evenness) * std::log(own) + evenness * log_mean) * s.n_heads();
-        }
+void CostModel::fit_factors(const Measurements& m, Side side, double evenness) {
+    SideModel& model = side == Side::key ? keys_ : values_;
+    std::vector<double> seen, depth, variance, weight;
+    std::set<int> layers;
+    bool known = true;
+    for (std::size_t i = 0; i < slots_.size(); i++) {
+        const MeasuredSlot& s = slots_[i];
+        if (s.side != side) continue;
+        model.slots.push_back(i);
+        layers.insert(s.layer);
+        known = known && !s.expected.empty();
+        seen.push_back(std::log(std::max(s.kld, 1e-300) / std::max(s.expected_at(mse(side, m.slot_format(side))), 1e-300)));
+        depth.push_back(static_cast<double>(s.layer) / std::max(1, m.n_layers - 1));
+        variance.push_back(std::pow(std::clamp(s.error / std::max(s.kld, 1e-300), 0.02, 1.0), 2) + kTextError * kTextError);
+        weight.push_back(1 / (kStray * kStray + variance.back()));
+    }
+    if (seen.empty()) return;
+    std::vector<double> ascending = seen;
+    std::ranges::sort(ascending);
+    for (double& x : seen) x = std::max(x, ascending[ascending.size() / 2] - kFarBelow);
+    const std::vector<double> curve = fitted(depth, seen, weight, known && static_cast<int>(layers.size()) >= kLayersForParabola ? 3 : 1);
+    double strays = 0, explained = 0;
+    for (std::size_t i = 0; i < seen.size(); i++) strays += std::pow(seen[i] - curve[i], 2), explained += variance[i];
+    const double own = std::max(0.0, (strays - explained) / static_cast<double>(seen.size()));
+    for (std::size_t i = 0; i < seen.size(); i++) {
+        const double believed = (1 - evenness) * own / (own + variance[i]);
+        factors_[model.slots[i]] = std::exp(believed * seen[i] + (1 - believed) * curve[i]);
     }
 }
+
+void CostModel::fit_corrections(const Measurements& m, Side side) {
+    SideModel& model = side == Side::key ? keys_ : values_;
+    for (const Response& r : side == Side::key ? m.k_responses : m.v_responses) {
+        const double error = mse(side, r.codec);
+        double expected = 0;
+        for (const std::size_t i : model.slots) expected += factors_[i] * slots_[i].expected_at(error);
+        if (expected > 0) model.corrections.push_back({error, std::max(r.kld, 1e-12) / expected});
+    }
+    std::ranges::sort(model.corrections, {}, &CostPoint::mse);
+}
+
+double CostModel::SideModel::correction(double mse) const { return corrections.empty() ? 1 : interpolated(corrections, mse); }
 
 double CostModel::mse(Side side, CodecId codec) const { return relative_mse(codec, side, head_dim_); }
 
 double CostModel::cost(std::size_t slot, CodecId codec) const {
-    const bool key = sides_[slot] == Side::key;
-    const CostCurve& curve = key ? k_curve_ : v_curve_;
-    return sensitivity_[slot] * curve.at(mse(sides_[slot], codec)) / (key ? k_measured_ : v_measured_);
+    const MeasuredSlot& s = slots_[slot];
+    const double error = mse(s.side, codec);
+    return factors_[slot] * s.expected_at(error) * side_model(s.side).correction(error);
+}
+
+double CostModel::uniform(CodecId k, CodecId v) const {
+    double sum = 0;
+    for (std::size_t i = 0; i < slots_.size(); i++) sum += cost(i, slots_[i].side == Side::key ? k : v);
+    return sum;
 }
 
 }  // namespace turboquant

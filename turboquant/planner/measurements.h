@@ -12,6 +12,9 @@
 
 namespace turboquant {
 
+/// Relative squared errors of keys from tcq5's to beyond tcq1's: softmax makes of large ones more, or less, than in proportion.
+inline constexpr double kKeyErrors[] = {0.0005, 0.002, 0.007, 0.025, 0.09, 0.33};
+
 /// The keys or the values of one layer, or of one KV head of it.
 struct MeasuredSlot {
     int layer = 0;
@@ -22,8 +25,13 @@ struct MeasuredSlot {
     std::int64_t window = 0;  ///< cells of a sliding-window layer; 0: as many as the context has
     double kld = 0;           ///< mean divergence with this slot alone in Measurements::slot_format, nats, rounding aside
     double error = 0;         ///< standard error of kld
+    /// What errors there are expected to do, up to a factor that varies slowly with depth: the square of what they add to the residual stream, over
+    /// the stream's own. Of keys at the relative squared errors kKeyErrors, of values one number, per relative squared error. Empty: unknown.
+    std::vector<double> expected{};
 
     int n_heads() const { return head < 0 ? of_heads : 1; }
+    /// At a relative squared error; in proportion to it (and the heads) if nothing is expected.
+    double expected_at(double mse) const;
     /// In a context of n_ctx.
     std::int64_t cells(std::int64_t n_ctx) const { return window > 0 && window < n_ctx ? window : n_ctx; }
     double values(std::int64_t n_ctx) const { return static_cast<double>(cells(n_ctx)) * head_dim * n_heads(); }
@@ -66,32 +74,35 @@ std::vector<CodecId> planned_codecs();
 /// Bytes of 64 cells of a slot.
 double tile_bytes_of(const MeasuredSlot& slot, CodecId codec);
 
-/// How far slots are to be drawn towards their side's mean (CostModel) if there is no race to tell: as if 768 tokens had shown them to be alike. Seen on
-/// SmolLM2-135M at 4.25 bits, from 256 tokens: mean KLD .0057 with the measurements as they are, .0039 drawn by .75, .0042 by 1.
-double default_evenness(const Measurements& m);
-
-/// What formats cost in slots, by the measurements: a slot's divergence at its measured format, times what all of its side was seen to cost in the
-/// wanted format over what it cost in that one (a power law in the squared error between formats that were measured: at large errors divergence
-/// grows faster than the error). Of single heads the cost is drawn towards the mean of their layer's, as if so many tokens had shown them to be
-/// alike: what a head does for one text it need not do for the next.
+/// What formats cost in slots. Divergence is expected in proportion to MeasuredSlot::expected, by a factor of the side that varies slowly with depth: a
+/// parabola through the measured slots' factors. How far single slots stray from it beyond what their standard errors explain says how far each is
+/// believed (empirical Bayes). On top, by format, what all of the side was seen to cost over what is expected of it (between measured formats a
+/// power law in the squared error).
 class CostModel {
   public:
-    /// `evenness` from 0 to 1 draws slots of a side towards their geometric mean: 0 believes the measurements, 1 the mean.
+    /// `evenness` from 0 to 1 draws slots further to what is expected of them: 0 believes the measurements as far as above, 1 not at all.
     /// Throws std::invalid_argument if there are no slots or responses.
     explicit CostModel(const Measurements& m, double evenness = 0);
 
     double cost(std::size_t slot, CodecId codec) const;
     /// All keys and all values in one format each.
-    double uniform(CodecId k, CodecId v) const { return k_curve_.at(mse(Side::key, k)) + v_curve_.at(mse(Side::value, v)); }
+    double uniform(CodecId k, CodecId v) const;
 
   private:
+    struct SideModel {
+        std::vector<std::size_t> slots;
+        std::vector<CostPoint> corrections;  ///< by squared error, ascending: seen over expected
+        double correction(double mse) const;
+    };
+    void fit_factors(const Measurements& m, Side side, double evenness);
+    void fit_corrections(const Measurements& m, Side side);
+    const SideModel& side_model(Side side) const { return side == Side::key ? keys_ : values_; }
     double mse(Side side, CodecId codec) const;
 
     int head_dim_;
-    CostCurve k_curve_, v_curve_;
-    double k_measured_, v_measured_;  ///< the curves at the formats that slots were measured in
-    std::vector<double> sensitivity_;
-    std::vector<Side> sides_;
+    std::vector<MeasuredSlot> slots_;
+    std::vector<double> factors_;
+    SideModel keys_, values_;
 };
 
 }  // namespace turboquant

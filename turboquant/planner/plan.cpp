@@ -1,6 +1,7 @@
 #include "turboquant/planner/plan.h"
 
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <set>
 #include <sstream>
@@ -36,7 +37,7 @@ Json to_json(const Measurements& m) {
     };
     Json slots = Json::array(), scales = Json::object();
     for (const MeasuredSlot& s : m.slots)
-        slots.push_back({s.layer, s.side == Side::key ? "k" : "v", s.head_dim, s.of_heads, s.head, s.window, s.kld, s.error});
+        slots.push_back({s.layer, s.side == Side::key ? "k" : "v", s.head_dim, s.of_heads, s.head, s.window, s.kld, s.error, s.expected});
     for (const auto& [layer, letters] : m.key_scales) scales[std::to_string(layer)] = letters;
     return {{"text", m.text},
             {"tokens", m.tokens},
@@ -68,6 +69,9 @@ Measurements measurements_of(const Json& j) {
         s.layer = row.at(0).get<int>(), s.side = row.at(1).get<std::string>() == "k" ? Side::key : Side::value;
         s.head_dim = row.at(2).get<int>(), s.of_heads = row.at(3).get<int>(), s.head = row.at(4).get<int>();
         s.window = row.at(5).get<std::int64_t>(), s.kld = row.at(6).get<double>(), s.error = row.at(7).get<double>();
+        if (row.size() > 8) s.expected = row.at(8).get<std::vector<double>>();
+        if (!s.expected.empty() && s.expected.size() != (s.side == Side::key ? std::size(kKeyErrors) : 1))
+            throw std::invalid_argument("its measurements hold errors of another form; make the plan again with `turboquant plan`");
         if (!head_dim_supported(s.head_dim) || s.of_heads < 1 || s.head >= s.of_heads || s.layer < 0)
             throw std::invalid_argument("its measurements hold a slot that cannot be; make the plan again with `turboquant plan`");
         m.slots.push_back(s);
