@@ -67,6 +67,38 @@ TEST(WindowSizes, DefaultIsAShareOfTheContext) {
     EXPECT_EQ((WindowSizes{WindowSizes::kAuto, 100}).resolve(8192), (WindowSizes{4, 100}));
 }
 
+TEST(ExactRows, OneSideTakesTheOthersSlots) {
+    // As after a restore: one side has more rows, in other slots.
+    Store keys({2, 4}), values({2, 4});
+    for (Store* s : {&keys, &values}) {
+        std::vector<std::int32_t> pos(20);
+        std::vector<std::int64_t> to(20);
+        std::iota(pos.begin(), pos.end(), 0);
+        std::iota(to.begin(), to.end(), 0);
+        s->cells.place(to, pos);
+    }
+    const auto put = [](Store& s, std::initializer_list<int> rows) {
+        for (const int row : rows) {
+            const auto slot = static_cast<std::size_t>(s.rows.put(row));
+            s.tokens.resize(std::max(s.tokens.size(), slot + 1));
+            s.tokens[slot] = row;
+        }
+    };
+    put(keys, {0, 1, 5, 6, 17, 18, 19}), put(values, {19, 0, 3, 18, 17});
+    const auto arrange = [](Store& s, const Store& like) {
+        const ExactRows::Arrangement a = s.rows.arrange(like.rows.slots());
+        s.tokens.resize(40);
+        for (const auto* moves : {&a.out, &a.in})
+            for (const SlotMove& m : *moves) s.tokens[static_cast<std::size_t>(m.to)] = s.tokens[static_cast<std::size_t>(m.from)];
+        for (const SlotMove& m : a.in)
+            for (const SlotMove& n : a.in) EXPECT_NE(m.from, n.to) << "no slot is in both of a list";
+    };
+    arrange(values, keys), arrange(keys, values);
+    EXPECT_TRUE(std::ranges::equal(keys.rows.slots(), values.rows.slots()));
+    EXPECT_EQ(keys.kept(), (std::set<std::int64_t>{0, 17, 18, 19}));
+    for (const int row : {0, 17, 18, 19}) keys.expect_token(row, row), values.expect_token(row, row);
+}
+
 TEST(ExactRows, KeepsSinkAndRecent) {
     for (const int batch : {1, 7, 100, 300}) {
         Store s({4, 10});

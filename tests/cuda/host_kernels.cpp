@@ -39,6 +39,13 @@ Status allocate(std::size_t bytes, void*& memory) {
     return {};
 }
 void release(void* memory) { std::free(memory); }
+Status allocate_shared(std::size_t bytes, void*& memory) { return memory = std::calloc(1, bytes), Status{}; }
+void release_shared(void* memory) { std::free(memory); }
+bool driver_alive() { return true; }
+Status begin_capture(Stream) { return bad_argument("host kernels: nothing is captured"); }
+Status end_capture(Stream, void*& graph) { return graph = nullptr, bad_argument("host kernels: nothing is captured"); }
+Status launch_graph(void*, Stream) { return bad_argument("host kernels: no graphs"); }
+void drop_graph(void*) {}
 Status to_device(void* device, const void* host, std::size_t bytes, Stream) {
     if (bytes) std::memcpy(device, host, bytes);
     return {};

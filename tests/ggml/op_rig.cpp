@@ -42,6 +42,7 @@ struct OpRig::Graph {
         ggml_init({kGraphSize * ggml_tensor_overhead() + ggml_graph_overhead_custom(kGraphSize, false), nullptr, true})};
     ggml_cgraph* graph = ggml_new_graph_custom(ctx.get(), kGraphSize, false);
     std::vector<std::tuple<ggml_tensor*, const void*>> inputs;
+    ggml_tensor* pinned = nullptr;  ///< to the device, where in a model the operations around it would hold it
 
     ggml_tensor* input(ggml_type type, const void* data, int64_t n0, int64_t n1 = 1, int64_t n2 = 1, int64_t n3 = 1) {
         ggml_tensor* t = ggml_new_tensor_4d(ctx.get(), type, n0, n1, n2, n3);
@@ -79,6 +80,7 @@ OpRig::OpRig(const std::string& device_name, const CacheShape& shape, const std:
 std::vector<float> OpRig::run(Graph& g, ggml_tensor* out) {
     if (out) ggml_set_output(out), ggml_build_forward_expand(g.graph, out);
     ggml_backend_sched_reset(sched_.get());
+    if (g.pinned) ggml_backend_sched_set_tensor_backend(sched_.get(), g.pinned, backends_.front().get());
     if (!ggml_backend_sched_alloc_graph(sched_.get(), g.graph)) throw std::runtime_error("the graph is not allocated: " + take_log());
     for (const auto& [tensor, data] : g.inputs) ggml_backend_tensor_set(tensor, data, 0, ggml_nbytes(tensor));
     if (ggml_backend_sched_graph_compute(sched_.get(), g.graph) != GGML_STATUS_SUCCESS)
@@ -137,6 +139,7 @@ std::vector<float> OpRig::attend(const AttendOp& op) {
     ggml_tensor* out = ggml_flash_attn_ext(c, ggml_permute(c, q, 0, 2, 1, 3), ggml_permute(c, keys, 0, 2, 1, 3),
                                            ggml_permute(c, values, 0, 2, 1, 3), mask, op.scale, op.max_bias, op.softcap);
     if (!op.sinks.empty()) ggml_flash_attn_ext_add_sinks(out, g.input(GGML_TYPE_F32, op.sinks.data(), op.n_head));
+    g.pinned = out;
     // llama.cpp reads the result through a view, on another backend.
     return run(g, ggml_cont(c, ggml_reshape_2d(c, out, out->ne[0] * out->ne[1], out->ne[2] * out->ne[3])));
 }

@@ -56,11 +56,14 @@ ggml_backend_reg_t plugin() {
         // A machine with a GPU: llama.cpp's backend for it, which a program loads first.
         if (const char* gpu = std::getenv("TQ_TEST_GPU_BACKEND"); gpu && !ggml_backend_load(gpu))
             throw std::runtime_error(std::string("cannot load ") + gpu);
-        return ggml_backend_load(TQ_PLUGIN_PATH);
+        const char* other = std::getenv("TQ_TEST_PLUGIN");  // ggml-turboquant-as-gpu
+        return ggml_backend_load(other ? other : TQ_PLUGIN_PATH);
     }();
     if (!reg) throw std::runtime_error("the library does not load: " + take_log());
     return reg;
 }
+
+bool on_gpu() { return std::getenv("TQ_TEST_GPU_BACKEND") || std::getenv("TQ_TEST_PLUGIN"); }
 
 ggml_backend_dev_t device(const std::string& name) {
     plugin();
@@ -111,9 +114,17 @@ ModelPtr load_model(const std::string& path, const std::string& device_name) {
     return model;
 }
 
+/// Models on devices, freed after the last test: when static objects go, CUDA's driver may have gone before, and llama.cpp's own backend
+/// ends the process then.
+class Models final : public testing::Environment {
+  public:
+    void TearDown() override { all.clear(); }
+    std::map<std::string, ModelPtr> all;
+};
+Models& models = *static_cast<Models*>(testing::AddGlobalTestEnvironment(new Models));
+
 llama_model* demo(const std::string& device_name) {
-    static std::map<std::string, ModelPtr> models;
-    ModelPtr& model = models[device_name];
+    ModelPtr& model = models.all[device_name];
     if (!model) model = load_model(TQ_DEMO_MODEL, device_name);
     return model.get();
 }

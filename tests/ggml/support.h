@@ -38,6 +38,8 @@ inline std::vector<std::string> with_f16() {
 
 /// The library's registry, loaded on first use. Throws std::runtime_error.
 ggml_backend_reg_t plugin();
+/// Whether devices are a GPU's (or, with ggml-turboquant-as-gpu, what stands in for it).
+bool on_gpu();
 /// Device of that SPEC; null for "f16".
 ggml_backend_dev_t device(const std::string& name);
 /// One of the extra procedures of plugin.h.

@@ -148,6 +148,23 @@ void ExactRows::forget(std::int64_t first, std::int64_t n) {
         if (row >= first && row < first + n) row = -1;
 }
 
+ExactRows::Arrangement ExactRows::arrange(std::span<const std::int64_t> slots) {
+    Arrangement a;
+    auto beyond = static_cast<std::int32_t>(std::max(slots_.size(), slots.size()));
+    std::vector<std::int64_t> rows(slots.size(), -1);
+    std::vector<std::uint64_t> written(slots.size());
+    for (std::size_t s = 0; s < slots.size(); s++) {
+        const std::int32_t at = slots[s] < 0 ? -1 : find(slots[s]);
+        if (at < 0) continue;
+        rows[s] = slots[s], written[s] = written_[at];
+        if (at == static_cast<std::int32_t>(s)) continue;
+        a.out.push_back({at, beyond}), a.in.push_back({beyond, static_cast<std::int32_t>(s)});
+        beyond++;
+    }
+    slots_ = std::move(rows), written_ = std::move(written);
+    return a;
+}
+
 std::span<const SlotMove> ExactRows::copy_stream(std::int64_t src, std::int64_t dst) {
     moves_.clear();
     if (src == dst) return moves_;

@@ -59,6 +59,12 @@ class ExactRows {
     /// As KvTensor::copy_stream; the moves are copies.
     std::span<const SlotMove> copy_stream(std::int64_t src, std::int64_t dst);
 
+    /// Drops rows that are not in `slots`, another side's, and puts the others where it has them. Moves of the first list, then of the second.
+    struct Arrangement {
+        std::vector<SlotMove> out, in;
+    };
+    Arrangement arrange(std::span<const std::int64_t> slots);
+
     /// Slot -> row, -1 where the slot is free.
     std::span<const std::int64_t> slots() const { return slots_; }
     /// The slot of a row, or -1 if it is not kept.

@@ -137,30 +137,77 @@ void KeyOffset::freeze_all() {
 }
 
 const KeptRow* KeyOffset::find_kept(int id, std::int64_t row, std::int32_t pos) const {
-    const std::vector<KeptRow>& kept = at(id).kept;
+    const std::vector<KeptRow>& kept = complete(id);
     auto found = std::lower_bound(kept.begin(), kept.end(), pos, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
     for (; found != kept.end() && found->pos == pos; ++found)
         if (found->row == row) return &*found;
     return nullptr;
 }
 
-bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
-                        std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside) {
-    Entry& e = entries_[id];
-    if (e.state != State::measuring) return false;
+const std::vector<KeptRow>& KeyOffset::complete(int id) const {
+    std::vector<KeptRow>& kept = entries_[id].kept;
+    std::vector<std::int32_t> places;
+    for (const KeptRow& r : kept)
+        if (r.values.empty()) places.push_back(r.place);
+    if (places.empty()) return kept;
+    const std::size_t n = entries_[id].mu.size();
+    std::vector<std::uint16_t> rows(places.size() * n);
+    fetch_(places, rows.data());
+    const std::uint16_t* at = rows.data();
+    for (KeptRow& r : kept) {
+        if (!r.values.empty()) continue;
+        r.values.assign(at, at + n), r.place = -1, at += n;
+        clear_tag(r.values);
+    }
+    return kept;
+}
+
+/// values(i, kept row) for those that are kept.
+template <class Values>
+void KeyOffset::take_in(Entry& e, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
+                        std::span<const std::uint8_t> beside, Values&& values) {
     for (std::size_t i = 0; i < rows.size(); i++) {
         const std::int32_t end = pos[i] + (!beside.empty() && beside[i]);
         const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), end, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
         e.kept.erase(at, e.kept.end());
         if (e.kept.size() >= kMeasureRows) continue;
-        KeptRow row{rows[i], pos[i], std::vector<std::uint16_t>(e.mu.size())};
+        e.kept.push_back({rows[i], pos[i], {}});
+        values(i, e.kept.back());
+    }
+}
+
+void KeyOffset::note(int id, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside,
+                     std::vector<std::int32_t>& places) {
+    places.assign(rows.size(), -1);
+    std::vector<bool> taken;
+    for (const Entry& e : entries_)
+        for (const KeptRow& r : e.kept)
+            if (r.place >= 0) taken.resize(std::max(taken.size(), static_cast<std::size_t>(r.place) + 1)), taken[r.place] = true;
+    std::size_t next = 0;
+    take_in(entries_[id], rows, pos, beside, [&](std::size_t i, KeptRow& row) {
+        while (next < taken.size() && taken[next]) next++;
+        places[i] = row.place = static_cast<std::int32_t>(next++);
+    });
+}
+
+bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows,
+                        std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside) {
+    Entry& e = entries_[id];
+    if (e.state != State::measuring) return false;
+    take_in(e, rows, pos, beside, [&](std::size_t i, KeptRow& row) {
+        row.values.resize(e.mu.size());
         std::transform(keys + i * stride, keys + i * stride + e.mu.size(), row.values.begin(), to_half);
         clear_tag(row.values);
-        e.kept.push_back(std::move(row));
-    }
+    });
+    return remeasure(id);
+}
+
+bool KeyOffset::remeasure(int id) {
+    Entry& e = entries_[id];
     const std::size_t n = e.kept.empty() ? 0 : std::bit_floor(e.kept.size());
     if (n == e.measured) return false;
     e.measured = n;
+    complete(id);
     measure(e);
     if (n >= kMeasureRows) set_frozen(e, mu_halves(id));
     return true;

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -71,13 +72,21 @@ class KeyOffset {
     /// Forgets everything (the cache was emptied).
     void reset() { entries_.clear(), version_++; }
 
-    /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0). A row at position p ends what was kept from p on: the
+    /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0): note() and remeasure(). A row at position p ends what was kept from p on: the
     /// sequence was cut back; `beside`, if not empty, marks rows that stand beside others (CellPositions) and end only what was kept behind
     /// p. Returns true if mu changed: then kept(id) must be encoded again, and release_kept(id) called. Nothing to do once frozen.
     bool observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
                  std::span<const std::uint8_t> beside = {});
+    /// The same where values are not known yet: places[i] is where the store is to set row i aside (-1: not kept), before remeasure(), which
+    /// fetches rows when mu changes. `fetch`: TileStore::fetch.
+    using Fetch = std::function<void(std::span<const std::int32_t> places, std::uint16_t* rows)>;
+    void set_fetch(Fetch fetch) { fetch_ = std::move(fetch); }
+    void note(int id, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside,
+              std::vector<std::int32_t>& places);
+    bool remeasure(int id);
+    bool keeps_any(int id) const { return !at(id).kept.empty(); }
     /// Kept while measuring, without what a tag would change (saved_row.h); they are encoded from these values.
-    std::span<const KeptRow> kept(int id) const { return at(id).kept; }
+    std::span<const KeptRow> kept(int id) const { return complete(id); }
     const KeptRow* find_kept(int id, std::int64_t row, std::int32_t pos) const;
     /// What was kept of an id is not needed any more, if its offset is frozen.
     void release_kept(int id);
@@ -110,6 +119,10 @@ class KeyOffset {
     const Entry& at(int id) const { return entries_[id]; }
     RopeTable rope_table() const;
     void measure(Entry& e);
+    template <class Values>
+    void take_in(Entry& e, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside,
+                 Values&& values);
+    const std::vector<KeptRow>& complete(int id) const;
     void set_mu_perp(Entry& e);
     void set_frozen(Entry& e, std::vector<std::uint16_t> mu);
 
@@ -127,7 +140,8 @@ class KeyOffset {
     RopeParams rope_;
     std::vector<float> freq_factors_;
     std::shared_ptr<const Turns> turns_;
-    std::vector<Entry> entries_;
+    mutable std::vector<Entry> entries_;  ///< mutable: what the store has set aside is fetched when it is looked at
+    Fetch fetch_;
     std::uint64_t version_ = 1;  ///< changes with anything that transform() tells
     std::deque<std::pair<std::uint32_t, std::vector<std::uint16_t>>> remembered_;
 };

@@ -97,6 +97,13 @@ void KvTensor::end_batch(StoreContext& ctx, const CellPositions& cells) {
     store_->move_exact(ctx, moves, exact_->slots().size());
 }
 
+void KvTensor::pair_exact(StoreContext& ctx, const ExactRows& other) {
+    const std::size_t before = exact_->slots().size();
+    const ExactRows::Arrangement moves = exact_->arrange(other.slots());
+    store_->move_exact(ctx, moves.out, std::max(before, exact_->slots().size()) + moves.out.size());
+    store_->move_exact(ctx, moves.in, exact_->slots().size());
+}
+
 bool KvTensor::encode_rows(StoreContext& ctx, StoreRows batch) {
     const bool was_measuring = measuring();
     if (was_measuring) {
@@ -127,7 +134,7 @@ bool KvTensor::encode_kept(StoreContext& ctx, int id, const CellPositions& cells
 }
 
 // Measures offsets on the batch, sequence by sequence: runs of rows with one id, as batches have them.
-void KvTensor::observe(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells) {
+void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions& cells) {
     const std::span<const std::int64_t> rows = batch.rows;
     measured_.clear();
     for (std::size_t i = 0, end; i < rows.size(); i = end) {
@@ -140,13 +147,24 @@ void KvTensor::observe(StoreContext& ctx, const StoreRows& batch, const CellPosi
         offset_->begin(id, cells.generation(id));
         if (batch_pos_[0] < 0 || offset_->frozen(id)) continue;
         const float* x = batch.x + i * batch.stride;
-        if (!batch.on_host) x = store_->on_host(ctx, x, batch.stride, end - i, observed_);
-        const bool changed = offset_->observe(id, x, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
+        bool changed;
+        if (batch.on_host || store_->inputs_on_host()) {
+            changed = offset_->observe(id, x, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
+        } else {
+            offset_->note(id, rows.subspan(i, end - i), batch_pos_, batch_beside_, places_);
+            store_->set_aside(ctx, x, batch.stride, places_);
+            changed = offset_->remeasure(id);
+            // They are encoded from what is kept of them, without the host's seeing them.
+            if (batch.rounded.empty()) rounded_.assign(rows.size(), 0), batch.rounded = rounded_;
+            for (std::size_t k = i; k < end; k++)
+                if (places_[k - i] >= 0) rounded_[k] = 1;
+            if (!changed) continue;
+        }
         measured_.push_back({id, i, changed ? 0 : end - i});
     }
 }
 
-bool KvTensor::encode_keys(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells) {
+bool KvTensor::encode_keys(StoreContext& ctx, StoreRows batch, const CellPositions& cells) {
     observe(ctx, batch, cells);
     const KeyTransform transform = offset_->transform(cells);
     bool finite = store_->write(ctx, batch, &transform);

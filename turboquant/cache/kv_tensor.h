@@ -66,7 +66,7 @@ class KvTensor {
     /// Encodes a batch of key rows with offset removal; `cells` says where they stand and which offset they have (CellPositions::place).
     /// Cells without a position are encoded as they are. While an offset is measured, rows that it was measured on are encoded again when
     /// it changes. False as encode_rows.
-    bool encode_keys(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells);
+    bool encode_keys(StoreContext& ctx, StoreRows batch, const CellPositions& cells);
 
     /// What was measured so far stays; nothing if nothing was.
     void freeze();
@@ -77,8 +77,14 @@ class KvTensor {
     KeyOffset* offset() const { return offset_.get(); }
     /// Outlier channels, or null if the format has none. Made when the head size is bound.
     const OutlierChannels* outliers() const { return outliers_.get(); }
-    void enable_offset() { offset_ = std::make_unique<KeyOffset>(n_head(), head_dim()); }
+    void enable_offset() {
+        offset_ = std::make_unique<KeyOffset>(n_head(), head_dim());
+        offset_->set_fetch([this](std::span<const std::int32_t> places, std::uint16_t* rows) { store_->fetch(places, rows); });
+    }
 
+    /// Exact rows lie as those of the other side do from now on; rows that are not exact there are so here no more. For stores that want
+    /// pairs (TileStore::exact_in_pairs), after a restore: saved keys and values need not have been exact alike.
+    void pair_exact(StoreContext& ctx, const ExactRows& other);
     /// Exact windows, or null if there are none. Made when the head size is bound.
     const ExactRows* exact() const { return exact_.get(); }
     /// The values of a row that is exact, or none. Needs windows.
@@ -115,7 +121,7 @@ class KvTensor {
         std::size_t first, n;  ///< rows to encode from what was kept; n 0: all that was, the offset has changed
     };
     void rotate_exact(const RopeParams& rope, std::span<const std::int32_t> shift);
-    void observe(StoreContext& ctx, const StoreRows& batch, const CellPositions& cells);
+    void observe(StoreContext& ctx, StoreRows& batch, const CellPositions& cells);
     bool encode_first_rows(StoreContext& ctx);
     void measure();
     bool encode_kept(StoreContext& ctx, int id, const CellPositions& cells, std::span<const std::int64_t> only);
@@ -168,9 +174,8 @@ class KvTensor {
     std::unique_ptr<ExactRows> exact_;
 
     std::vector<Measured> measured_;  // of the batch at hand; members, to be used again
-    std::vector<std::int32_t> batch_pos_, exact_slots_;
+    std::vector<std::int32_t> batch_pos_, exact_slots_, places_;
     std::vector<std::uint8_t> batch_beside_, rounded_, rounded_rows_;
-    std::vector<float> observed_;
 
     /// Codes that were restored, of which the offset is to come.
     struct Waiting {

@@ -95,7 +95,7 @@ const std::vector<std::uint16_t>* KvTensor::known_mu(std::uint32_t hash) const {
 
 // An id that is new here takes over the offset of the state it restores, at once or when all of it has come.
 void KvTensor::adopt_offset(int id, const RowSnapshot& s) {
-    const bool is_new = !offset_->frozen(id) && offset_->kept(id).empty();
+    const bool is_new = !offset_->frozen(id) && !offset_->keeps_any(id);
     if (!is_new && !(offset_->expected(id) && offset_->mu_hash(id) == s.mu_hash)) return;
     if (const std::vector<std::uint16_t>* mu = known_mu(s.mu_hash))
         offset_->freeze(id, *mu);

@@ -73,6 +73,7 @@ void LayerCache::set_score_term(const StepPlan& plan, QueryTransform& queries, A
 
 const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t first_stream, std::span<const StreamQuery> streams) {
     finish_restore(ctx.store);
+    if (!a.v_is_k) pair_exact(ctx.store);
     const KvTensor &keys = tensor(Side::key), &values = a.v_is_k ? keys : tensor(Side::value);
     const AttentionArgs common = a;
     for (std::size_t i = 0; i < streams.size(); i++) {
@@ -107,6 +108,14 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
     }
     end_batch(ctx.store);
     return nullptr;
+}
+
+void LayerCache::pair_exact(StoreContext& ctx) {
+    KvTensor &keys = tensor(Side::key), &values = tensor(Side::value);
+    if (!keys.exact() || !values.exact() || !keys.store().exact_in_pairs()) return;
+    if (std::ranges::equal(keys.exact()->slots(), values.exact()->slots())) return;
+    values.pair_exact(ctx, *keys.exact());
+    keys.pair_exact(ctx, *values.exact());
 }
 
 void LayerCache::end_batch(StoreContext& ctx) {

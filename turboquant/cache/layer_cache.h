@@ -106,6 +106,7 @@ class LayerCache {
   private:
     static int index(Side side) { return side == Side::key ? 0 : 1; }
     void finish_restore(StoreContext& ctx);
+    void pair_exact(StoreContext& ctx);
     void save_as_llama(StoreContext& ctx, Side side, std::size_t first, std::size_t n, std::uint16_t* out);
     void set_score_term(const StepPlan& plan, QueryTransform& queries, AttentionArgs& a);
 

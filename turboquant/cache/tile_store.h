@@ -73,8 +73,11 @@ class TileStore {
     /// Whether exact rows must lie in slots of one number in keys and values: others are attended to in compressed form.
     virtual bool exact_in_pairs() const { return false; }
 
-    /// Rows of an input of write() in host memory (`memory`, or where they are), `stride` apart.
-    virtual const float* on_host(StoreContext&, const float* x, std::size_t, std::size_t, std::vector<float>&) const { return x; }
+    /// Whether the host may look at inputs of write(). If not, it has rows set aside that it may want to know later: x[i*stride ..) as fp16
+    /// in the numbered place places[i] (-1: not this one), and fetches them, n_embd values each, when it does; that waits for the device.
+    virtual bool inputs_on_host() const { return true; }
+    virtual void set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/) {}
+    virtual void fetch(std::span<const std::int32_t> /*places*/, std::uint16_t* /*rows*/) const {}
 
     /// Decodes rows first..first+n-1 into x[i*n_embd ..), the model's space; keys without what was taken from them, and still scaled.
     virtual void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const = 0;

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstring>
+
 namespace turboquant::cuda {
 namespace {
 
@@ -46,6 +48,47 @@ Status allocate(std::size_t bytes, void*& memory) {
 }
 void release(void* memory) {
     if (memory) cudaFree(memory);
+}
+
+Status allocate_shared(std::size_t bytes, void*& memory) {
+    memory = nullptr;
+    const int error = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
+    if (error)
+        cudaGetLastError();
+    else
+        std::memset(memory, 0, bytes);
+    return status_of(error, "cudaHostAlloc");
+}
+void release_shared(void* memory) {
+    if (memory) cudaFreeHost(memory);
+}
+bool driver_alive() {
+    int device = 0;
+    return cudaGetDevice(&device) == cudaSuccess && cudaFree(nullptr) == cudaSuccess;
+}
+
+Status begin_capture(Stream origin) {
+    return status_of(cudaStreamBeginCapture(of(origin), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+}
+Status end_capture(Stream origin, void*& graph) {
+    graph = nullptr;
+    cudaGraph_t captured = nullptr;
+    if (const int error = cudaStreamEndCapture(of(origin), &captured)) {
+        cudaGetLastError();
+        return status_of(error, "cudaStreamEndCapture");
+    }
+    cudaGraphExec_t exec = nullptr;
+    const int error = cudaGraphInstantiateWithFlags(&exec, captured, 0);
+    cudaGraphDestroy(captured);
+    if (error) cudaGetLastError();
+    graph = exec;
+    return status_of(error, "cudaGraphInstantiate");
+}
+Status launch_graph(void* graph, Stream stream) {
+    return status_of(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), of(stream)), "cudaGraphLaunch");
+}
+void drop_graph(void* graph) {
+    if (graph) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
 }
 
 Status to_device(void* device, const void* host, std::size_t bytes, Stream stream) {

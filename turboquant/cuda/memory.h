@@ -29,6 +29,20 @@ Status to_device(void* device, const void* host, std::size_t bytes, Stream strea
 /// The stream is waited for.
 Status to_host(void* host, const void* device, std::size_t bytes, Stream stream);
 
+/// Memory of the host that kernels may write, zeroed; small. And back.
+Status allocate_shared(std::size_t bytes, void*& memory);
+void release_shared(void* memory);
+/// False: the driver is shutting down (static destructors of a program run), and whatever was allocated is gone with it.
+bool driver_alive();
+
+/// Work given to `origin` from now on, and to streams that wait for its events, is recorded as a graph instead of done. Other threads go on
+/// as before.
+Status begin_capture(Stream origin);
+/// The end of it: a graph that can be launched, to be dropped by its owner. Nothing is recorded any more, whatever is returned.
+Status end_capture(Stream origin, void*& graph);
+Status launch_graph(void* graph, Stream stream);
+void drop_graph(void* graph);
+
 /// Device memory that grows, contents lost. Never while work that uses it is under way: the stream is waited for.
 class DeviceArray {
   public:

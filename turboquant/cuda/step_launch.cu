@@ -39,7 +39,7 @@ cudaStream_t of(Stream s) { return static_cast<cudaStream_t>(s); }
 
 Status keep_rows(const KeepRows& a, Stream stream) {
     if (a.n == 0 || (!a.out && !a.slots)) return {};
-    if (a.slots && (!a.halves || !a.tiles || !a.matrix)) return bad_argument("keep_rows: slots without halves, tiles or matrix");
+    if (a.slots && (!a.halves || !a.tiles != !a.matrix)) return bad_argument("keep_rows: slots without halves, or tiles without matrix");
     keep_rows_kernel<<<dim3(a.n, a.n_head), 128, 0, of(stream)>>>(a);
     return status_of(cudaGetLastError(), "keep_rows");
 }

@@ -5,6 +5,7 @@
 
 #include "turboquant/cache/cuda/cuda_store.h"
 #include "turboquant/cuda/memory.h"
+#include "turboquant/ggml/gpu_backend.h"
 
 #ifndef TQ_GPU_REGISTRY
 #define TQ_GPU_REGISTRY "CUDA"  // tests wrap another
@@ -17,7 +18,9 @@ namespace {
 class GpuMemory final : public InnerMemory {
   public:
     GpuMemory(ggml_backend_buffer_t buffer, int index) : buffer_(buffer), index_(index) {}
-    ~GpuMemory() override { ggml_backend_buffer_free(buffer_); }
+    ~GpuMemory() override {
+        if (cuda::driver_alive()) ggml_backend_buffer_free(buffer_);  // else llama.cpp's backend would end the process
+    }
     GpuMemory(const GpuMemory&) = delete;
 
     void* base() const override { return ggml_backend_buffer_get_base(buffer_); }
@@ -48,91 +51,6 @@ class GpuMemory final : public InnerMemory {
   private:
     ggml_backend_buffer_t buffer_;
     int index_;
-};
-
-/// Two streams, the wrapped backend's and ours, each waiting for the other's last work where nodes change hands.
-class GpuBackend final : public InnerBackend {
-  public:
-    GpuBackend(ggml_backend_dev_t dev, int index, const Ops& ops) : ops_(ops), backend_(ggml_backend_dev_init(dev, nullptr)) {
-        if (!backend_) throw std::runtime_error("llama.cpp's GPU backend does not start");
-        try {
-            queue_ = std::make_shared<Queue>(index);
-        } catch (...) {
-            ggml_backend_free(backend_);
-            throw;
-        }
-        ggml_backend_dev_props props;
-        ggml_backend_dev_get_props(dev, &props);
-        if (props.caps.events) inner_event_ = ggml_backend_event_new(dev), own_event_ = ggml_backend_event_new(dev);
-    }
-    ~GpuBackend() override {
-        if (inner_event_) ggml_backend_event_free(inner_event_);
-        if (own_event_) ggml_backend_event_free(own_event_);
-        ggml_backend_free(backend_);
-    }
-
-    void set_n_threads(int) override {}
-    void set_abort_callback(ggml_abort_callback callback, void* data) override { abort_ = callback, abort_data_ = data; }
-    Executor& executor() override { return executor_; }
-    std::shared_ptr<void> store_device() override { return queue_; }
-    void synchronize() override { ggml_backend_synchronize(backend_); }
-    std::string late_error() override {
-        if (!wrote_) return {};
-        wrote_ = false;
-        return queue_->take_not_finite() ? "keys or values of the batch before are not finite (NaN or infinity in the model's activations)"
-                                         : "";
-    }
-
-    ggml_status compute(ggml_cgraph* graph, int first, int end, std::span<const int> own, const OwnNode& run) override {
-        ggml_tensor** nodes = ggml_graph_nodes(graph);
-        inner_ahead_ = true;  // whatever was done to its tensors before
-        int from = first;
-        for (const int i : own) {
-            if (const ggml_status status = forward(graph, from, i); status != GGML_STATUS_SUCCESS) return status;
-            if (abort_ && abort_(abort_data_)) return GGML_STATUS_ABORTED;
-            follow_inner();
-            own_ahead_ = wrote_ = true;
-            if (!run(nodes[i], executor_)) return follow_own(), GGML_STATUS_ABORTED;
-            from = i + 1;
-        }
-        const ggml_status status = forward(graph, from, end);
-        queue_->settle();
-        own_ahead_ = true;
-        follow_own();
-        return status;
-    }
-
-  private:
-    ggml_status forward(ggml_cgraph* graph, int from, int end) {
-        ggml_tensor** nodes = ggml_graph_nodes(graph);
-        while (from < end && is_view_op(ops_, nodes[from])) from++;
-        if (from == end) return GGML_STATUS_SUCCESS;
-        follow_own();
-        tq_graph_view view = ggml_graph_view(graph, from, end);
-        inner_ahead_ = true;
-        return ggml_backend_graph_compute_async(backend_, reinterpret_cast<ggml_cgraph*>(&view));
-    }
-    void follow_inner() {
-        if (!std::exchange(inner_ahead_, false)) return;
-        if (!inner_event_) return ggml_backend_synchronize(backend_);
-        ggml_backend_event_record(inner_event_, backend_);
-        must(cuda::wait_for(queue_->stream(), inner_event_->context));
-    }
-    void follow_own() {
-        if (!std::exchange(own_ahead_, false)) return;
-        if (!own_event_) return must(cuda::synchronize(queue_->stream()));
-        must(cuda::record(own_event_->context, queue_->stream()));
-        ggml_backend_event_wait(backend_, own_event_);
-    }
-
-    Ops ops_;
-    ggml_backend_t backend_;
-    std::shared_ptr<Queue> queue_;
-    ggml_backend_event_t inner_event_ = nullptr, own_event_ = nullptr;
-    bool inner_ahead_ = false, own_ahead_ = false, wrote_ = false;
-    SerialExecutor executor_;
-    ggml_abort_callback abort_ = nullptr;
-    void* abort_data_ = nullptr;
 };
 
 class GpuDevice final : public InnerDevice {

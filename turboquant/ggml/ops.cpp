@@ -44,6 +44,10 @@ std::string unservable(const Device& d, const ggml_tensor* op) {
     if (!d.on_host() && op->op == d.ops.flash_attn && kv_extra(op->src[1]) && root(op->src[1]) == root(op->src[2]))
         return "models that read their values out of the keys (MLA) have no kernels on " + d.gpu->name() + ": take the device " + d.word +
                "-cpu";
+    if (!d.on_host() && op->op == d.ops.flash_attn && kv_extra(op->src[1]) && kv_extra(op->src[2]) &&
+        op->src[1]->ne[0] != op->src[2]->ne[0])
+        return "keys with heads of " + std::to_string(op->src[1]->ne[0]) + " values and values with heads of " +
+               std::to_string(op->src[2]->ne[0]) + " have no kernels on " + d.gpu->name() + ": take the device " + d.word + "-cpu";
     if (!written || op->op == d.ops.rope) return {};  // what only reads gets decoded rows
     return std::string("this model writes its KV cache with ") + ggml_op_desc(op) +
            ", which a compressed cache cannot do; run it without a turboquant device";

@@ -18,9 +18,9 @@ void set_exact_rows(Queue& q, const AttentionArgs& a, Queue::Step& s) {
     for (int t = 0; t < a.n_tokens; t++)
         for (int i = 0; i < a.exact.n; i++)
             mask[t * s.exact_stride + a.exact.k_slots[i]] = a.exact.mask[static_cast<std::size_t>(t) * a.exact.n + i];
-    put(s.exact_mask, mask.data(), mask.size(), q.stream());
+    q.refresh(s.exact_mask, mask.data(), mask.size());
     const std::int32_t n[2] = {s.n_slots, 0};
-    put(s.exact_n, n, 2, q.stream());
+    q.refresh(s.exact_n, n, 2);
 }
 
 void set_mask(Queue& q, const AttentionArgs& a, Queue::Step& s) {
@@ -30,12 +30,12 @@ void set_mask(Queue& q, const AttentionArgs& a, Queue::Step& s) {
     if (n == 0) return;
     cuda::PatchMask p;
     p.mask = a.mask, p.token_stride = a.mask_token_stride, p.n_tokens = a.n_tokens, p.n_kv = a.n_kv;
-    p.tile = put(s.tile, a.patch.tile, n_tiles, q.stream());
-    p.halves = put(s.halves, a.patch.halves, static_cast<std::size_t>(n) * a.n_tokens * kTileKeys, q.stream());
+    p.tile = q.refresh(s.tile, a.patch.tile, n_tiles);
+    p.halves = q.refresh(s.halves, a.patch.halves, static_cast<std::size_t>(n) * a.n_tokens * kTileKeys);
     p.out_stride = static_cast<std::size_t>(n_tiles) * kTileKeys;
-    must(s.patched.reserve(p.out_stride * a.n_tokens * sizeof(std::uint16_t), q.stream()));
+    q.reserve(s.patched, p.out_stride * a.n_tokens * sizeof(std::uint16_t));
     p.out = s.patched.as<std::uint16_t>();
-    must(cuda::patch_mask(p, q.stream()));
+    q.launch([p](const Lanes& lanes) { return cuda::patch_mask(p, lanes.main); });
     s.mask = p.out, s.mask_stride = p.out_stride;
 }
 
@@ -43,11 +43,21 @@ void set_cells(Queue& q, const AttentionArgs& a, Queue::Step& s) {
     if (!a.term.n_freq) return;
     s.max_position = *std::max_element(a.term.cell_pos, a.term.cell_pos + a.n_kv);
     cuda::Term t;
-    t.cell_pos = put(s.cell_pos, a.term.cell_pos, a.n_kv, q.stream());
-    t.cell_term = put(s.cell_term, a.term.cell_term, a.n_kv, q.stream());
+    t.cell_pos = q.refresh(s.cell_pos, a.term.cell_pos, a.n_kv);
+    t.cell_term = q.refresh(s.cell_term, a.term.cell_term, a.n_kv);
     const std::size_t tiles = (static_cast<std::size_t>(a.n_kv) + kTileKeys - 1) / kTileKeys;
-    must(s.tile_pos.reserve(tiles * sizeof(std::int32_t), q.stream()));
-    must(cuda::summarize_positions(t, 1, a.n_kv, nullptr, s.tile_pos.as<std::int32_t>(), q.stream()));
+    q.reserve(s.tile_pos, tiles * sizeof(std::int32_t));
+    q.launch([t, n_kv = a.n_kv, out = s.tile_pos.as<std::int32_t>()](const Lanes& lanes) {
+        return cuda::summarize_positions(t, 1, n_kv, nullptr, out, lanes.main);
+    });
+}
+
+void launch_attention(Queue& q, const cuda::AttentionShape& shape, const cuda::AttentionArgs& args) {
+    const Queue::PlannedAttention& p = q.plan(shape);
+    q.launch([plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>()](const Lanes& lanes) {
+        static_cast<void>(number);  // tells plans apart that lie in the same place, one after the other
+        return cuda::run_attention(*plan, args, workspace, lanes.main);
+    });
 }
 
 }  // namespace
@@ -75,18 +85,19 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, const QueryTransform
         const DeviceTables::Term tables = q.tables().term(keys.rope.frequencies, step.max_position);
         c.term.n_freq = t.n_freq, c.term.q_term = t.terms, c.term.n_terms = n_terms;
         c.term.turns = tables.turns, c.term.panel = tables.panel;
-        c.term.cell_pos = step.cell_pos.as<std::int32_t>(), c.term.cell_term = step.cell_term.as<std::uint8_t>();
+        c.term.cell_pos = step.cell_pos.array.as<std::int32_t>(), c.term.cell_term = step.cell_term.array.as<std::uint8_t>();
         c.term.tile_pos = step.tile_pos.as<std::int32_t>(), c.term.dim_freq = dim_freq_.as<std::uint8_t>();
         c.term.offset = offsets_.as<float>() + queries.ids[0] * offset_size();
         if (n_terms > 1) {
             auto* all = q.memory<float>(Queue::Use::offsets, n_terms * offset_size());
             for (int i = 0; i < n_terms; i++)
-                must(cuda::copy_tiles(all + i * offset_size(), offsets_.as<float>() + queries.ids[i] * offset_size(),
-                                      offset_size() * sizeof(float), q.stream()));
+                q.launch(
+                    [to = all + i * offset_size(), from = offsets_.as<float>() + queries.ids[i] * offset_size(),
+                     bytes = offset_size() * sizeof(float)](const Lanes& lanes) { return cuda::copy_tiles(to, from, bytes, lanes.main); });
             c.term.offset = all;
         }
     }
-    must(cuda::transform_queries(t, q.stream()));
+    q.launch([t](const Lanes& lanes) { return cuda::transform_queries(t, lanes.main); });
     return true;
 }
 
@@ -114,8 +125,8 @@ const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::i
     c.k = tiles(stream), c.v = v.tiles(stream);
     if (step.n_slots) {
         c.exact_k = exact_tiles(), c.exact_v = v.exact_tiles();
-        c.exact_n = step.exact_n.as<std::int32_t>(), c.exact_q = model_q;
-        c.exact_mask = step.exact_mask.as<std::uint16_t>(), c.exact_mask_token_stride = step.exact_stride;
+        c.exact_n = step.exact_n.array.as<std::int32_t>(), c.exact_q = model_q;
+        c.exact_mask = step.exact_mask.array.as<std::uint16_t>(), c.exact_mask_token_stride = step.exact_stride;
     }
     // A mask of the step's own is of one head.
     c.mask = step.mask, c.mask_token_stride = step.mask_stride;
@@ -130,8 +141,7 @@ const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::i
                                step.n_slots > 0 && !apart, true,     formats,     c.term.n_freq > 0};
     const std::size_t rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
     if (apart) c.lse = q.memory<float>(Queue::Use::lse, rows);
-    Queue::PlannedAttention& p = q.plan(shape);
-    must(cuda::run_attention(p.plan, c, p.workspace.as<void>(), q.stream()));
+    launch_attention(q, shape, c);
     if (!apart) return nullptr;
 
     // Many queries: exact rows by a call of their own over no tiles, since tensor cores take the tiles alone.
@@ -144,9 +154,8 @@ const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::i
     e.seq_n_kv = c.exact_n + 1, e.sinks = nullptr, e.term = {};
     const int none[] = {kTileKeys};
     shape.n_kv = none, shape.exact_windows = true, shape.formats = {}, shape.term = false;
-    Queue::PlannedAttention& exact = q.plan(shape);
-    must(cuda::run_attention(exact.plan, e, exact.workspace.as<void>(), q.stream()));
-    must(cuda::merge_results(m, q.stream()));
+    launch_attention(q, shape, e);
+    q.launch([m](const Lanes& lanes) { return cuda::merge_results(m, lanes.main); });
     return nullptr;
 }
 

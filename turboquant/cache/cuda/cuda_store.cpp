@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "turboquant/cache/key_offset.h"
 #include "turboquant/codec/quantizer.h"
 
 namespace turboquant {
@@ -60,15 +61,39 @@ const std::int64_t* CudaStore::places(Queue& q, std::int64_t first, std::int64_t
     return q.upload<std::int64_t>(Queue::Use::places, places);
 }
 
-const float* CudaStore::on_host(StoreContext& ctx, const float* x, std::size_t stride, std::size_t n, std::vector<float>& memory) const {
+void CudaStore::set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) {
+    while (!places.empty() && places.back() < 0) places = places.first(places.size() - 1);
+    if (places.empty()) return;
     Queue& q = Queue::of(ctx, device_);
-    memory.resize((n - 1) * stride + layout_.n_embd());
-    must(cuda::to_host(memory.data(), x, memory.size() * sizeof(float), q.stream()));
-    return memory.data();
+    const std::size_t bytes = (static_cast<std::size_t>(std::ranges::max(places)) + 1) * layout_.n_embd() * sizeof(std::uint16_t);
+    if (bytes > aside_.bytes()) {
+        q.catch_up();
+        cuda::DeviceArray more;
+        must(more.reserve(std::max(2 * aside_.bytes(), KeyOffset::kMeasureRows * layout_.n_embd() * sizeof(std::uint16_t)), q.stream()));
+        if (aside_.bytes()) must(cuda::copy_tiles(more.as<void>(), aside_.as<void>(), aside_.bytes(), q.stream()));
+        must(cuda::synchronize(q.stream()));
+        aside_.swap(more);
+    }
+    cuda::KeepRows k;
+    k.x = x, k.stride = stride, k.n = static_cast<int>(places.size()), k.n_head = layout_.n_head(), k.head_dim = layout_.head_dim();
+    k.slots = q.upload<std::int32_t>(Queue::Use::slots, places), k.halves = aside_.as<std::uint16_t>();
+    q.launch([k](const Lanes& lanes) { return cuda::keep_rows(k, lanes.main); });
+}
+
+void CudaStore::fetch(std::span<const std::int32_t> places, std::uint16_t* rows) const {
+    if (places.empty()) return;
+    Queue::apart(device_, [&](Queue& q) {
+        const std::size_t n = layout_.n_embd();
+        const auto [first, last] = std::ranges::minmax(places);
+        std::vector<std::uint16_t> all((last - first + 1) * n);
+        must(cuda::to_host(all.data(), aside_.as<std::uint16_t>() + first * n, all.size() * sizeof all[0], q.stream()));
+        for (std::size_t i = 0; i < places.size(); i++) std::copy_n(all.data() + (places[i] - first) * n, n, rows + i * n);
+    });
 }
 
 void CudaStore::sync_offsets(Queue& q, const KeyTransform& keys) const {
     if (offsets_version_ == keys.version) return;
+    q.catch_up();
     q.settle();
     must(offsets_.reserve(CellPositions::kMaxOffsets * offset_size() * sizeof(float), q.stream()));
     for (std::size_t id = 0; id < keys.mu.size(); id++)
@@ -91,6 +116,7 @@ void CudaStore::sync_offsets(Queue& q, const KeyTransform& keys) const {
 void CudaStore::reserve_exact(Queue& q, std::size_t n_slots) {
     n_slots = (n_slots + kTileKeys - 1) / kTileKeys * kTileKeys;
     if (n_slots <= exact_slots_) return;
+    q.catch_up();
     n_slots = std::max(n_slots, (exact_slots_ + exact_slots_ / 2) / kTileKeys * kTileKeys);
     const TileShape raw{CodecId::raw, layout_.side(), layout_.head_dim(), 0};
     const std::size_t tile = tile_bytes(raw), halves = layout_.n_embd() * sizeof(std::uint16_t),
@@ -142,7 +168,7 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
         k.matrix = rotation.matrix, k.signs = rotation.signs, k.plain = plain_heads_.as<std::uint8_t>();
         k.halves = exact_halves_.as<std::uint16_t>(), k.tiles = exact_memory_.as<std::uint8_t>(), k.tile_stride = exact_plan_.tile_stride;
     }
-    must(cuda::keep_rows(k, q.stream()));
+    q.launch([k](const Lanes& lanes) { return cuda::keep_rows(k, lanes.main); });
     return k.out;
 }
 
@@ -153,6 +179,7 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
     const float* x = rows.x;
     std::size_t stride = rows.stride;
     if (rows.on_host) {
+        q.catch_up();
         float* to = q.memory<float>(Queue::Use::rows, (n - 1) * stride + layout_.n_embd());
         must(cuda::to_device(to, x, ((n - 1) * stride + layout_.n_embd()) * sizeof(float), q.stream()));
         x = to;
@@ -163,7 +190,7 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
     // Where keys and values lie in different slots, their row is not seen exactly.
     later = later && q.same_slots(rows.exact_slots);
     if (later)
-        must(later_.reserve(kLaterRows * layout_.n_embd() * sizeof(float), q.stream()));
+        q.reserve(later_, kLaterRows * layout_.n_embd() * sizeof(float));
     else
         q.settle();
     if (const float* rounded = keep(q, rows, x, stride, later ? later_.as<float>() : nullptr)) x = rounded, stride = layout_.n_embd();
@@ -180,16 +207,18 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
             if (const std::int32_t cell = keys->cells[rows.rows[i]]; cell >= 0)
                 ids[i] = CellPositions::id_of(cell), positions[i] = CellPositions::position_of(cell);
         e.offset_ids = q.upload<std::int32_t>(Queue::Use::ids, ids);
-        q.upload<std::int32_t>(Queue::Use::positions, positions);
-        e.turns = q.turns_of_positions(keys->rope, layout_.head_dim(), static_cast<int>(n));
+        e.turns = q.turns_of_positions(keys->rope, layout_.head_dim(), positions);
         e.offsets = offsets_.as<float>(), e.offset_stride = offset_size();
     }
-    must(cuda::encode(plan_, e, later ? q.fork() : q.stream()));
+    const std::size_t lane = keys ? 0 : 1;
+    if (later) q.fork(lane);
+    q.launch([plan = plan_, e, lane, later](const Lanes& lanes) { return cuda::encode(plan, e, later ? lanes.side[lane] : lanes.main); });
     return true;
 }
 
 void CudaStore::read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const {
     Queue& q = Queue::of(ctx, device_);
+    q.catch_up();
     q.settle();
     in_chunks(n, [&](std::int64_t at, std::int64_t m) {
         const std::size_t values = m * layout_.n_embd();
@@ -204,6 +233,7 @@ void CudaStore::read(StoreContext& ctx, std::int64_t first, std::int64_t n, floa
 
 void CudaStore::rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const {
     Queue& q = Queue::of(ctx, device_);
+    q.catch_up();
     q.settle();
     std::vector<std::uint8_t> bytes;
     in_chunks(n, [&](std::int64_t at, std::int64_t m) {
@@ -217,6 +247,7 @@ void CudaStore::rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, 
 
 void CudaStore::rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) {
     Queue& q = Queue::of(ctx, device_);
+    q.catch_up();
     q.settle();
     std::vector<std::uint8_t> bytes;
     in_chunks(n, [&](std::int64_t at, std::int64_t m) {
@@ -230,6 +261,7 @@ void CudaStore::rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, c
 
 void CudaStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
     Queue& q = Queue::of(ctx, device_);
+    q.catch_up();
     q.settle();
     const auto d = static_cast<std::size_t>(layout_.head_dim());
     const cuda::RopeLayout layout{rope.n_dims, rope.n_offset, rope.pairs == RopePairs::adjacent};
@@ -295,10 +327,13 @@ void CudaStore::move_exact(StoreContext& ctx, std::span<const SlotMove> moves, s
     reserve_exact(q, std::max(n_slots, static_cast<std::size_t>(std::ranges::max(to)) + 1));
     const int n = static_cast<int>(moves.size());
     const auto *a = q.upload<std::int64_t>(Queue::Use::from, from), *b = q.upload<std::int64_t>(Queue::Use::to, to);
-    must(cuda::move_rows(exact_halves_.as<std::uint16_t>(), layout_.n_embd(), a, b, n, q.stream()));
     auto* rows = q.memory<std::uint8_t>(Queue::Use::form, n * exact_plan_.row_bytes);
-    must(cuda::get_rows(exact_plan_, a, n, rows, exact_plan_.row_bytes, q.stream()));
-    must(cuda::set_rows(exact_plan_, b, n, rows, exact_plan_.row_bytes, q.stream()));
+    q.launch(
+        [plan = exact_plan_, halves = exact_halves_.as<std::uint16_t>(), n_embd = layout_.n_embd(), a, b, n, rows](const Lanes& lanes) {
+            cuda::Status s = cuda::move_rows(halves, n_embd, a, b, n, lanes.main);
+            if (s.ok()) s = cuda::get_rows(plan, a, n, rows, plan.row_bytes, lanes.main);
+            return s.ok() ? cuda::set_rows(plan, b, n, rows, plan.row_bytes, lanes.main) : s;
+        });
 }
 
 void CudaStore::set_outliers(int, std::span<const std::uint8_t>, std::span<const std::int64_t>) {

@@ -18,7 +18,9 @@ class CudaStore final : public TileStore {
     const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
                        std::uint64_t plan) const override;
     bool exact_in_pairs() const override { return true; }
-    const float* on_host(StoreContext& ctx, const float* x, std::size_t stride, std::size_t n, std::vector<float>& memory) const override;
+    bool inputs_on_host() const override { return false; }
+    void set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) override;
+    void fetch(std::span<const std::int32_t> places, std::uint16_t* rows) const override;
     void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const override;
     void rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const override;
     void rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) override;
@@ -51,6 +53,7 @@ class CudaStore final : public TileStore {
     cuda::DeviceArray exact_halves_, exact_memory_;
     std::size_t exact_slots_ = 0;
     cuda::DeviceArray later_;  ///< rows that the second stream encodes
+    cuda::DeviceArray aside_;  ///< [place][n_embd] halves
 };
 
 /// Stores on a GPU in `memory`, which is as CudaStore wants it.

@@ -1,6 +1,7 @@
 #include "turboquant/cache/cuda/queue.h"
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,6 +20,9 @@ Live& live() {
     return *all;
 }
 
+/// The queue whose launches wait, of this thread.
+thread_local Queue* t_deferring = nullptr;
+
 }  // namespace
 
 std::mutex& Queue::shared_mutex() {
@@ -34,6 +38,7 @@ Queue& Queue::shared(int device) {
 }
 
 void Queue::synchronize_all(int device) {
+    if (t_deferring) t_deferring->catch_up();
     const std::scoped_lock lock(live().mutex);
     for (const auto& [at, stream] : live().streams)
         if (at == device) must(cuda::synchronize(stream));
@@ -42,40 +47,104 @@ void Queue::synchronize_all(int device) {
 Queue::Queue(int device) : device_(device), tables_(&DeviceTables::of(device)) {
     must(cuda::use_device(device));
     must(cuda::new_stream(stream_));
-    must(cuda::new_stream(side_));
+    for (cuda::Stream& s : side_) must(cuda::new_stream(s));
     must(cuda::new_event(forked_));
-    must(cuda::new_event(side_done_));
-    must(not_finite_.reserve(sizeof(std::uint32_t), stream_));
-    must(cuda::clear_tiles(not_finite_.as<void>(), sizeof(std::uint32_t), stream_));
+    for (void*& e : side_done_) must(cuda::new_event(e));
+    void* shared = nullptr;
+    must(cuda::allocate_shared(sizeof(std::uint32_t), shared));
+    not_finite_ = static_cast<std::uint32_t*>(shared);
     const std::scoped_lock lock(live().mutex);
     live().streams.emplace_back(device, stream_);
-    live().streams.emplace_back(device, side_);
+    for (const cuda::Stream s : side_) live().streams.emplace_back(device, s);
 }
 
 Queue::~Queue() {
     {
         const std::scoped_lock lock(live().mutex);
-        std::erase_if(live().streams, [&](const auto& s) { return s.second == stream_ || s.second == side_; });
+        std::erase_if(live().streams,
+                      [&](const auto& s) { return s.second == stream_ || std::ranges::find(side_, s.second) != side_.end(); });
     }
     (void)cuda::use_device(device_);
     if (stream_) (void)cuda::synchronize(stream_);
-    if (side_) (void)cuda::synchronize(side_);
-    cuda::drop_event(forked_), cuda::drop_event(side_done_);
-    cuda::drop_stream(side_), cuda::drop_stream(stream_);
+    for (const cuda::Stream s : side_)
+        if (s) (void)cuda::synchronize(s);
+    cuda::drop_event(forked_);
+    for (void* e : side_done_) cuda::drop_event(e);
+    for (const cuda::Stream s : side_) cuda::drop_stream(s);
+    cuda::drop_stream(stream_);
+    cuda::release_shared(not_finite_);
 }
 
-cuda::Stream Queue::fork() {
-    must(cuda::record(forked_, stream_));
-    must(cuda::wait_for(side_, forked_));
-    side_busy_ = true;
-    return side_;
+void Queue::defer(std::function<void()> catch_up) {
+    catch_up_ = std::move(catch_up), deferring_ = true, t_deferring = this;
+    waiting_.clear();
+}
+
+Launches& Queue::take() {
+    deferring_ = false, t_deferring = nullptr;
+    return waiting_;
+}
+
+void Queue::begin_graph() {
+    for (Uploads& u : uploads_) u.n_used = 0;
+}
+
+void Queue::refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t n) {
+    if (n > copy.array.bytes()) reserve(copy.array, n), copy.bytes.clear();
+    if (copy.bytes.size() < n) {
+        copy.bytes.assign(data, data + n);
+        copy.number++;
+        must(cuda::to_device(copy.array.as<void>(), copy.bytes.data(), n, stream_));
+        return;
+    }
+    // From the first difference to the last, in blocks.
+    constexpr std::size_t kBlock = 1024;
+    const std::size_t old = copy.bytes.size();
+    std::uint8_t* known = copy.bytes.data();
+    std::size_t first = 0, end = n;
+    while (first < n && std::memcmp(known + first, data + first, std::min(kBlock, n - first)) == 0) first += std::min(kBlock, n - first);
+    if (first < n) {
+        while (end - first > kBlock && std::memcmp(known + end - kBlock, data + end - kBlock, kBlock) == 0) end -= kBlock;
+        std::memcpy(known + first, data + first, end - first);
+        must(cuda::to_device(copy.array.as<std::uint8_t>() + first, known + first, end - first, stream_));
+    }
+    if (first < n || old != n) copy.number++;
+    copy.bytes.resize(n);
+}
+
+Queue::Copy& Queue::uploaded(Use use, std::span<const std::uint8_t> data) {
+    Uploads& u = uploads_[static_cast<std::size_t>(use)];
+    const auto same = [&](const Copy& c) { return std::ranges::equal(c.bytes, data); };
+    for (std::size_t i = 0; i < u.n_used; i++)
+        if (same(u.copies[i])) return u.copies[i];
+    while (u.copies.size() <= u.n_used) must(u.copies.emplace_back().array.reserve(256, stream_));
+    Copy& copy = u.copies[u.n_used];
+    if (!same(copy)) {
+        // Launches that wait have data of their own; those under way are before this copy, but for the second stream's.
+        if (!deferring_) settle();
+        refresh_bytes(copy, data.data(), data.size());
+    }
+    u.n_used += deferring_;
+    return copy;
+}
+
+void Queue::fork(std::size_t lane) {
+    launch([forked = forked_, lane](const Lanes& lanes) {
+        const cuda::Status s = cuda::record(forked, lanes.main);
+        return s.ok() ? cuda::wait_for(lanes.side[lane], forked) : s;
+    });
+    side_busy_[lane] = true;
 }
 
 void Queue::settle() {
-    if (!std::exchange(side_busy_, false)) return;
-    side_slots_.clear();
-    must(cuda::record(side_done_, side_));
-    must(cuda::wait_for(stream_, side_done_));
+    for (std::size_t lane = 0; lane < side_.size(); lane++) {
+        if (!std::exchange(side_busy_[lane], false)) continue;
+        side_slots_.clear();
+        launch([done = side_done_[lane], lane](const Lanes& lanes) {
+            const cuda::Status s = cuda::record(done, lanes.side[lane]);
+            return s.ok() ? cuda::wait_for(lanes.main, done) : s;
+        });
+    }
 }
 
 bool Queue::same_slots(std::span<const std::int32_t> slots) {
@@ -89,14 +158,18 @@ Queue& Queue::of(StoreContext& ctx, int device) {
     return *static_cast<Queue*>(ctx.device.get());
 }
 
-const float* Queue::turns_of_positions(const RopeTable& rope, int head_dim, int n) {
+const float* Queue::turns_of_positions(const RopeTable& rope, int head_dim, std::span<const std::int32_t> positions) {
     const float* digits = tables_->turns(rope.frequencies);
     const cuda::RopeLayout layout = rope_layout(rope);
-    const TurnsKey key{digits, head_dim, layout.n_dims, layout.n_offset, n, layout.adjacent, number(Use::positions)};
+    const int n = static_cast<int>(positions.size()), n_freq = rope.n_freq;
+    const Copy& copy = uploaded(Use::positions, {reinterpret_cast<const std::uint8_t*>(positions.data()), positions.size_bytes()});
+    const TurnsKey key{digits, head_dim, layout.n_dims, layout.n_offset, n, layout.adjacent, &copy, copy.number};
     float* to = memory<float>(Use::turns, static_cast<std::size_t>(n) * 2 * head_dim);
     if (key == turns_) return to;
     settle();
-    must(cuda::spread_turns(digits, rope.n_freq, layout, head_dim, memory<std::int32_t>(Use::positions, n), n, to, stream_));
+    launch([=, at = copy.array.as<std::int32_t>()](const Lanes& lanes) {
+        return cuda::spread_turns(digits, n_freq, layout, head_dim, at, n, to, lanes.main);
+    });
     turns_ = key;
     return to;
 }
@@ -110,6 +183,7 @@ Queue::PlannedAttention& Queue::plan(const cuda::AttentionShape& s) {
             return p;
         }
     if (plans_.size() == kPlans) {
+        catch_up();
         must(cuda::synchronize(stream_));
         plans_.erase(std::ranges::min_element(plans_, {}, &PlannedAttention::used));
     }
@@ -122,15 +196,13 @@ Queue::PlannedAttention& Queue::plan(const cuda::AttentionShape& s) {
         plans_.pop_back();
         throw;
     }
-    p.key = std::move(key), p.used = ++clock_;
+    p.key = std::move(key), p.used = p.number = ++clock_;
     return p;
 }
 
 bool Queue::take_not_finite() {
-    std::uint32_t found = 0;
-    must(cuda::to_host(&found, not_finite_.as<void>(), sizeof found, stream_));
-    if (found) must(cuda::clear_tiles(not_finite_.as<void>(), sizeof found, stream_));
-    return found != 0;
+    std::atomic_ref<std::uint32_t> found(*not_finite_);
+    return found.load(std::memory_order_relaxed) && found.exchange(0) != 0;
 }
 
 }  // namespace turboquant

@@ -1,15 +1,23 @@
 // What the verbs of stores on a GPU need one after the other: a stream, memory that is used again by the next verb, and what of a step is
 // the same for all layers (StoreContext::device).
+//
+// A verb decides on the host what is to be done, puts data where the device finds it (upload, refresh), and gives launches. Launches are
+// done at once, or wait in a list until their graph is put together (defer). Data is not part of the list, so it lies in memory of its own
+// for all of a graph: the same verbs on another step are the same list.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <span>
 #include <vector>
 
 #include "turboquant/cache/cuda/device_tables.h"
+#include "turboquant/cache/cuda/launches.h"
 #include "turboquant/cache/tile_store.h"
 #include "turboquant/cuda/step.h"
 
@@ -38,7 +46,35 @@ class Queue {
     }
 
     cuda::Stream stream() const { return stream_; }
+    Lanes lanes() const { return {stream_, side_}; }
     DeviceTables& tables() const { return *tables_; }
+
+    /// Launches wait from now on, until take(). `catch_up` is called where that cannot be: it takes and does them, and launches are done at
+    /// once from then on.
+    void defer(std::function<void()> catch_up);
+    bool deferring() const { return deferring_; }
+    const Launches& waiting() const { return waiting_; }
+    /// Ends that; those that wait are the caller's.
+    Launches& take();
+    /// For all who need what was launched to be under way, or its memory to be free: the host looks at results, memory is replaced.
+    void catch_up() {
+        if (deferring_) catch_up_();
+    }
+    /// Where data lies that was uploaded for the graph before is free for the next.
+    void begin_graph();
+
+    /// f(lanes): Launches::add.
+    template <class F>
+    void launch(const F& f) {
+        deferring_ ? waiting_.add(f) : must(f(lanes()));
+    }
+    /// At least so many bytes; contents are lost.
+    void reserve(cuda::DeviceArray& a, std::size_t bytes) {
+        if (bytes <= a.bytes()) return;
+        catch_up();
+        settle();
+        must(a.reserve(bytes, stream_));
+    }
 
     /// Memory of a purpose, until it is asked for again.
     enum class Use {
@@ -64,40 +100,43 @@ class Queue {
     };
     template <class T>
     T* memory(Use use, std::size_t n) {
+        // Not by a little at a time: other memory is another list of launches.
+        constexpr std::size_t kLeast = std::size_t{1} << 18;
         cuda::DeviceArray& a = arrays_[static_cast<std::size_t>(use)];
-        if (n * sizeof(T) > a.bytes()) settle();
-        must(a.reserve(n * sizeof(T), stream_));
+        if (n * sizeof(T) > a.bytes()) reserve(a, std::bit_ceil(std::max(n * sizeof(T), kLeast)));
         return a.as<T>();
     }
-    /// Data on the device; what is there already is not copied again.
+
+    /// Data on the device and what the host knows of it.
+    struct Copy {
+        cuda::DeviceArray array{};
+        std::vector<std::uint8_t> bytes{};
+        std::uint64_t number = 0;  ///< changes with the data
+    };
+    /// Makes the copy one of `data`; only what changed is sent.
+    template <class T>
+    T* refresh(Copy& copy, const T* data, std::size_t n) {
+        refresh_bytes(copy, reinterpret_cast<const std::uint8_t*>(data), n * sizeof(T));
+        return copy.array.as<T>();
+    }
+    /// Data on the device for the verbs of a graph. What is there already is not copied again.
     template <class T>
     const T* upload(Use use, std::span<const T> data) {
-        Sent& sent = sent_[static_cast<std::size_t>(use)];
-        T* to = memory<T>(use, std::max<std::size_t>(data.size(), 1));
-        if (sent.valid && sent.bytes.size() == data.size_bytes() && std::memcmp(sent.bytes.data(), data.data(), data.size_bytes()) == 0)
-            return to;
-        const auto* bytes = reinterpret_cast<const std::uint8_t*>(data.data());
-        settle();
-        sent.bytes.assign(bytes, bytes + data.size_bytes());
-        sent.valid = true, sent.number++;
-        must(cuda::to_device(to, sent.bytes.data(), sent.bytes.size(), stream_));
-        return to;
+        return uploaded(use, {reinterpret_cast<const std::uint8_t*>(data.data()), data.size_bytes()}).array.template as<T>();
     }
-    /// A second stream, for work that nothing waits for before the graph's end: it begins after all given to the first so far.
-    cuda::Stream fork();
-    /// The first stream goes on after the second. Called by all that touches what the second may be working on.
+    /// Another stream (Lanes::side), for work that nothing waits for before the graph's end: it begins after all given to the main one so far.
+    void fork(std::size_t lane);
+    /// The main stream goes on after the others. Called by all that touches what they may be working on.
     void settle();
 
-    /// Changes with every copy.
-    std::uint64_t number(Use use) const { return sent_[static_cast<std::size_t>(use)].number; }
-    /// Cosines and sines at the positions last uploaded (Use::positions).
-    const float* turns_of_positions(const RopeTable& rope, int head_dim, int n);
+    /// Cosines and sines at these positions.
+    const float* turns_of_positions(const RopeTable& rope, int head_dim, std::span<const std::int32_t> positions);
 
     struct PlannedAttention {
         cuda::AttentionPlan plan;
         cuda::DeviceArray workspace;
         std::vector<int> key{};
-        std::uint64_t used = 0;
+        std::uint64_t used = 0, number = 0;  ///< no two plans have one number
     };
     PlannedAttention& plan(const cuda::AttentionShape& shape);
 
@@ -109,7 +148,8 @@ class Queue {
         int n_slots = 0;  ///< of exact rows
         std::size_t exact_stride = 0;
         int max_position = 0;
-        cuda::DeviceArray patched, tile, halves, exact_mask, exact_n, cell_pos, cell_term, tile_pos;
+        cuda::DeviceArray patched, tile_pos;
+        Copy tile, halves, exact_mask, exact_n, cell_pos, cell_term;
     };
     /// That of a number (TileStore::attend), filled in by `make` if it is another one than was there, or 0.
     template <class F>
@@ -124,29 +164,36 @@ class Queue {
     /// Slots of the rows that the second stream encodes, of a batch's keys or its values; false if those of the other side differ.
     bool same_slots(std::span<const std::int32_t> slots);
 
-    std::uint32_t* not_finite() const { return not_finite_.as<std::uint32_t>(); }
-    /// Whether a vector that was written since the last call was not finite. The stream is waited for.
+    std::uint32_t* not_finite() const { return not_finite_; }
+    /// Whether a vector that was written by work done since the last call was not finite. Nothing is waited for.
     bool take_not_finite();
 
   private:
     static std::mutex& shared_mutex();
     static Queue& shared(int device);
-    struct Sent {
-        std::vector<std::uint8_t> bytes;
-        bool valid = false;
-        std::uint64_t number = 0;
+    void refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t bytes);
+    Copy& uploaded(Use use, std::span<const std::uint8_t> data);
+    /// Copies of a graph's data, those of a purpose in the order in which they came up.
+    struct Uploads {
+        std::deque<Copy> copies;
+        std::size_t n_used = 0;
     };
     static constexpr std::size_t kUses = static_cast<std::size_t>(Use::count);
     static constexpr std::size_t kPlans = 6;
 
     int device_;
     DeviceTables* tables_;
-    cuda::Stream stream_ = nullptr, side_ = nullptr;
-    void *forked_ = nullptr, *side_done_ = nullptr;
-    bool side_busy_ = false;
+    cuda::Stream stream_ = nullptr;
+    std::array<cuda::Stream, 2> side_{};
+    std::array<bool, 2> side_busy_{};
+    std::array<void*, 2> side_done_{};
+    void* forked_ = nullptr;
     std::array<cuda::DeviceArray, kUses> arrays_;
-    std::array<Sent, kUses> sent_;
-    cuda::DeviceArray not_finite_;
+    std::array<Uploads, kUses> uploads_;
+    std::uint32_t* not_finite_ = nullptr;  ///< memory of the host
+    bool deferring_ = false;
+    std::function<void()> catch_up_;
+    Launches waiting_;
     std::deque<PlannedAttention> plans_;
     std::uint64_t clock_ = 0;
     std::deque<Step> steps_;
@@ -155,7 +202,8 @@ class Queue {
         const float* digits = nullptr;
         int head_dim = 0, n_dims = 0, n_offset = 0, n = 0;
         bool adjacent = false;
-        std::uint64_t positions = 0;
+        const Copy* positions = nullptr;
+        std::uint64_t number = 0;
         friend bool operator==(const TurnsKey&, const TurnsKey&) = default;
     } turns_;
 };

@@ -155,12 +155,18 @@ struct Attend : Queries<D, kGroups> {
             uint32_t b[kGroups][4];
             if (!v.is_raw()) {
                 // 16-bit weights, relative to the tile's largest weight and scale: nothing is lost in long contexts.
+                // Of cells that some row sees: what a hidden cell held before must not choose how is rounded.
                 values.scale(factor);
-                float top = factor[0];
+                float top = 0;
 #pragma unroll
-                for (int j = 1; j < 8; ++j) top = fmaxf(top, factor[j]);
+                for (int j = 0; j < 8; ++j) {
+                    float weight = x[0][j];
 #pragma unroll
-                for (int d = 4; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+                    for (int s = 1; s < kGroups; ++s) weight = fmaxf(weight, x[s][j]);
+                    top = fmaxf(top, weight > 0 ? factor[j] : 0);
+                }
+#pragma unroll
+                for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
                 const float inverse = top > 0 ? __fdividef(65535.f, top) : 0;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) factor[j] *= inverse;

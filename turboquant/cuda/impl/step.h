@@ -24,6 +24,7 @@ TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j, const float
     const int slot = a.slots ? a.slots[i] : -1;
     if (slot < 0) return;
     a.halves[static_cast<std::size_t>(slot) * n_embd + dim] = half_bits(kept[j]);
+    if (!a.tiles) return;
     float v = kept[j];
     if ((!a.plain || !a.plain[head]) && a.signs) {
         float sum[2] = {};

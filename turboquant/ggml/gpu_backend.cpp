@@ -1,0 +1,234 @@
+#include "turboquant/ggml/gpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+
+namespace turboquant::ggml {
+namespace {
+
+/// Of our nodes, three to a layer. The first piece is short, so that the GPU begins soon and the host decides the rest meanwhile. There are
+/// few, since a piece ends when all that was begun in it has; but giving a long one takes the host some 0.1 ms, which the one before hides.
+constexpr std::size_t kFirstPiece = 6, kGrowth = 4;
+constexpr std::size_t kMostKnown = 256;
+
+/// Whether the wrapped backend launches nodes one by one when it sees them changed since the time before, changed in ggml_tensor::padding.
+/// Else it might begin a capture of its own within ours, which ends the process.
+bool inner_can_be_captured() { return std::string_view(ggml_version()).starts_with("0.25."); }
+
+}  // namespace
+
+GpuBackend::GpuBackend(ggml_backend_dev_t dev, int index, const Ops& ops) : ops_(ops), backend_(ggml_backend_dev_init(dev, nullptr)) {
+    if (!backend_) throw std::runtime_error("llama.cpp's GPU backend does not start");
+    try {
+        queue_ = std::make_shared<Queue>(index);
+        must(cuda::new_stream(origin_));
+    } catch (...) {
+        ggml_backend_free(backend_);
+        throw;
+    }
+    ggml_backend_dev_props props;
+    ggml_backend_dev_get_props(dev, &props);
+    if (props.caps.events) inner_event_ = ggml_backend_event_new(dev), own_event_ = ggml_backend_event_new(dev);
+    can_capture_ = inner_event_ && own_event_ && inner_can_be_captured();
+}
+
+GpuBackend::~GpuBackend() {
+    if (!cuda::driver_alive()) return;  // llama.cpp's backend would end the process
+    known_.clear();
+    cuda::drop_stream(origin_);
+    if (inner_event_) ggml_backend_event_free(inner_event_);
+    if (own_event_) ggml_backend_event_free(own_event_);
+    ggml_backend_free(backend_);
+}
+
+std::string GpuBackend::late_error() {
+    if (!wrote_ || !queue_->take_not_finite()) return {};
+    return "keys or values of a batch before are not finite (NaN or infinity in the model's activations)";
+}
+
+ggml_status GpuBackend::compute(ggml_cgraph* graph, int first, int end, std::span<const int> own, const OwnNode& run) {
+    graph_ = graph, nodes_ = ggml_graph_nodes(graph);
+    inner_ahead_ = true;  // whatever was done to its tensors before
+    queue_->begin_graph();
+    ggml_status status = GGML_STATUS_SUCCESS;
+    std::size_t size = kFirstPiece;
+    for (int from = first; from < end && status == GGML_STATUS_SUCCESS; size *= kGrowth) {
+        const bool last = own.size() <= size;
+        const Piece piece{from, last ? end : own[size - 1] + 1, last ? own : own.first(size)};
+        status = run_piece(piece, run);
+        from = piece.end, own = own.subspan(piece.own.size());
+    }
+    own_ahead_ = true;
+    follow_own(queue_->stream());
+    return status;
+}
+
+ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
+    from_ = piece.from;
+    marks_.clear();
+    if (piece.own.empty()) return forward(from_, piece.end, queue_->stream()), GGML_STATUS_SUCCESS;
+    queue_->defer([this] { catch_up(); });
+    for (const int i : piece.own) {
+        at_ = i;
+        if (!queue_->deferring()) begin_inner(i, queue_->lanes());
+        wrote_ = true;
+        if ((abort_ && abort_(abort_data_)) || !run(nodes_[i], executor_)) {
+            queue_->catch_up();
+            queue_->settle();
+            return GGML_STATUS_ABORTED;
+        }
+        if (queue_->deferring())
+            marks_.push_back({i, queue_->waiting().size()});
+        else
+            from_ = i + 1, own_ahead_ = true;
+    }
+    queue_->settle();
+    if (queue_->deferring()) return finish(piece, queue_->take());
+    forward(from_, piece.end, queue_->stream());
+    return GGML_STATUS_SUCCESS;
+}
+
+/// Gives all up to the node at hand to the streams, and what its launches are so far.
+void GpuBackend::catch_up() {
+    const Launches& launches = queue_->take();
+    const Lanes lanes = queue_->lanes();
+    std::size_t done = 0;
+    for (const Mark& m : std::exchange(marks_, {})) {
+        begin_inner(m.node, lanes);
+        must(launches.run(done, m.launches, lanes));
+        own_ahead_ = true, done = m.launches, from_ = m.node + 1;
+    }
+    begin_inner(at_, lanes);
+    must(launches.run(done, launches.size(), lanes));
+    own_ahead_ = true;
+}
+
+void GpuBackend::begin_inner(int until, const Lanes& lanes) {
+    forward(from_, until, lanes.main);
+    from_ = until;
+    follow_inner(lanes.main);
+}
+
+void GpuBackend::walk(const Piece& piece, const Launches& launches, const Lanes& lanes) {
+    from_ = piece.from;
+    std::size_t done = 0;
+    for (const Mark& m : marks_) {
+        begin_inner(m.node, lanes);
+        must(launches.run(done, m.launches, lanes));
+        own_ahead_ = true, done = m.launches, from_ = m.node + 1;
+    }
+    must(launches.run(done, launches.size(), lanes));  // the second stream's end
+    forward(from_, piece.end, lanes.main);
+}
+
+ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
+    if (known_.size() == kMostKnown && !known_.contains(nodes_[piece.from])) known_.clear();
+    Known& known = known_[nodes_[piece.from]];
+    if (!same(piece, known, launches)) {
+        cuda::drop_graph(std::exchange(known.graph, nullptr));
+        known.launches = launches, known.marks = marks_;
+        known.nodes.clear();
+        each_inner(piece, [&](const ggml_tensor* node) { known.nodes.add(node); });
+    } else if (!known.graph && may_capture(piece)) {
+        capture(piece, known);
+    }
+    if (!known.graph) return walk(piece, launches, queue_->lanes()), GGML_STATUS_SUCCESS;
+    follow_inner(queue_->stream());
+    must(cuda::launch_graph(known.graph, queue_->stream()));
+    own_ahead_ = true;
+    return GGML_STATUS_SUCCESS;
+}
+
+template <class F>
+void GpuBackend::each_inner(const Piece& piece, F&& f) const {
+    auto own = piece.own.begin();
+    for (int i = piece.from; i < piece.end; i++)
+        if (own != piece.own.end() && *own == i)
+            own++;
+        else if (!is_view_op(ops_, nodes_[i]))
+            f(nodes_[i]);
+}
+
+bool GpuBackend::same(const Piece& piece, const Known& known, const Launches& launches) const {
+    if (known.marks != marks_ || !(known.launches == launches)) return false;
+    int i = piece.from;
+    auto own = piece.own.begin();
+    return known.nodes.equals([&]() -> const ggml_tensor* {
+        for (; i < piece.end; i++) {
+            if (own != piece.own.end() && *own == i)
+                own++;
+            else if (!is_view_op(ops_, nodes_[i]))
+                return nodes_[i++];
+        }
+        return nullptr;
+    });
+}
+
+/// Products of experts with more tokens than one may wait for the device within the operation, which no capture survives.
+bool GpuBackend::may_capture(const Piece& piece) const {
+    bool may = can_capture_;
+    each_inner(piece, [&](const ggml_tensor* node) {
+        if (std::string_view(ggml_op_name(node->op)) == "MUL_MAT_ID" && (node->ne[2] > 1 || !ggml_is_quantized(node->src[0]->type)))
+            may = false;
+    });
+    return may;
+}
+
+void GpuBackend::capture(const Piece& piece, Known& known) {
+    follow_inner(queue_->stream());
+    if (!cuda::begin_capture(origin_).ok()) {
+        can_capture_ = false;
+        return;
+    }
+    // The wrapped backend's stream becomes a part of it by waiting for ours, and is followed at the end.
+    own_ahead_ = true;
+    capturing_ = true;
+    bool good = true;
+    try {
+        walk(piece, known.launches, {origin_, queue_->lanes().side});
+        follow_inner(origin_);
+    } catch (const std::exception&) {
+        good = false;
+    }
+    capturing_ = false;
+    const cuda::Status status = cuda::end_capture(origin_, known.graph);
+    inner_ahead_ = false, own_ahead_ = true;  // nothing was done yet
+    if (good && status.ok()) return;
+    cuda::drop_graph(std::exchange(known.graph, nullptr));
+    can_capture_ = false;
+    log_info("GPU: no CUDA graph of a step (" + (status.ok() ? std::string("a launch failed") : status.message()) +
+             "): operations are launched one by one, which is slower");
+}
+
+void GpuBackend::forward(int from, int end, cuda::Stream own) {
+    while (from < end && is_view_op(ops_, nodes_[from])) from++;
+    if (from >= end) return;
+    follow_own(own);
+    tq_graph_view view = ggml_graph_view(graph_, from, end);
+    inner_ahead_ = true;
+    char& mark = nodes_[from]->padding[sizeof nodes_[from]->padding - 1];
+    const char before = mark;
+    if (capturing_) mark = static_cast<char>(fresh_ = fresh_ % 255 + 1);
+    const ggml_status status = ggml_backend_graph_compute_async(backend_, reinterpret_cast<ggml_cgraph*>(&view));
+    mark = before;
+    if (status != GGML_STATUS_SUCCESS) throw std::runtime_error("llama.cpp's GPU backend failed");
+}
+
+void GpuBackend::follow_inner(cuda::Stream own) {
+    if (!std::exchange(inner_ahead_, false)) return;
+    if (!inner_event_) return ggml_backend_synchronize(backend_);
+    ggml_backend_event_record(inner_event_, backend_);
+    must(cuda::wait_for(own, inner_event_->context));
+}
+
+void GpuBackend::follow_own(cuda::Stream own) {
+    if (!std::exchange(own_ahead_, false)) return;
+    if (!own_event_) return must(cuda::synchronize(own));
+    must(cuda::record(own_event_->context, own));
+    ggml_backend_event_wait(backend_, own_event_);
+}
+
+}  // namespace turboquant::ggml
