@@ -212,18 +212,18 @@ TinyModel starcoder() {
     return m;
 }
 
-/// Heads of 256 in the window and of 512 beyond it; the last two layers read the caches of earlier ones and write none; values of the
-/// layers beyond the window are made from the keys' projection.
-TinyModel gemma4() {
+/// Heads of 256 in the window and of 512 beyond it; the last `n_shared` layers read the caches of earlier ones and write none; values of
+/// the layers beyond the window are made from the keys' projection.
+TinyModel gemma4(const std::string& name, int n_shared) {
     const Sizes s{.n_embd = 256, .n_head = 2, .n_head_kv = 1, .head_dim = 512, .n_rot = 512, .n_ff = 256};
-    TinyModel m = base("gemma4", "gemma4", s, 6);
+    TinyModel m = base(name, "gemma4", s, 6);
     remove(m, "output.weight");
     m.tensors.front().deviation = .1f;
     const std::vector<int32_t> window{1, 1, 1, 0, 1, 0};
     for (const auto& [key, value] : {std::pair("attention.key_length_swa", 256),
                                      {"attention.value_length_swa", 256},
                                      {"attention.sliding_window", 64},
-                                     {"attention.shared_kv_layers", 2},
+                                     {"attention.shared_kv_layers", n_shared},
                                      {"embedding_length_per_layer_input", 0},
                                      {"rope.dimension_count_swa", 256}})
         m.keys.push_back({key, TinyKey::u32, static_cast<double>(value)});
@@ -239,8 +239,9 @@ TinyModel gemma4() {
         add(m, {{"blk.*.attn_q.weight", {256, 2 * d}, 0, -1, layer},
                 {"blk.*.attn_q_norm.weight", {d}, 1, .1f, layer},
                 {"blk.*.attn_output.weight", {2 * d, 256}, 0, -1, layer}});
-        if (layer < 4) add(m, {{"blk.*.attn_k.weight", {256, d}, 0, -1, layer}, {"blk.*.attn_k_norm.weight", {d}, .2f, .02f, layer}});
-        if (layer < 3) add(m, {{"blk.*.attn_v.weight", {256, d}, 0, -1, layer}});
+        if (layer >= 6 - n_shared) continue;
+        add(m, {{"blk.*.attn_k.weight", {256, d}, 0, -1, layer}, {"blk.*.attn_k_norm.weight", {d}, .2f, .02f, layer}});
+        if (window[layer]) add(m, {{"blk.*.attn_v.weight", {256, d}, 0, -1, layer}});
     }
     return m;
 }
@@ -301,13 +302,14 @@ const std::vector<TinyModel>& tiny_models() {
                                                gemma("gemma3"),
                                                gpt_oss(),
                                                starcoder(),
-                                               gemma4(),
+                                               gemma4("gemma4", 2),
                                                deepseek2(),
                                                lfm2(),
                                                mamba()};
     return all;
 }
 
+TinyModel gemma4_with_own_caches() { return gemma4("gemma4_own", 0); }
 TinyModel unsupported_model() { return llama("llama_40", 40); }
 
 std::string write_tiny_model(const TinyModel& m) {

@@ -39,6 +39,8 @@ struct TinyModel {
 const std::vector<TinyModel>& tiny_models();
 /// Heads of 40, for which there is no format.
 TinyModel unsupported_model();
+/// gemma4, of which no layer reads the cache of another one.
+TinyModel gemma4_with_own_caches();
 
 /// Writes a GGUF file and returns its path. The same weights each time. Throws std::runtime_error.
 std::string write_tiny_model(const TinyModel& model);
