@@ -102,9 +102,8 @@ class Layer {
             layer_.set_tensor(g, cpu_store_in(memory_.back().data() + 64 - reinterpret_cast<std::uintptr_t>(memory_.back().data()) % 64));
         }
         for (const Side side : {Side::key, Side::value}) layer_.bind(side, kDim, {});
-        RopeParams rope;
-        rope.n_dims = kDim, rope.pairs = RopePairs::split;
-        layer_.set_rope(rope);
+        rope_.n_dims = kDim, rope_.pairs = RopePairs::split;
+        layer_.set_rope(rope_);
         for (int first = 0; first < n_kv; first += kBatch) write(first), layer_.end_batch(ctx_.store);
         mask_.assign(static_cast<std::size_t>(n_tokens) * n_kv, 0);
         for (int t = 0; t < n_tokens; t++)
@@ -138,6 +137,13 @@ class Layer {
             if (layer_.restore(ctx_.store, side, 0, state_bytes(), part(state, side)) != RestoreResult::ok) std::exit(1);
         return executor_.lap();
     }
+    /// All keys by one position, forth and back.
+    double shift() {
+        const std::vector<std::int32_t> by(args_.n_kv, step_++ % 2 ? -1 : 1);
+        executor_.lap();
+        layer_.shift(ctx_.store, rope_, by);
+        return executor_.lap();
+    }
 
   private:
     static constexpr int kBatch = 512;
@@ -156,6 +162,7 @@ class Layer {
     std::vector<std::vector<std::uint8_t>> memory_;
     CellPositions cells_;
     LayerCache layer_;
+    RopeParams rope_;
     CacheContext ctx_;
     std::vector<float> x_ = normals(static_cast<std::size_t>(kBatch) * kEmbd, 1), q_, out_;
     std::vector<std::uint16_t> mask_;
@@ -188,12 +195,12 @@ void move_state(CodecId codec, int n_kv, int n_threads, double seconds) {
     TeamExecutor executor(n_threads);
     Layer layer(codec, n_kv, 1, {}, executor);
     std::vector<std::uint16_t> state(layer.state_bytes());
-    std::vector<double> out, in;
-    for (double spent = 0; spent < seconds || out.size() < 5; spent += out.back() + in.back())
-        out.push_back(layer.save(state)), in.push_back(layer.restore(state));
+    std::vector<double> out, in, shift;
+    for (double spent = 0; spent < seconds || out.size() < 6; spent += out.back() + in.back() + shift.back())
+        out.push_back(layer.save(state)), in.push_back(layer.restore(state)), shift.push_back(layer.shift());
     const double bytes = 2e-9 * static_cast<double>(layer.state_bytes());
-    std::printf("%-8s %6d %8d %9.2f %9.2f\n", std::string(codec_info(codec).name).c_str(), n_kv, n_threads, bytes / median(out),
-                bytes / median(in));
+    std::printf("%-8s %6d %8d %9.2f %9.2f %9.0f\n", std::string(codec_info(codec).name).c_str(), n_kv, n_threads, bytes / median(out),
+                bytes / median(in), 1e9 * median(shift) / (static_cast<double>(n_kv) * kHeadsKv));
     std::fflush(stdout);
 }
 
@@ -205,7 +212,7 @@ int main(int argc, char** argv) {
     const std::string_view what = argc > 1 ? argv[1] : "decode";
     const double seconds = argc > 2 ? std::atof(argv[2]) : 2;
     if (what == "state") {
-        std::printf("%-8s %6s %8s %9s %9s\n", "codec", "cells", "threads", "save GB/s", "restore");
+        std::printf("%-8s %6s %8s %9s %9s %9s\n", "codec", "cells", "threads", "save GB/s", "restore", "shift ns");
         for (const CodecId codec : {CodecId::turbo4, CodecId::turbo3, CodecId::tcq3})
             for (const int n_kv : {512, 8192})
                 for (const int n_threads : {1, 2}) move_state(codec, n_kv, n_threads, seconds);

@@ -284,9 +284,9 @@ inline const float* source(const EncodeArgs& a, int i, float* y) {
     return y;
 }
 
-// Vectors first..first+n-1 of the batch, searched in step.
-template <int n>
-inline bool encode_trellis(const EncodeArgs& a, const CodecTables& t, int first) {
+// Vectors first..first+n-1 of the batch, searched in step. put(i, codes, scale) takes what is stored of vector i.
+template <int n, class Put>
+inline bool encode_trellis(const EncodeArgs& a, const CodecTables& t, int first, Put&& put) {
     alignas(64) float y[n][kMaxDim];
     alignas(64) uint8_t codes[n][kMaxDim];
     TrellisVector v[n];
@@ -298,37 +298,42 @@ inline bool encode_trellis(const EncodeArgs& a, const CodecTables& t, int first)
         all_good &= unit[k].good;
     }
     quantize_trellis<n>(t, y, v, codes, cc, yc);
-    for (int k = 0; k < n; ++k) {
-        const int64_t cell = a.cells[first + k];
-        store_codes(t, a.shape.side, a.tiles + cell / kTileKeys * a.tile_stride, static_cast<int>(cell % kTileKeys), codes[k],
-                    stored_scale(unit[k], a.norm_mode, cc[k], yc[k]));
+    for (int k = 0; k < n; ++k) put(first + k, codes[k], stored_scale(unit[k], a.norm_mode, cc[k], yc[k]));
+    return all_good;
+}
+
+// The batch in a rotated format.
+template <class Put>
+inline bool encode_rotated(const EncodeArgs& a, const CodecTables& t, Put&& put) {
+    bool all_good = true;
+    int i = 0;
+    if (t.trellis) {
+        constexpr int n = Simd::kTrellisVectors;
+        for (; i + n <= a.n; i += n) all_good &= encode_trellis<n>(a, t, i, put);
+        for (; i < a.n; ++i) all_good &= encode_trellis<1>(a, t, i, put);
+    }
+    for (; i < a.n; ++i) {
+        alignas(64) float y[kMaxDim];
+        alignas(64) uint8_t codes[kMaxDim];
+        const UnitVector unit = normalize(t, source(a, i, y), y);
+        float cc, yc;
+        quantize(t, y, codes, &cc, &yc);
+        all_good &= unit.good;
+        put(i, codes, stored_scale(unit, a.norm_mode, cc, yc));
     }
     return all_good;
 }
 
 inline bool encode(const EncodeArgs& a, const CodecTables& t) {
+    const auto tile_of = [&](int i) { return a.tiles + a.cells[i] / kTileKeys * a.tile_stride; };
+    const auto slot_of = [&](int i) { return static_cast<int>(a.cells[i] % kTileKeys); };
+    if (t.rotated)
+        return encode_rotated(
+            a, t, [&](int i, const uint8_t* codes, uint16_t scale) { store_codes(t, a.shape.side, tile_of(i), slot_of(i), codes, scale); });
     bool all_good = true;
-    int i = 0;
-    if (t.trellis) {
-        constexpr int n = Simd::kTrellisVectors;
-        for (; i + n <= a.n; i += n) all_good &= encode_trellis<n>(a, t, i);
-        for (; i < a.n; ++i) all_good &= encode_trellis<1>(a, t, i);
-    }
-    for (; i < a.n; ++i) {
-        uint8_t* tile = a.tiles + a.cells[i] / kTileKeys * a.tile_stride;
-        const int slot = static_cast<int>(a.cells[i] % kTileKeys);
+    for (int i = 0; i < a.n; ++i) {
         alignas(64) float y[kMaxDim];
-        const float* x = source(a, i, y);
-        if (!t.rotated) {
-            all_good &= store_raw(t, a.shape.side, tile, slot, x);
-            continue;
-        }
-        alignas(64) uint8_t codes[kMaxDim];
-        const UnitVector unit = normalize(t, x, y);
-        float cc, yc;
-        quantize(t, y, codes, &cc, &yc);
-        all_good &= unit.good;
-        store_codes(t, a.shape.side, tile, slot, codes, stored_scale(unit, a.norm_mode, cc, yc));
+        all_good &= store_raw(t, a.shape.side, tile_of(i), slot_of(i), source(a, i, y));
     }
     return all_good;
 }

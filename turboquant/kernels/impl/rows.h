@@ -5,6 +5,7 @@ namespace turboquant {
 namespace {
 
 constexpr int kMaxPanel = kTileKeys * kMaxDim;
+constexpr int kMany = 8;  // slots of a tile that are worth packing all of it
 
 inline size_t scales_at(const CodecTables& t) { return static_cast<size_t>(8) * t.bits * t.head_dim; }
 
@@ -39,7 +40,6 @@ inline void set_panel_rows(const TileRows& a, const CodecTables& t) {
 }
 
 inline void set_rows(const TileRows& a, const CodecTables& t) {
-    constexpr int kMany = 8;
     if (a.n >= kMany && packs_panels(t)) return set_panel_rows(a, t);
     alignas(64) uint8_t codes[kMaxDim];
     for (int i = 0; i < a.n; ++i) {
@@ -156,6 +156,9 @@ struct PairTurns {
 inline bool rotate_rows(const TileTurn& a, const CodecTables& t) {
     constexpr int kBlock = 16;
     const TileDecoder decoder(t, a.shape.side, a.tile);
+    alignas(64) uint8_t panel[kMaxPanel];  // of codes, packed in the end
+    const bool packs = a.n >= kMany && packs_panels(t);
+    if (packs && a.n < kTileKeys) unpack_codes(t, a.tile, panel);
     PairTurns turns(a.pairs);
     alignas(64) float x[kBlock * kMaxDim];
     bool finite = true;
@@ -170,8 +173,13 @@ inline bool rotate_rows(const TileTurn& a, const CodecTables& t) {
         }
         EncodeArgs e;
         e.shape = a.shape, e.tiles = a.tile, e.x = x, e.x_stride = t.head_dim, e.cells = slots, e.n = n, e.norm_mode = a.norm_mode;
-        finite &= encode(e, t);
+        finite &= !packs ? encode(e, t) : encode_rotated(e, t, [&](int i, const uint8_t* codes, uint16_t scale) {
+            const int slot = static_cast<int>(slots[i]);
+            put_slot(t, a.shape.side, codes, slot, panel);
+            memcpy(a.tile + scales_at(t) + 2 * slot, &scale, 2);
+        });
     }
+    if (packs) pack_panel(t, panel, a.tile);
     return finite;
 }
 
