@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -94,6 +95,44 @@ TEST(SavedRow, EveryFormatLeavesRoomForTheHeader) {
             EXPECT_TRUE(packed_header(row)) << c.name << d;
             pack_row(row, {c.id, d, 0, 0, 1}, {});
             EXPECT_TRUE(packed_header(row)) << c.name << d;
+        }
+}
+
+TEST(SavedRow, AHeaderReadAfterAnotherOneIsAsReadAlone) {
+    const auto mu = random_halves(128, 3);
+    const HeadCodecs mixed(std::vector<CodecId>{CodecId::turbo3, CodecId::turbo4});
+    const PackedHeader kinds[] = {
+        {CodecId::turbo4, 64, 258, hash_mu(mu)},    {CodecId::turbo4, 64, -1, 0}, {CodecId::turbo4, 128, 9, hash_mu(mu)},
+        {CodecId::tcq3, 64, 3, hash_mu(mu)},        {mixed, 64, 5, hash_mu(mu)},  {CodecId::turbo4, 64, 7, hash_mu(mu), 99},
+        {CodecId::turbo4, 64, 4, hash_mu(mu), 0, 1}};
+    std::mt19937 rng(5);
+    PackedHeader header;
+    int read = 0;
+    for (int trial = 0; trial < 3000; trial++) {
+        std::vector<std::uint16_t> row(128);
+        pack_row(row, kinds[rng() % std::size(kinds)], mu);
+        if (rng() % 4 == 0) row[rng() % 10] ^= static_cast<std::uint16_t>(1u << rng() % 16);
+        const auto alone = packed_header(row);
+        const PackedHeader before = header;
+        ASSERT_EQ(next_packed_header(row, header), alone.has_value());
+        const PackedHeader& expected = alone ? *alone : before;
+        EXPECT_TRUE(header.codecs == expected.codecs && header.head_dim == expected.head_dim && header.pos == expected.pos &&
+                    header.mu_hash == expected.mu_hash && header.scale_hash == expected.scale_hash && header.piece == expected.piece);
+        read += alone.has_value();
+    }
+    EXPECT_GT(read, 2000);
+    EXPECT_LT(read, 2900);
+}
+
+TEST(SavedRow, NothingOfWhatWasInTheMemoryIsLeft) {
+    const auto mu = random_halves(128, 3);
+    for (const bool carries : {false, true})
+        for (int pos = 0; pos < 6; pos++) {
+            const PackedHeader h{CodecId::turbo3, 64, pos, carries ? hash_mu(mu) : 0};
+            const auto offset = carries ? std::span<const std::uint16_t>(mu) : std::span<const std::uint16_t>();
+            std::vector<std::uint16_t> clean(128), dirty(128, 0xffff);
+            for (auto* row : {&clean, &dirty}) std::ranges::fill(pack_row(*row, h, offset), std::uint8_t{7});
+            EXPECT_EQ(clean, dirty) << pos;
         }
 }
 

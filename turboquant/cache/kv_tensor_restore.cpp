@@ -9,6 +9,7 @@
 #include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/half.h"
 #include "turboquant/codec/rotation.h"
+#include "turboquant/kernels/executor.h"
 
 namespace turboquant {
 namespace {
@@ -34,6 +35,18 @@ bool scales_finite(const RowSnapshot& s) {
     for (int head = 0; end < s.codes.size(); head++)
         if (end += s.form->head_bytes(head); (s.codes[end - 1] & 0x7c) == 0x7c) return false;
     return true;
+}
+
+/// scales_finite() of all rows, 0 for those that are no codes. Here every row is fetched from memory, so all threads do it.
+std::vector<std::uint8_t> sound_codes(Executor& executor, std::span<const RowSnapshot> rows) {
+    std::vector<std::uint8_t> sound(rows.size());
+    constexpr std::size_t kWorthAThread = 64;
+    const int parts = std::clamp(static_cast<int>(rows.size() / kWorthAThread), 1, executor.n_threads());
+    executor.run(parts, [&](int ith) {
+        const std::size_t end = rows.size() * (ith + 1) / parts;
+        for (std::size_t i = rows.size() * ith / parts; i < end; i++) sound[i] = rows[i].kind == RowKind::codes && scales_finite(rows[i]);
+    });
+    return sound;
 }
 
 /// False if one is not finite, then all are zero.
@@ -194,12 +207,13 @@ RestoreResult KvTensor::restore_rows(StoreContext& ctx, std::int64_t first, std:
     KnownOffset last;
     for (std::int64_t i = 0; offset_ && places && i < n; i++) place(first + i, rows[i], cells, last);
 
+    const std::vector<std::uint8_t> sound = sound_codes(*ctx.executor, rows);
     RestoreResult result = RestoreResult::ok;
     Decoded decoded;
     const auto copied = [&](std::int64_t i) {
         const std::int64_t row = first + i;
         if (offset_ && cells.at(row) >= 0) offset_->begin(cells.offset_id(row), cells.generation(cells.offset_id(row)));
-        return rows[i].kind == RowKind::codes && scales_finite(rows[i]) && copies(rows[i], row, cells);
+        return sound[i] && copies(rows[i], row, cells);
     };
     for (std::int64_t i = 0, end; i < n; i = end) {
         for (end = i; end < n && copied(end);) end++;

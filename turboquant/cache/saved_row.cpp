@@ -40,24 +40,50 @@ std::size_t header_bytes(std::uint8_t version, std::size_t n_head) {
     return version == kMixedVersion ? kScaledHeaderBytes + n_head : version == kScaledVersion ? kScaledHeaderBytes : kHeaderBytes;
 }
 
+/// Of a row whose position does not stand beside the number of its piece.
+std::uint8_t plain_version(const std::uint8_t* p) { return static_cast<std::uint8_t>(p[4] > kMixedVersion ? p[4] - kNumbered : p[4]); }
+
+bool header_whole(const std::uint8_t* p, std::size_t bytes) { return p[3] == kNan && (p[2] | p[7] << 8) == header_check(p, bytes); }
+
+/// Position, hash of the offset, number of the piece. False if no row was written so.
+bool read_place(const std::uint8_t* p, std::size_t n_pieces, PackedHeader& out) {
+    std::int32_t pos;
+    std::uint32_t mu_hash;
+    std::memcpy(&pos, p + 8, 4);
+    std::memcpy(&mu_hash, p + 12, 4);
+    int piece = -1;
+    if (p[4] > kMixedVersion) {
+        piece = p[11];
+        pos &= CellPositions::kMaxPosition - 1;
+        if (mu_hash == 0 || static_cast<std::size_t>(piece) >= n_pieces) return false;
+    } else if (mu_hash && pos >= 0) {
+        piece = static_cast<int>(static_cast<std::size_t>(pos) % n_pieces);
+    }
+    out.pos = pos, out.mu_hash = mu_hash, out.piece = piece;
+    return true;
+}
+
 /// How a row of n_embd values is divided.
 struct Division {
     std::size_t header, codes, piece, n_pieces;  // bytes of the header, of codes, of one piece of mu; pieces
 };
 Division divide(std::size_t n_embd, const PackedHeader& h) {
     const std::size_t n_head = n_embd / h.head_dim, header = header_bytes(version(h), n_head);
-    std::size_t codes = 0;
-    for (std::size_t i = 0; i < n_head; i++) codes += h.head_bytes(static_cast<int>(i));
+    std::size_t codes = h.codecs.mixed() ? 0 : n_head * h.head_bytes(0);
+    for (int i = 0; h.codecs.mixed() && i < static_cast<int>(n_head); i++) codes += h.head_bytes(i);
     const std::size_t piece = header + codes < 2 * n_embd ? 2 * n_embd - header - codes : 0;
     return {header, codes, piece, piece ? (2 * n_embd + piece - 1) / piece : 0};
 }
 
 /// Formats named in a header that may be damaged.
 std::optional<HeadCodecs> codecs_of(std::span<const std::uint8_t> ids) {
-    std::vector<CodecId> codecs;
     for (const std::uint8_t id : ids)
-        if (find_codec_info(CodecId{id}) && mixes(CodecId{id})) codecs.push_back(CodecId{id});
-    return !ids.empty() && codecs.size() == ids.size() ? std::optional(HeadCodecs(codecs)) : std::nullopt;
+        if (!find_codec_info(CodecId{id}) || !mixes(CodecId{id})) return std::nullopt;
+    if (ids.empty()) return std::nullopt;
+    if (ids.size() == 1) return HeadCodecs(CodecId{ids[0]});
+    std::vector<CodecId> codecs;
+    for (const std::uint8_t id : ids) codecs.push_back(CodecId{id});
+    return HeadCodecs(std::move(codecs));
 }
 
 }  // namespace
@@ -70,7 +96,8 @@ std::uint32_t hash_mu(std::span<const std::uint16_t> mu) {
 
 std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu) {
     auto* p = reinterpret_cast<std::uint8_t*>(row.data());
-    std::memset(p, 0, 2 * row.size());
+    const Division d = divide(row.size(), header);
+    std::memset(p, 0, d.header);
     row[0] = kMark;
     p[4] = version(header), p[5] = static_cast<std::uint8_t>(header.codecs.of(0)),
     p[6] = static_cast<std::uint8_t>(header.head_dim / kHeadDimUnit);
@@ -79,7 +106,6 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
     if (version(header) != kVersion) std::memcpy(p + kHeaderBytes, &header.scale_hash, 4);
     for (int h = 0; header.codecs.mixed() && h < header.codecs.count(); h++)
         p[kScaledHeaderBytes + h] = static_cast<std::uint8_t>(header.codecs.of(h));
-    const Division d = divide(row.size(), header);
     const bool carries = !mu.empty() && header.pos >= 0;
     const std::size_t by_position = carries ? static_cast<std::size_t>(header.pos) % d.n_pieces : 0;
     const std::size_t piece = carries && header.piece >= 0 ? static_cast<std::size_t>(header.piece) % d.n_pieces : by_position;
@@ -87,11 +113,10 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
     if (piece != by_position) p[4] += kNumbered, p[11] = static_cast<std::uint8_t>(piece);
     const std::uint16_t check = header_check(p, d.header);
     p[2] = static_cast<std::uint8_t>(check), p[3] = kNan, p[7] = static_cast<std::uint8_t>(check >> 8);
-    if (carries) {
-        const std::size_t first = piece * d.piece;
-        std::memcpy(p + d.header + d.codes, reinterpret_cast<const std::uint8_t*>(mu.data()) + first,
-                    std::min(d.piece, 2 * mu.size() - first));
-    }
+    std::uint8_t* const after = p + d.header + d.codes;
+    const std::size_t first = piece * d.piece, carried = carries ? std::min(d.piece, 2 * mu.size() - first) : 0;
+    if (carried) std::memcpy(after, reinterpret_cast<const std::uint8_t*>(mu.data()) + first, carried);
+    std::memset(after + carried, 0, 2 * row.size() - d.header - d.codes - carried);
     return {p + d.header, d.codes};
 }
 
@@ -101,26 +126,28 @@ std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     PackedHeader h;
     h.head_dim = p[6] * kHeadDimUnit;
     if (!head_dim_supported(h.head_dim) || row.size() % h.head_dim != 0) return std::nullopt;
-    const bool numbered = p[4] > kMixedVersion;
-    const auto v = static_cast<std::uint8_t>(numbered ? p[4] - kNumbered : p[4]);
+    const std::uint8_t v = plain_version(p);
     const std::size_t n_head = row.size() / h.head_dim, bytes = header_bytes(v, n_head);
-    if (bytes > 2 * row.size() || p[3] != kNan || (p[2] | p[7] << 8) != header_check(p, bytes)) return std::nullopt;
-    std::memcpy(&h.pos, p + 8, 4);
-    std::memcpy(&h.mu_hash, p + 12, 4);
+    if (bytes > 2 * row.size() || !header_whole(p, bytes)) return std::nullopt;
     if (v != kVersion) std::memcpy(&h.scale_hash, p + kHeaderBytes, 4);
     const auto codecs = codecs_of(v == kMixedVersion ? std::span(p + kScaledHeaderBytes, n_head) : std::span(p + 5, 1));
     if (!codecs) return std::nullopt;
     h.codecs = *codecs;
     const Division d = divide(row.size(), h);
-    if (v != version(h) || d.piece == 0) return std::nullopt;
-    if (numbered) {
-        h.piece = p[11];
-        h.pos &= CellPositions::kMaxPosition - 1;
-        if (h.mu_hash == 0 || static_cast<std::size_t>(h.piece) >= d.n_pieces) return std::nullopt;
-    } else if (h.mu_hash && h.pos >= 0) {
-        h.piece = static_cast<int>(static_cast<std::size_t>(h.pos) % d.n_pieces);
-    }
+    if (v != version(h) || d.piece == 0 || !read_place(p, d.n_pieces, h)) return std::nullopt;
     return h;
+}
+
+bool next_packed_header(std::span<const std::uint16_t> row, PackedHeader& header) {
+    const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    // Where codes end depends on the formats alone, so a row of version 1 or 4 is like `header` if the formats are.
+    const bool alike = row.size() >= kHeaderBytes / 2 && row[0] == kMark && header.head_dim > 0 && version(header) == kVersion &&
+                       plain_version(p) == kVersion && p[5] == static_cast<std::uint8_t>(header.codecs.of(0)) &&
+                       p[6] * kHeadDimUnit == header.head_dim;
+    if (alike) return header_whole(p, kHeaderBytes) && read_place(p, divide(row.size(), header).n_pieces, header);
+    auto read = packed_header(row);
+    if (read) header = std::move(*read);
+    return read.has_value();
 }
 
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header) {

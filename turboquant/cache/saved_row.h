@@ -45,6 +45,9 @@ std::uint32_t hash_mu(std::span<const std::uint16_t> mu);
 std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu);
 /// The header of a packed row, or nullopt if it is not one (or is one that cannot have been written for this row size).
 std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row);
+/// The same for one row after the other: false if it is none, and `header` is as it was. Quick if `header` is that of another row of this
+/// size and of the same formats and scales.
+bool next_packed_header(std::span<const std::uint16_t> row, PackedHeader& header);
 /// The heads' codes of a packed row.
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header);
 

@@ -1,7 +1,6 @@
 #include "turboquant/cache/saved_rows.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 namespace turboquant {
@@ -40,15 +39,17 @@ std::span<const std::uint16_t> CarriedOffsets::find(std::uint32_t hash) const {
 }
 
 RowSnapshot SavedRowReader::read(std::int64_t i) {
+    constexpr std::int64_t kAhead = 8;  // rows lie far apart for a hardware prefetcher
+    __builtin_prefetch(in_ + (i + kAhead) * static_cast<std::int64_t>(n_embd_));
     const std::span<const std::uint16_t> row(in_ + i * n_embd_, n_embd_);
     RowSnapshot s;
-    if (std::optional<PackedHeader> header = packed_header(row)) {
-        offsets_.add(row, *header);
+    if (next_packed_header(row, header_)) {
+        offsets_.add(row, header_);
         s.kind = RowKind::codes;
-        s.mu_hash = header->mu_hash;
-        s.pos = header->mu_hash ? header->pos : -1;
-        s.codes = packed_codes(row, *header);
-        s.form = form(std::move(*header));
+        s.mu_hash = header_.mu_hash;
+        s.pos = header_.mu_hash ? header_.pos : -1;
+        s.codes = packed_codes(row, header_);
+        s.form = form();
         return s;
     }
     s.values = row;
@@ -59,9 +60,11 @@ RowSnapshot SavedRowReader::read(std::int64_t i) {
 }
 
 // That of the row before, mostly.
-const RowForm* SavedRowReader::form(PackedHeader&& h) {
-    RowForm f{std::move(h.codecs), h.head_dim, h.scale_hash};
-    if (forms_.empty() || forms_.front() != f) forms_.push_front(std::move(f));
+const RowForm* SavedRowReader::form() {
+    const auto is_form = [&](const RowForm& f) {
+        return f.head_dim == header_.head_dim && f.scale_hash == header_.scale_hash && f.codecs == header_.codecs;
+    };
+    if (forms_.empty() || !is_form(forms_.front())) forms_.push_front({header_.codecs, header_.head_dim, header_.scale_hash});
     return &forms_.front();
 }
 

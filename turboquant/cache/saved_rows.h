@@ -63,12 +63,13 @@ class SavedRowReader final : public RowReader {
     std::span<const std::uint16_t> mu(std::uint32_t hash) override { return offsets_.find(hash); }
 
   private:
-    const RowForm* form(PackedHeader&& header);
+    const RowForm* form();
 
     const std::uint16_t* in_;
     std::size_t n_embd_;
     Side side_;
     CarriedOffsets& offsets_;
+    PackedHeader header_;  ///< of the last packed row
     std::list<RowForm> forms_;
 };
 

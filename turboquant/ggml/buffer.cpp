@@ -49,9 +49,9 @@ struct Transfer {
     Transfer(const Device& device, size_t size) { executor.set_n_threads(size < kWorthThreads ? 1 : device.n_threads.load()); }
 };
 
-/// f(context) touches the cache of a tensor, `size` nominal bytes of it; what it throws is refused.
+/// f(context) touches the cache of a tensor, `size` nominal bytes of it; what it throws is refused, and false returned.
 template <class F>
-void apart(ggml_backend_buffer_t buffer, const ggml_tensor* t, size_t size, F&& f) {
+bool apart(ggml_backend_buffer_t buffer, const ggml_tensor* t, size_t size, F&& f) {
     try {
         KvBuffer& b = context_of(buffer);
         const std::scoped_lock lock(b.apart);
@@ -61,18 +61,21 @@ void apart(ggml_backend_buffer_t buffer, const ggml_tensor* t, size_t size, F&& 
         f(run.ctx);
         b.memory().synchronize();
         b.apart_device = std::move(run.ctx.device);
+        return true;
     } catch (const std::exception& e) {
         context_of(buffer).device().refuse(std::string("'") + root(t)->name + "': " + e.what());
+        return false;
     }
 }
 
 void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* t, void* data, size_t offset, size_t size) {
     KvExtra* e = kv_extra(t);
     if (!e) return context_of(buffer).memory().get(t, data, offset, size);
-    std::memset(data, 0, size);  // if nothing was written yet
-    if (!e->bound()) return;
-    context_of(buffer).note_saved();
-    apart(buffer, t, size, [&](StoreContext& ctx) { e->layer->save(ctx, e->side, t->view_offs + offset, size, data); });
+    if (e->bound()) {
+        context_of(buffer).note_saved();
+        if (apart(buffer, t, size, [&](StoreContext& ctx) { e->layer->save(ctx, e->side, t->view_offs + offset, size, data); })) return;
+    }
+    std::memset(data, 0, size);  // nothing was written yet, or nothing is to be had
 }
 
 void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* t, const void* data, size_t offset, size_t size) {

@@ -5,11 +5,12 @@
 
 namespace turboquant {
 
-HeadCodecs::HeadCodecs(std::vector<CodecId> per_head) : codecs_(std::move(per_head)) {
-    if (codecs_.empty()) throw std::invalid_argument("formats of no heads; name at least one");
-    if (std::ranges::adjacent_find(codecs_, std::ranges::not_equal_to()) == codecs_.end()) codecs_.resize(1, codecs_.front());
-    for (const CodecId id : codecs_)
-        if (mixed() && !mixes(id))
+HeadCodecs::HeadCodecs(std::vector<CodecId> per_head) : all_(per_head.empty() ? CodecId{} : per_head.front()) {
+    if (per_head.empty()) throw std::invalid_argument("formats of no heads; name at least one");
+    if (std::ranges::adjacent_find(per_head, std::ranges::not_equal_to()) == per_head.end()) return;
+    per_head_ = std::move(per_head);
+    for (const CodecId id : per_head_)
+        if (!mixes(id))
             throw std::invalid_argument("'" + std::string(codec_info(id).name) +
                                         "' cannot stand beside other formats in one layer; those that can: turbo and tcq formats");
 }

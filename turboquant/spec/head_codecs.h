@@ -15,19 +15,21 @@ constexpr bool mixes(CodecId id) { return codec_info(id).rotated; }
 
 class HeadCodecs {
   public:
-    HeadCodecs(CodecId all) : codecs_{all} {}  // NOLINT: a format is the format of all heads
+    HeadCodecs(CodecId all) : all_(all) {}  // NOLINT: a format is the format of all heads
     /// One per KV head, in order; equal ones are one for all. Throws std::invalid_argument if it is empty, or has formats that do not mix.
     explicit HeadCodecs(std::vector<CodecId> per_head);
 
-    bool mixed() const { return codecs_.size() > 1; }
+    bool mixed() const { return !per_head_.empty(); }
     /// Heads that are named; 1 if the format is the same for all, however many there are.
-    int count() const { return static_cast<int>(codecs_.size()); }
-    CodecId of(int head) const { return codecs_[mixed() ? static_cast<std::size_t>(head) : 0]; }
+    int count() const { return mixed() ? static_cast<int>(per_head_.size()) : 1; }
+    CodecId of(int head) const { return mixed() ? per_head_[static_cast<std::size_t>(head)] : all_; }
 
     friend bool operator==(const HeadCodecs&, const HeadCodecs&) = default;
 
   private:
-    std::vector<CodecId> codecs_;
+    CodecId all_;  ///< of the first head, if they differ
+    std::vector<CodecId>
+        per_head_;  ///< empty: all are the same. So the common case has no memory of its own: every saved row names formats
 };
 
 /// "tcq3", or "tcq3/tcq5" for two heads. parse_head_codecs(to_string(c)) == c.
