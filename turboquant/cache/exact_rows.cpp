@@ -1,6 +1,7 @@
 #include "turboquant/cache/exact_rows.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <limits>
 #include <utility>
@@ -54,7 +55,7 @@ std::int32_t ExactRows::take_slot(std::int64_t row, std::size_t from) {
         static_cast<std::size_t>(std::find(slots_.begin() + static_cast<std::ptrdiff_t>(from), slots_.end(), -1) - slots_.begin());
     if (slot == slots_.size()) resize(slot + 1);
     slots_[slot] = row;
-    written_[slot] = clock_;
+    written_[slot] = clock_ + 1;
     return static_cast<std::int32_t>(slot);
 }
 
@@ -71,7 +72,37 @@ void ExactRows::kept_by_batch(std::span<const std::int64_t> rows, const CellPosi
     }
 }
 
+/// All layers of a cache do the same with every batch: one works it out, the others, on the same thread, look it up among the last ones.
+struct ExactRows::Steps {
+    std::array<Step, 4> all;  // caches of several kinds take turns
+    std::size_t next = 0;
+};
+
+template <class Do>
+const ExactRows::Step& ExactRows::once(Steps& steps, const CellPositions& cells, std::span<const std::int64_t> rows, Do&& act) {
+    for (const Step& s : steps.all) {
+        if (s.cells != cells.serial() || s.version != cells.version() || !(s.windows == windows_) || s.n_streams != n_streams_ ||
+            s.clock_before != clock_ || s.slots_before != slots_ || s.written_before != written_ || !std::ranges::equal(s.rows, rows))
+            continue;
+        slots_ = s.slots_after, written_ = s.written_after;
+        return s;
+    }
+    Step& s = steps.all[steps.next++ % steps.all.size()];
+    s.cells = cells.serial(), s.version = cells.version(), s.windows = windows_, s.n_streams = n_streams_;
+    s.rows.assign(rows.begin(), rows.end());
+    s.clock_before = clock_, s.slots_before = slots_, s.written_before = written_;
+    act(s);
+    s.slots_after = slots_, s.written_after = written_;
+    return s;
+}
+
 void ExactRows::add(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::int32_t>& slots) {
+    thread_local Steps steps;
+    slots = once(steps, cells, rows, [&](Step& s) { add_now(rows, cells, s.taken); }).taken;
+    clock_++;
+}
+
+void ExactRows::add_now(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::int32_t>& slots) {
     constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
     BySequence<std::int32_t> first;  // position of the batch's first token
     for (const std::int64_t row : rows)
@@ -82,7 +113,6 @@ void ExactRows::add(std::span<const std::int64_t> rows, const CellPositions& cel
     // The batch's own rows have their new positions, so they go, too, and are written again.
     for (std::int64_t& row : slots_)
         if (row >= 0 && (cells.at(row) < 0 || cells.at(row) >= first.at(sequence(row, cells), kNone))) row = -1;
-    clock_++;
     slots.assign(rows.size(), -1);
     std::size_t next = 0;
     for (std::size_t i = 0; i < rows.size(); i++)
@@ -91,8 +121,9 @@ void ExactRows::add(std::span<const std::int64_t> rows, const CellPositions& cel
 
 std::int32_t ExactRows::put(std::int64_t row) {
     forget(row, 1);
+    const std::int32_t slot = take_slot(row, 0);
     clock_++;
-    return take_slot(row, 0);
+    return slot;
 }
 
 std::int32_t ExactRows::find(std::int64_t row) const {
@@ -101,6 +132,12 @@ std::int32_t ExactRows::find(std::int64_t row) const {
 }
 
 std::span<const SlotMove> ExactRows::trim(const CellPositions& cells) {
+    thread_local Steps steps;
+    moves_ = once(steps, cells, {}, [&](Step& s) { trim_now(cells, s.moves); }).moves;
+    return moves_;
+}
+
+void ExactRows::trim_now(const CellPositions& cells, std::vector<SlotMove>& moves) {
     struct State {
         std::int32_t last = -1;
         std::uint64_t written = 0;
@@ -131,16 +168,15 @@ std::span<const SlotMove> ExactRows::trim(const CellPositions& cells) {
             live++;
     }
     // Close up, to take no more memory than the windows.
-    moves_.clear();
-    if (slots_.size() <= live + 1) return moves_;
+    moves.clear();
+    if (slots_.size() <= live + 1) return;
     for (std::size_t s = live, to = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0) continue;
         while (slots_[to] >= 0) to++;
-        moves_.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(to)});
+        moves.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(to)});
         slots_[to] = slots_[s], written_[to] = written_[s];
     }
     resize(live);
-    return moves_;
 }
 
 void ExactRows::forget(std::int64_t first, std::int64_t n) {

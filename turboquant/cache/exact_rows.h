@@ -79,6 +79,22 @@ class ExactRows {
     std::int64_t sequence(std::int64_t row, const CellPositions& cells) const {
         return row / n_cells_ * CellPositions::kMaxOffsets + cells.offset_id(row);
     }
+    /// Slots as they were, what was done with them, and what came of it.
+    struct Step {
+        std::uint64_t cells = 0, version = 0;
+        WindowSizes windows;
+        std::int64_t n_streams = 0;
+        std::vector<std::int64_t> rows, slots_before, slots_after;
+        std::vector<std::uint64_t> written_before, written_after;
+        std::uint64_t clock_before = 0;
+        std::vector<std::int32_t> taken;
+        std::vector<SlotMove> moves;
+    };
+    struct Steps;
+    template <class Do>
+    const Step& once(Steps& steps, const CellPositions& cells, std::span<const std::int64_t> rows, Do&& act);
+    void add_now(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::int32_t>& slots);
+    void trim_now(const CellPositions& cells, std::vector<SlotMove>& moves);
     std::int32_t take_slot(std::int64_t row, std::size_t from);
     void resize(std::size_t n_slots);
 

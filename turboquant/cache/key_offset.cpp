@@ -170,6 +170,7 @@ void KeyOffset::take_in(Entry& e, std::span<const std::int64_t> rows, std::span<
         const std::int32_t end = pos[i] + (!beside.empty() && beside[i]);
         const auto at = std::lower_bound(e.kept.begin(), e.kept.end(), end, [](const KeptRow& r, std::int32_t p) { return r.pos < p; });
         e.kept.erase(at, e.kept.end());
+        if (e.kept.size() < e.summed) e.summed = 0;
         if (e.kept.size() >= kMeasureRows) continue;
         e.kept.push_back({rows[i], pos[i], {}});
         values(i, e.kept.back());
@@ -214,11 +215,13 @@ bool KeyOffset::remeasure(int id) {
 }
 
 void KeyOffset::measure(Entry& e) {
-    std::vector<double> sum(e.mu.size());
+    if (e.summed > e.measured) e.summed = 0;
+    if (e.summed == 0) e.sum.assign(e.mu.size(), 0);
+    std::vector<double>& sum = e.sum;
     std::vector<float> turn(2 * turn_width(n_freq())), x(head_dim_);
     const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
-    for (std::size_t i = 0; i < e.measured; i++) {
-        const KeptRow& r = e.kept[i];
+    for (; e.summed < e.measured; e.summed++) {
+        const KeptRow& r = e.kept[e.summed];
         turn_row(turns(), n_freq(), r.pos, turn.data());
         const float *c = turn.data(), *s = c + turn_width(n_freq());
         for (int h = 0; h < n_head_; h++) {

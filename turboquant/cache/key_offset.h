@@ -112,6 +112,8 @@ class KeyOffset {
         State state = State::measuring;
         std::uint32_t hash = 0;      ///< of mu, unless it is measured
         std::size_t measured = 0;    ///< rows in mu
+        std::size_t summed = 0;      ///< the first of `kept`
+        std::vector<double> sum;     ///< of these, before RoPE
         std::vector<float> mu;       ///< [n_head][head_dim]
         std::vector<float> mu_perp;  ///< KeyTransform::mu
         std::vector<KeptRow> kept;   ///< by ascending position

@@ -1,9 +1,15 @@
 #include "turboquant/cache/positions.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bitset>
 
 namespace turboquant {
+
+CellPositions::CellPositions(std::int64_t n_cells, std::int64_t n_streams) : n_cells_(n_cells), cells_(n_cells * n_streams, -1) {
+    static std::atomic<std::uint64_t> last{0};
+    serial_ = ++last;
+}
 
 void CellPositions::put(std::int64_t row, std::int32_t pos, int id, bool beside) {
     if (beside) beside_.resize(cells_.size());

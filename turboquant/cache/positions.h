@@ -23,7 +23,7 @@ class CellPositions {
     static constexpr std::int32_t kMaxPosition = 1 << 24;  ///< beyond any context; a position and an offset id share four bytes
     static_assert(std::int64_t{kMaxOffsets} * kMaxPosition <= std::int64_t{1} << 31);
 
-    CellPositions(std::int64_t n_cells, std::int64_t n_streams) : n_cells_(n_cells), cells_(n_cells * n_streams, -1) {}
+    CellPositions(std::int64_t n_cells, std::int64_t n_streams);
 
     /// At most n sequences of a stream get an offset of their own from now on; those beyond share the newest (devices take few in a call).
     void limit_offsets(int n) { most_offsets_ = n; }
@@ -38,6 +38,8 @@ class CellPositions {
     int offset_id(std::int64_t row) const { return id_of(cells_[row]); }
     /// Changes whenever a cell does.
     std::uint64_t version() const { return version_; }
+    /// No two caches of a process have the same.
+    std::uint64_t serial() const { return serial_; }
     /// All cells as a device takes them, four bytes each.
     std::span<const std::int32_t> packed() const { return cells_; }
     static std::int32_t position_of(std::int32_t packed) { return packed < 0 ? -1 : packed % kMaxPosition; }
@@ -87,6 +89,7 @@ class CellPositions {
     int continue_sequence(std::int64_t stream, std::int32_t pos, int previous);
     void put(std::int64_t row, std::int32_t pos, int id, bool beside);
 
+    std::uint64_t serial_;
     std::int64_t n_cells_;
     int most_offsets_ = kMaxOffsets;   ///< of a stream
     std::vector<std::int32_t> cells_;  ///< position + kMaxPosition * id, or -1

@@ -42,13 +42,16 @@ class OffsetList {
 
 /// A run of cells of one sequence that are all seen, which is the rule: at once, or false.
 bool plan_block(const std::int32_t* cells, const std::uint16_t* seen, int n, OffsetList& list, std::int32_t* pos, std::uint8_t* term) {
+    constexpr auto kMask = static_cast<std::uint32_t>(CellPositions::kMaxPosition) - 1;
+    static_assert((kMask & (kMask + 1)) == 0 && CellPositions::kMaxOffsets <= 128);  // so a negative cell has no id
     const int id = CellPositions::id_of(cells[0]);
-    std::uint32_t bad = 0;
-    for (int j = 0; j < n; j++)
-        bad |= static_cast<std::uint32_t>(seen[j] == 0) | static_cast<std::uint32_t>(cells[j] < 0) |
-               static_cast<std::uint32_t>(cells[j] / CellPositions::kMaxPosition != id);
-    if (bad) return false;
-    for (int j = 0; j < n; j++) pos[j] = cells[j] % CellPositions::kMaxPosition;
+    const std::uint32_t first = static_cast<std::uint32_t>(id) * (kMask + 1);
+    bool hidden = false;
+    for (int j = 0; j < n; j++) hidden |= seen[j] == 0;
+    std::uint32_t others = 0;
+    for (int j = 0; j < n; j++) others |= (static_cast<std::uint32_t>(cells[j]) ^ first) & ~kMask;
+    if (hidden || others) return false;
+    for (int j = 0; j < n; j++) pos[j] = static_cast<std::int32_t>(static_cast<std::uint32_t>(cells[j]) & kMask);
     std::fill_n(term, n, list.of(id));
     return true;
 }

@@ -179,6 +179,7 @@ bool GpuBackend::may_capture(const Piece& piece) const {
 
 void GpuBackend::capture(const Piece& piece, Known& known) {
     follow_inner(queue_->stream());
+    const std::unique_lock alone = Queue::capturing();
     if (!cuda::begin_capture(origin_).ok()) {
         can_capture_ = false;
         return;

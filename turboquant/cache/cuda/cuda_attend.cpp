@@ -41,7 +41,8 @@ void set_mask(Queue& q, const AttentionArgs& a, Queue::Step& s) {
 
 void set_cells(Queue& q, const AttentionArgs& a, Queue::Step& s) {
     if (!a.term.n_freq) return;
-    s.max_position = *std::max_element(a.term.cell_pos, a.term.cell_pos + a.n_kv);
+    s.max_position = -1;
+    for (int i = 0; i < a.n_kv; i++) s.max_position = std::max(s.max_position, a.term.cell_pos[i]);
     cuda::Term t;
     t.cell_pos = q.refresh(s.cell_pos, a.term.cell_pos, a.n_kv);
     t.cell_term = q.refresh(s.cell_term, a.term.cell_term, a.n_kv);

@@ -44,6 +44,8 @@ void Queue::synchronize_all(int device) {
         if (at == device) must(cuda::synchronize(stream));
 }
 
+std::unique_lock<std::mutex> Queue::capturing() { return std::unique_lock(live().mutex); }
+
 Queue::Queue(int device) : device_(device), tables_(&DeviceTables::of(device)) {
     must(cuda::use_device(device));
     must(cuda::new_stream(stream_));

@@ -34,6 +34,8 @@ class Queue {
     /// Waits for the work of all queues of a device. Not for the device: another thread may be capturing a graph there, which must not be
     /// waited for.
     static void synchronize_all(int device);
+    /// As long as this is held nobody waits for streams of queues by synchronize_all(), which would end a capture that they are in.
+    static std::unique_lock<std::mutex> capturing();
     /// f(queue), on one that all share whose verbs have no context: after all work before, and done when this returns.
     template <class F>
     static void apart(int device, F&& f) {
