@@ -123,6 +123,8 @@ def write(path: Path, text: str):
 
 
 def verdicts(text: str) -> dict:
-    """The rows of the table in a text: architecture -> first word of its verdict."""
+    """The rows of the table in a text, of a document those between its marks: architecture -> first word of its verdict."""
+    if BEGIN in text:
+        text = text[text.index(BEGIN) : text.index(END)]
     lines = [line for line in text.splitlines() if re.fullmatch(r"\|([^|]*\|){4}", line) and "architecture |" not in line and not line.startswith("|--")]
     return {line.split("|")[1].strip(): verdict_of(line) for line in lines}
