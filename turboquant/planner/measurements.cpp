@@ -6,6 +6,7 @@
 #include <set>
 #include <span>
 #include <stdexcept>
+#include <utility>
 
 #include "turboquant/codec/tile.h"
 
@@ -16,15 +17,7 @@ constexpr double kFarBelow = 3;      // a factor is at least the median's e^-3: 
 constexpr double kTextError = 0.15;  // relative: what another text would change, beside the standard error on one
 constexpr double kStray = 0.4;       // of factors from the parabola, in ln, before it is known
 constexpr int kLayersForParabola = 6;
-
-double interpolated(std::span<const CostPoint> points, double mse) {
-    const CostPoint &first = points.front(), &last = points.back();
-    if (mse <= first.mse) return first.kld;
-    if (mse >= last.mse) return last.kld;
-    const auto high = std::ranges::upper_bound(points, mse, {}, &CostPoint::mse), low = high - 1;
-    const double slope = std::log(high->kld / low->kld) / std::log(high->mse / low->mse);
-    return low->kld * std::pow(mse / low->mse, slope);
-}
+constexpr double kLeastExpected = 1e-300;
 
 /// Weighted least squares of y over 1, x, x^2, or over 1 alone.
 std::vector<double> fitted(std::span<const double> x, std::span<const double> y, std::span<const double> weight, int terms) {
@@ -71,9 +64,8 @@ double MeasuredSlot::expected_at(double mse) const {
     if (side == Side::value) return mse * expected.front();
     if (expected.size() != std::size(kKeyErrors)) throw std::invalid_argument("a slot's expected errors are not those of keys");
     std::vector<CostPoint> points;
-    for (std::size_t i = 0; i < expected.size(); i++) points.push_back({kKeyErrors[i], std::max(expected[i], 1e-300)});
-    if (mse < points.front().mse) return points.front().kld * mse / points.front().mse;
-    return interpolated(points, mse);
+    for (std::size_t i = 0; i < expected.size(); i++) points.push_back({kKeyErrors[i], expected[i]});
+    return CostCurve(std::move(points), kLeastExpected).at(mse);
 }
 
 double tile_bytes_of(const MeasuredSlot& s, CodecId codec) {
@@ -111,9 +103,9 @@ void CostModel::fit_factors(const Measurements& m, Side side, double evenness) {
         model.slots.push_back(i);
         layers.insert(s.layer);
         known = known && !s.expected.empty();
-        seen.push_back(std::log(std::max(s.kld, 1e-300) / std::max(s.expected_at(mse(side, m.slot_format(side))), 1e-300)));
+        seen.push_back(std::log(std::max(s.kld, kLeastExpected) / std::max(s.expected_at(mse(side, m.slot_format(side))), kLeastExpected)));
         depth.push_back(static_cast<double>(s.layer) / std::max(1, m.n_layers - 1));
-        variance.push_back(std::pow(std::clamp(s.error / std::max(s.kld, 1e-300), 0.02, 1.0), 2) + kTextError * kTextError);
+        variance.push_back(std::pow(std::clamp(s.error / std::max(s.kld, kLeastExpected), 0.02, 1.0), 2) + kTextError * kTextError);
         weight.push_back(1 / (kStray * kStray + variance.back()));
     }
     if (seen.empty()) return;
@@ -141,7 +133,7 @@ void CostModel::fit_corrections(const Measurements& m, Side side) {
     std::ranges::sort(model.corrections, {}, &CostPoint::mse);
 }
 
-double CostModel::SideModel::correction(double mse) const { return corrections.empty() ? 1 : interpolated(corrections, mse); }
+double CostModel::SideModel::correction(double mse) const { return corrections.empty() ? 1 : power_law(corrections, mse); }
 
 double CostModel::mse(Side side, CodecId codec) const { return relative_mse(codec, side, head_dim_); }
 

@@ -4,9 +4,9 @@
 // What is assumed instead of measured: divergence is proportional to the squared error of a format, all layers count alike, and keys count more
 // than values the deeper the model is. Seen (docs/models.md): in models of 18 to 30 layers keys at one to two bits more than their values are best
 // (with both at 4 bits, keys cause 11 times what values cause on Qwen2.5-0.5B), in small ones of 8 layers both sides cost the same at equal bits.
-// If the keys' offset is not removed, they count 2.7 times as much again. Where layers with global attention stand among others with sliding windows,
-// what goes wrong at low bits is their keys (Gemma-3-270M: in tcq2 each of the three costs 22 to 27 times one of the fifteen others; in values, 1.3 times). Of equal choices
-// the outermost layers and the keys get the better format.
+// If the keys' offset is not removed, they count 2.7 times as much again. Where layers with global attention stand among others with sliding
+// windows, what goes wrong at low bits is their keys (Gemma-3-270M: in tcq2 each of the three costs 22 to 27 times one of the fifteen others; in
+// values, 1.3 times). Of equal choices the outermost layers and the keys get the better format.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ std::vector<CodecId> unmeasured_candidates(double bits);
 double key_weight(int n_layers, bool offset_removed);
 
 /// A format for every slot (ascending by layer, any order of sides), together at most `bits` per value of all cells with their scales: the
-/// choice of least assumed divergence, exact (allocate.h). Layers with more cells than the fewest have global attention. Throws std::invalid_argument if the budget is below what the smallest formats take, or a head size is
-/// not supported.
+/// choice of least assumed divergence, exact (allocate.h). Layers with more cells than the fewest have global attention. Throws
+/// std::invalid_argument if the budget is below what the smallest formats take, or a head size is not supported.
 std::vector<CodecId> unmeasured_formats(std::span<const UnmeasuredSlot> slots, double bits, bool offset_removed);
 
 }  // namespace turboquant

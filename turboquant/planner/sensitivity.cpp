@@ -45,6 +45,15 @@ double relative_mse(CodecId codec, Side side, int head_dim) {
     return found != known.end() ? found->second : known[{codec, side, head_dim}] = measure_mse(codec, side, head_dim);
 }
 
+double power_law(std::span<const CostPoint> points, double mse) {
+    const CostPoint &first = points.front(), &last = points.back();
+    if (mse <= first.mse) return first.kld;
+    if (mse >= last.mse) return last.kld;
+    const auto high = std::ranges::upper_bound(points, mse, {}, &CostPoint::mse), low = high - 1;
+    const double slope = std::log(high->kld / low->kld) / std::log(high->mse / low->mse);
+    return low->kld * std::pow(mse / low->mse, slope);
+}
+
 CostCurve::CostCurve(std::vector<CostPoint> points, double floor) : points_(std::move(points)) {
     if (points_.empty()) throw std::invalid_argument("CostCurve: no measurement");
     std::ranges::sort(points_, {}, &CostPoint::mse);
@@ -60,9 +69,7 @@ double CostCurve::at(double mse) const {
     const CostPoint &first = points_.front(), &last = points_.back();
     if (mse <= first.mse) return first.kld * mse / first.mse;
     if (mse >= last.mse) return last.kld * mse / last.mse;
-    const auto high = std::ranges::upper_bound(points_, mse, {}, &CostPoint::mse), low = high - 1;
-    const double slope = std::log(high->kld / low->kld) / std::log(high->mse / low->mse);
-    return low->kld * std::pow(mse / low->mse, slope);
+    return power_law(points_, mse);
 }
 
 }  // namespace turboquant

@@ -19,6 +19,9 @@ struct CostPoint {
     double kld = 0;  ///< mean KL divergence against the exact cache, nats
 };
 
+/// Between points, which ascend in mse: the power law through both neighbours. Outside: the value of the nearest.
+double power_law(std::span<const CostPoint> points, double mse);
+
 /// KL divergence of a slot as a function of the error put into it. To first order the divergence is quadratic in the error vector, so
 /// proportional to the MSE; at large errors it grows faster. Between two measured points: the power law through both. Outside: proportional
 /// to the MSE, which is the limit for small errors (and at large ones keeps noise in the slope from being extrapolated).
