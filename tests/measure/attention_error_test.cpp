@@ -32,7 +32,8 @@ struct Head {
         return {s};
     }
     HeadError error(WindowSizes windows) const {
-        AttentionErrors errors(shapes(), false, windows, TQ_DEMO_MODEL);  // which has no layer of such heads: the identity projects
+        llama::OutputWeights weights(TQ_DEMO_MODEL);  // which has no layer of such heads: the identity projects
+        AttentionErrors errors(shapes(), false, windows, weights);
         const auto add = [&](llama::KvSource source, const std::vector<float>& rows, int dim) {
             errors.add({0, source, dim, 1, kTokens, rows.data(), static_cast<std::size_t>(dim), static_cast<std::size_t>(dim)}, kTokens);
         };

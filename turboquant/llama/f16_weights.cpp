@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <memory>
 #include <vector>
 
 #include "fmt/format.h"
-#include "gguf.h"
 #include "llama.h"
 #include "turboquant/llama/error.h"
+#include "turboquant/llama/gguf_file.h"
 #include "turboquant/llama/log.h"
 
 namespace turboquant::llama {
@@ -18,59 +16,33 @@ namespace {
 
 constexpr std::int64_t kCompared = 256;  // values of a tensor: whole blocks of every type
 
-/// The list of tensors of a GGUF file.
-struct Tensors {
-    explicit Tensors(const std::string& path)
-        : gguf(gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = &meta_}), gguf_free), meta(meta_, ggml_free) {
-        if (!gguf) throw Error(fmt::format("cannot read '{}' as a GGUF file; download or convert it again", path));
-    }
-    std::int64_t n() const { return gguf_get_n_tensors(gguf.get()); }
-    const ggml_tensor* at(std::int64_t i) const { return ggml_get_tensor(meta.get(), gguf_get_tensor_name(gguf.get(), i)); }
-
-  private:
-    ggml_context* meta_ = nullptr;
-
-  public:
-    std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf;
-    std::unique_ptr<ggml_context, decltype(&ggml_free)> meta;
-};
-
 /// The first values of tensor i, as floats.
-std::vector<float> first_values(const Tensors& file, std::ifstream& in, std::int64_t i) {
-    const ggml_tensor* t = file.at(i);
-    const std::int64_t n = std::min(kCompared, t->ne[0]);
-    std::vector<char> bytes(ggml_row_size(t->type, n));
-    in.seekg(static_cast<std::streamoff>(gguf_get_data_offset(file.gguf.get()) + gguf_get_tensor_offset(file.gguf.get(), i)));
-    in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    std::vector<float> values(static_cast<std::size_t>(n));
-    if (t->type == GGML_TYPE_F32)
-        std::copy_n(reinterpret_cast<const float*>(bytes.data()), n, values.data());
-    else
-        ggml_get_type_traits(t->type)->to_float(bytes.data(), values.data(), n);
+std::vector<float> first_values(GgufFile& file, std::int64_t i) {
+    std::vector<float> values(static_cast<std::size_t>(std::min(kCompared, file.tensor(i)->ne[0])));
+    file.read(i, 0, values);
     return values;
 }
 
 /// Whether `f16` holds the tensors of `original` dequantized, by names, shapes and the first values of each.
 bool is_of(const std::string& f16, const std::string& original) {
-    const Tensors a(original), b(f16);
-    std::ifstream in_a(original, std::ios::binary), in_b(f16, std::ios::binary);
-    if (a.n() != b.n()) return false;
-    for (std::int64_t i = 0; i < a.n(); i++) {
-        const std::int64_t j = gguf_find_tensor(b.gguf.get(), gguf_get_tensor_name(a.gguf.get(), i));
-        if (j < 0 || ggml_is_quantized(b.at(j)->type) || !ggml_are_same_shape(a.at(i), b.at(j))) return false;
-        std::vector<float> x = first_values(a, in_a, i);
-        if (b.at(j)->type == GGML_TYPE_F16)
+    GgufFile a(original), b(f16);
+    if (a.n_tensors() != b.n_tensors()) return false;
+    for (std::int64_t i = 0; i < a.n_tensors(); i++) {
+        const std::int64_t j = b.find(a.name(i));
+        if (j < 0 || ggml_is_quantized(b.tensor(j)->type) || !ggml_are_same_shape(a.tensor(i), b.tensor(j))) return false;
+        std::vector<float> x = first_values(a, i);
+        if (b.tensor(j)->type == GGML_TYPE_F16)
             for (float& v : x) v = ggml_fp16_to_fp32(ggml_fp32_to_fp16(v));
-        if (x != first_values(b, in_b, j)) return false;
+        if (x != first_values(b, j)) return false;
     }
     return true;
 }
 
 double f16_bytes(const std::string& path) {
-    const Tensors file(path);
-    double bytes = static_cast<double>(gguf_get_data_offset(file.gguf.get()));
-    for (std::int64_t i = 0; i < file.n(); i++)
-        bytes += static_cast<double>(ggml_nelements(file.at(i))) * (file.at(i)->type == GGML_TYPE_F32 ? 4 : 2);
+    const GgufFile file(path);
+    auto bytes = static_cast<double>(file.data_offset());
+    for (std::int64_t i = 0; i < file.n_tensors(); i++)
+        bytes += static_cast<double>(ggml_nelements(file.tensor(i))) * (file.tensor(i)->type == GGML_TYPE_F32 ? 4 : 2);
     return bytes;
 }
 
@@ -98,9 +70,9 @@ void dequantize(const std::string& from, const std::string& to, int n_threads) {
 }  // namespace
 
 bool has_quantized_weights(const std::string& path) {
-    const Tensors file(path);
-    for (std::int64_t i = 0; i < file.n(); i++)
-        if (ggml_is_quantized(file.at(i)->type)) return true;
+    const GgufFile file(path);
+    for (std::int64_t i = 0; i < file.n_tensors(); i++)
+        if (ggml_is_quantized(file.tensor(i)->type)) return true;
     return false;
 }
 

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
-#include <memory>
 
 #include "turboquant/codec/random.h"
-#include "turboquant/llama/output_weights.h"
 #include "turboquant/measure/parallel.h"
 #include "turboquant/spec/channel_scales.h"
 
@@ -38,8 +36,9 @@ double quadratic(std::span<const float> x, const std::vector<float>* metric) {
 
 }  // namespace
 
-AttentionErrors::AttentionErrors(const std::vector<llama::KvLayerShape>& shapes, bool offset, WindowSizes windows, std::string model_file)
-    : offset_(offset), windows_(windows), model_file_(std::move(model_file)) {
+AttentionErrors::AttentionErrors(const std::vector<llama::KvLayerShape>& shapes, bool offset, WindowSizes windows,
+                                 llama::OutputWeights& weights)
+    : offset_(offset), windows_(windows), weights_(&weights) {
     for (const llama::KvLayerShape& s : shapes)
         if (s.k_heads && s.v_heads == s.k_heads) layers_[s.layer].shape = s;
 }
@@ -88,7 +87,7 @@ std::vector<HeadError> AttentionErrors::heads(const std::map<int, std::string>& 
     struct Task {
         const Layer* layer;
         int head;
-        std::shared_ptr<const std::vector<std::vector<float>>> metrics;
+        const llama::OutputMetrics* metrics;
         std::string scales;
     };
     std::vector<Task> tasks;
@@ -96,8 +95,7 @@ std::vector<HeadError> AttentionErrors::heads(const std::map<int, std::string>& 
         const bool seen = l.q_tokens > 0 && l.q_tokens == l.k_tokens && l.q_tokens == l.v_tokens &&
                           (!l.shape.rope || l.before_tokens == l.q_tokens) && l.n_query_heads % l.shape.k_heads == 0;
         if (!seen) continue;
-        const auto metrics = std::make_shared<const std::vector<std::vector<float>>>(
-            llama::output_metrics(model_file_, number, l.n_query_heads, l.shape.v_head_dim));
+        const llama::OutputMetrics* metrics = &weights_->metrics(number, l.n_query_heads, l.shape.v_head_dim);
         const auto letters = scales.find(number);
         for (int h = 0; h < l.shape.k_heads; h++) tasks.push_back({&l, h, metrics, letters == scales.end() ? "" : letters->second});
     }
@@ -117,8 +115,7 @@ double AttentionErrors::reaching_share(const Layer& l, std::size_t kept, double 
     return norm / at(l.stream, at(l.stream_before, 1));
 }
 
-HeadError AttentionErrors::head_errors(const Layer& l, int head, const std::vector<std::vector<float>>& metrics,
-                                       const std::string& scales) const {
+HeadError AttentionErrors::head_errors(const Layer& l, int head, const llama::OutputMetrics& metrics, const std::string& scales) const {
     const auto dk = static_cast<std::size_t>(l.shape.k_head_dim), dv = static_cast<std::size_t>(l.shape.v_head_dim);
     const auto n_tokens = static_cast<std::size_t>(l.k_tokens), heads = static_cast<std::size_t>(l.shape.k_heads),
                h = static_cast<std::size_t>(head), n_query_heads = static_cast<std::size_t>(l.n_query_heads), group = n_query_heads / heads;

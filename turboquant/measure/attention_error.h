@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "turboquant/llama/kv_probe.h"
+#include "turboquant/llama/output_weights.h"
 #include "turboquant/planner/measurements.h"
 
 namespace turboquant::measure {
@@ -23,8 +24,8 @@ struct HeadError {
 
 class AttentionErrors {
   public:
-    /// `offset`: keys are stored without theirs. `windows`: resolved. `model_file`: where output projections are looked for.
-    AttentionErrors(const std::vector<llama::KvLayerShape>& shapes, bool offset, WindowSizes windows, std::string model_file);
+    /// `offset`: keys are stored without theirs. `windows`: resolved. `weights`: where output projections are looked for; must outlive this.
+    AttentionErrors(const std::vector<llama::KvLayerShape>& shapes, bool offset, WindowSizes windows, llama::OutputWeights& weights);
 
     /// Takes in what KvProbe::run hands out, with all outputs, of one sequence of n_tokens tokens.
     void add(const llama::KvRows& rows, int n_tokens);
@@ -42,11 +43,11 @@ class AttentionErrors {
         int q_tokens = 0, k_tokens = 0, before_tokens = 0, v_tokens = 0, stream_tokens = 0, before_layer_tokens = 0, normed_tokens = 0;
     };
     static double reaching_share(const Layer& layer, std::size_t kept, double attention);
-    HeadError head_errors(const Layer& layer, int head, const std::vector<std::vector<float>>& metrics, const std::string& scales) const;
+    HeadError head_errors(const Layer& layer, int head, const llama::OutputMetrics& metrics, const std::string& scales) const;
 
     bool offset_;
     WindowSizes windows_;
-    std::string model_file_;
+    llama::OutputWeights* weights_;
     std::map<int, Layer> layers_;
 };
 

@@ -205,11 +205,12 @@ void Planner::measure_floors(llama::Work& work) {
 // Scales from what keys and queries of the calibration text look like are kept if they pay when measured.
 void Planner::look(llama::Work& work) {
     KvStatistics statistics;
+    llama::OutputWeights weights(file_->path());
     std::vector<AttentionErrors> errors;  // of each sequence
     {
         llama::KvProbe probe(*file_, static_cast<int>(looked_at_.sequences.at(0).size()), options_.n_threads);
         for (const auto& tokens : looked_at_.sequences) {
-            AttentionErrors& of_sequence = errors.emplace_back(shapes_, options_.spec.offset, windows_, file_->path());
+            AttentionErrors& of_sequence = errors.emplace_back(shapes_, options_.spec.offset, windows_, weights);
             probe.run(
                 tokens,
                 [&](const llama::KvRows& rows) {
