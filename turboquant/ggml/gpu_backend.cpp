@@ -95,12 +95,8 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
 void GpuBackend::catch_up() {
     const Launches& launches = queue_->take();
     const Lanes lanes = queue_->lanes();
-    std::size_t done = 0;
-    for (const Mark& m : std::exchange(marks_, {})) {
-        begin_inner(m.node, lanes);
-        must(launches.run(done, m.launches, lanes));
-        own_ahead_ = true, done = m.launches, from_ = m.node + 1;
-    }
+    const std::size_t done = give_marked(launches, lanes);
+    marks_.clear();
     begin_inner(at_, lanes);
     must(launches.run(done, launches.size(), lanes));
     own_ahead_ = true;
@@ -114,25 +110,31 @@ void GpuBackend::begin_inner(int until, const Lanes& lanes) {
 
 void GpuBackend::walk(const Piece& piece, const Launches& launches, const Lanes& lanes) {
     from_ = piece.from;
+    const std::size_t done = give_marked(launches, lanes);
+    must(launches.run(done, launches.size(), lanes));  // the second stream's end
+    forward(from_, piece.end, lanes.main);
+}
+
+/// Gives the marked nodes with their launches, and all nodes between, to the streams. How many launches that were.
+std::size_t GpuBackend::give_marked(const Launches& launches, const Lanes& lanes) {
     std::size_t done = 0;
     for (const Mark& m : marks_) {
         begin_inner(m.node, lanes);
         must(launches.run(done, m.launches, lanes));
         own_ahead_ = true, done = m.launches, from_ = m.node + 1;
     }
-    must(launches.run(done, launches.size(), lanes));  // the second stream's end
-    forward(from_, piece.end, lanes.main);
+    return done;
 }
 
 ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
     if (known_.size() == kMostKnown && !known_.contains(nodes_[piece.from])) known_.clear();
     Known& known = known_[nodes_[piece.from]];
-    if (!same(piece, known, launches)) {
+    find_inner(piece);
+    if (known.marks != marks_ || !(known.launches == launches) || !known.nodes.equals(inner_)) {
         cuda::drop_graph(std::exchange(known.graph, nullptr));
         known.launches = launches, known.marks = marks_;
-        known.nodes.clear();
-        each_inner(piece, [&](const ggml_tensor* node) { known.nodes.add(node); });
-    } else if (!known.graph && may_capture(piece)) {
+        known.nodes.assign(inner_);
+    } else if (!known.graph && may_capture()) {
         capture(piece, known);
     }
     if (!known.graph) return walk(piece, launches, queue_->lanes()), GGML_STATUS_SUCCESS;
@@ -142,39 +144,23 @@ ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
     return GGML_STATUS_SUCCESS;
 }
 
-template <class F>
-void GpuBackend::each_inner(const Piece& piece, F&& f) const {
+/// The wrapped backend's nodes of a piece.
+void GpuBackend::find_inner(const Piece& piece) {
+    inner_.clear();
     auto own = piece.own.begin();
     for (int i = piece.from; i < piece.end; i++)
         if (own != piece.own.end() && *own == i)
             own++;
         else if (!is_view_op(ops_, nodes_[i]))
-            f(nodes_[i]);
-}
-
-bool GpuBackend::same(const Piece& piece, const Known& known, const Launches& launches) const {
-    if (known.marks != marks_ || !(known.launches == launches)) return false;
-    int i = piece.from;
-    auto own = piece.own.begin();
-    return known.nodes.equals([&]() -> const ggml_tensor* {
-        for (; i < piece.end; i++) {
-            if (own != piece.own.end() && *own == i)
-                own++;
-            else if (!is_view_op(ops_, nodes_[i]))
-                return nodes_[i++];
-        }
-        return nullptr;
-    });
+            inner_.push_back(nodes_[i]);
 }
 
 /// Products of experts with more tokens than one may wait for the device within the operation, which no capture survives.
-bool GpuBackend::may_capture(const Piece& piece) const {
-    bool may = can_capture_;
-    each_inner(piece, [&](const ggml_tensor* node) {
-        if (std::string_view(ggml_op_name(node->op)) == "MUL_MAT_ID" && (node->ne[2] > 1 || !ggml_is_quantized(node->src[0]->type)))
-            may = false;
-    });
-    return may;
+bool GpuBackend::may_capture() const {
+    return can_capture_ && std::ranges::none_of(inner_, [](const ggml_tensor* node) {
+               return std::string_view(ggml_op_name(node->op)) == "MUL_MAT_ID" &&
+                      (node->ne[2] > 1 || !ggml_is_quantized(node->src[0]->type));
+           });
 }
 
 void GpuBackend::capture(const Piece& piece, Known& known) {

@@ -62,14 +62,13 @@ class GpuBackend final : public InnerBackend {
     void catch_up();
     void begin_inner(int until, const Lanes& lanes);
     void walk(const Piece& piece, const Launches& launches, const Lanes& lanes);
-    bool same(const Piece& piece, const Known& known, const Launches& launches) const;
-    bool may_capture(const Piece& piece) const;
+    std::size_t give_marked(const Launches& launches, const Lanes& lanes);
+    void find_inner(const Piece& piece);
+    bool may_capture() const;
     void capture(const Piece& piece, Known& known);
     void forward(int from, int end, cuda::Stream own);
     void follow_inner(cuda::Stream own);
     void follow_own(cuda::Stream own);
-    template <class F>
-    void each_inner(const Piece& piece, F&& f) const;
 
     Ops ops_;
     ggml_backend_t backend_;
@@ -88,6 +87,7 @@ class GpuBackend final : public InnerBackend {
     ggml_cgraph* graph_ = nullptr;
     ggml_tensor** nodes_ = nullptr;
     std::vector<Mark> marks_;
+    std::vector<const ggml_tensor*> inner_;
     int from_ = 0, at_ = 0;  ///< the first node that was not given to its stream; our node at hand
 };
 

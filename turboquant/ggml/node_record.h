@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -11,22 +12,24 @@ namespace turboquant::ggml {
 
 class NodeRecord {
   public:
-    void clear() { nodes_.clear(), sources_.clear(); }
-    void add(const ggml_tensor* node) {
-        nodes_.push_back(*node);
-        for (const ggml_tensor* src : node->src)
-            if (src) sources_.push_back(Source(src));
-    }
-    /// Whether the nodes that `next` tells one after the other, and null at last, are those that were added.
-    template <class Next>
-    bool equals(Next&& next) const {
-        std::size_t i = 0, s = 0;
-        for (const ggml_tensor* node = next(); node; node = next(), i++) {
-            if (i == nodes_.size() || std::memcmp(node, &nodes_[i], sizeof *node) != 0) return false;
+    void assign(std::span<const ggml_tensor* const> nodes) {
+        nodes_.clear(), sources_.clear();
+        for (const ggml_tensor* node : nodes) {
+            nodes_.push_back(*node);
             for (const ggml_tensor* src : node->src)
+                if (src) sources_.push_back(Source(src));
+        }
+    }
+    /// Whether these nodes are those that were assigned.
+    bool equals(std::span<const ggml_tensor* const> nodes) const {
+        if (nodes.size() != nodes_.size()) return false;
+        std::size_t s = 0;
+        for (std::size_t i = 0; i < nodes.size(); i++) {
+            if (std::memcmp(nodes[i], &nodes_[i], sizeof nodes_[i]) != 0) return false;
+            for (const ggml_tensor* src : nodes[i]->src)
                 if (src && (s == sources_.size() || !sources_[s++].is(src))) return false;
         }
-        return i == nodes_.size() && s == sources_.size();
+        return s == sources_.size();
     }
 
   private:
