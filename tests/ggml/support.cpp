@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -37,6 +36,11 @@ constexpr const char* kSentences[] = {
 
 }  // namespace
 
+Options& options() {
+    static Options all;
+    return all;
+}
+
 std::vector<LogLine> take_log_lines() {
     const std::scoped_lock lock(log_mutex);
     return std::exchange(log_lines, {});
@@ -53,17 +57,15 @@ ggml_backend_reg_t plugin() {
         llama_log_set(keep_log, nullptr);
         llama_backend_init();
         if (!ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)) ggml_backend_load_all();
-        // A machine with a GPU: llama.cpp's backend for it, which a program loads first.
-        if (const char* gpu = std::getenv("TQ_TEST_GPU_BACKEND"); gpu && !ggml_backend_load(gpu))
-            throw std::runtime_error(std::string("cannot load ") + gpu);
-        const char* other = std::getenv("TQ_TEST_PLUGIN");  // ggml-turboquant-as-gpu
-        return ggml_backend_load(other ? other : TQ_PLUGIN_PATH);
+        if (const std::string& gpu = options().gpu_backend; !gpu.empty() && !ggml_backend_load(gpu.c_str()))
+            throw std::runtime_error("cannot load " + gpu);
+        return ggml_backend_load(options().plugin.empty() ? TQ_PLUGIN_PATH : options().plugin.c_str());
     }();
     if (!reg) throw std::runtime_error("the library does not load: " + take_log());
     return reg;
 }
 
-bool on_gpu() { return std::getenv("TQ_TEST_GPU_BACKEND") || std::getenv("TQ_TEST_PLUGIN"); }
+bool on_gpu() { return !options().gpu_backend.empty() || !options().plugin.empty(); }
 
 ggml_backend_dev_t device(const std::string& name) {
     plugin();
@@ -100,7 +102,7 @@ std::string last_error(const std::string& name) { return procedure<turboquant_la
 std::vector<ggml_backend_dev_t> device_list(const std::string& name) {
     if (const ggml_backend_dev_t dev = device(name)) return {dev, nullptr};
     // llama.cpp's own cache lies where ours does.
-    if (std::getenv("TQ_TEST_GPU_BACKEND")) return {ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU), nullptr};
+    if (!options().gpu_backend.empty()) return {ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU), nullptr};
     return {nullptr};
 }
 

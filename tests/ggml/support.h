@@ -36,6 +36,12 @@ inline std::vector<std::string> with_f16() {
     return names;
 }
 
+/// What main() was told.
+struct Options {
+    std::string gpu_backend, plugin;
+};
+Options& options();
+
 /// The library's registry, loaded on first use. Throws std::runtime_error.
 ggml_backend_reg_t plugin();
 /// Whether devices are a GPU's (or, with ggml-turboquant-as-gpu, what stands in for it).
