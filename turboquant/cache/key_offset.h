@@ -72,9 +72,10 @@ class KeyOffset {
     /// Forgets everything (the cache was emptied).
     void reset() { entries_.clear(), version_++; }
 
-    /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0): note() and remeasure(). A row at position p ends what was kept from p on: the
-    /// sequence was cut back; `beside`, if not empty, marks rows that stand beside others (CellPositions) and end only what was kept behind
-    /// p. Returns true if mu changed: then kept(id) must be encoded again, and release_kept(id) called. Nothing to do once frozen.
+    /// Takes in a batch of rows of one id (keys[i*stride..]; positions >= 0): note() and remeasure(). A row at position p ends what was kept
+    /// from p on: the sequence was cut back; `beside`, if not empty, marks rows that stand beside others (CellPositions) and end only what
+    /// was kept behind p. Returns true if mu changed: then kept(id) must be encoded again, and release_kept(id) called. Nothing to do once
+    /// frozen.
     bool observe(int id, const float* keys, std::size_t stride, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos,
                  std::span<const std::uint8_t> beside = {});
     /// The same where values are not known yet: places[i] is where the store is to set row i aside (-1: not kept), before remeasure(), which

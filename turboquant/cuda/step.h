@@ -26,8 +26,8 @@ struct KeepRows {
 
     float* out = nullptr;             ///< [n][n_head*head_dim]: the batch, rounded; null: not wanted
     std::uint16_t* halves = nullptr;  ///< [slot][n_head*head_dim]: the rows as they are, fp16
-    std::uint8_t* tiles =
-        nullptr;  ///< and rotated, fp16, in tiles of raw in fragment order: head h of slot s in tile s/64, at h tiles; or null
+    /// And rotated, fp16, in tiles of raw in fragment order: head h of slot s in tile s/64, at h tiles. Or null.
+    std::uint8_t* tiles = nullptr;
     std::size_t tile_stride = 0;  ///< bytes from a tile of all heads to the next
 };
 Status keep_rows(const KeepRows& args, Stream stream);

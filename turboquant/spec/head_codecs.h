@@ -28,8 +28,8 @@ class HeadCodecs {
 
   private:
     CodecId all_;  ///< of the first head, if they differ
-    std::vector<CodecId>
-        per_head_;  ///< empty: all are the same. So the common case has no memory of its own: every saved row names formats
+    /// Empty: all are the same. So the common case has no memory of its own: every saved row names formats.
+    std::vector<CodecId> per_head_;
 };
 
 /// "tcq3", or "tcq3/tcq5" for two heads. parse_head_codecs(to_string(c)) == c.
