@@ -19,7 +19,7 @@ constexpr int kHeads = 2, kDim = 64, kEmbd = kHeads * kDim, kCells = 512;
 
 /// Rows, and the token that each slot holds.
 struct Store {
-    explicit Store(WindowSizes w, std::int64_t streams = 1) : cells(kCells, streams), rows(w, kEmbd, kCells, streams) {}
+    explicit Store(WindowSizes w, std::int64_t streams = 1) : cells(kCells, streams), rows(w, 2 * kEmbd, kCells, streams) {}
     /// Tokens first..first+n-1 at those positions go to cells from `cell` on; then attention is done.
     void write(int first, int n, std::int64_t cell, bool trimmed = true) {
         std::vector<std::int32_t> pos(n), slots;
@@ -60,11 +60,16 @@ std::set<std::int64_t> range(std::int64_t a, std::int64_t b) {
 }  // namespace
 
 TEST(WindowSizes, DefaultIsAShareOfTheContext) {
-    EXPECT_EQ(WindowSizes{}.resolve(2048), (WindowSizes{2, 6}));
-    EXPECT_EQ(WindowSizes{}.resolve(8192), (WindowSizes{4, 28}));
-    EXPECT_EQ(WindowSizes{}.resolve(255), (WindowSizes{0, 0}));
-    EXPECT_EQ((WindowSizes{0, 0}).resolve(8192), (WindowSizes{0, 0}));
-    EXPECT_EQ((WindowSizes{WindowSizes::kAuto, 100}).resolve(8192), (WindowSizes{4, 100}));
+    constexpr WindowForm halves = WindowForm::halves, residual = WindowForm::residual;
+    EXPECT_EQ(WindowSizes{}.resolve(2048), (WindowSizes{4, 26, residual}));
+    EXPECT_EQ(WindowSizes{}.resolve(8192), (WindowSizes{4, 116, residual}));
+    EXPECT_EQ(WindowSizes{}.resolve(67), (WindowSizes{0, 0, residual}));
+    EXPECT_EQ((WindowSizes{0, 0}).resolve(8192), (WindowSizes{0, 0, residual}));
+    EXPECT_EQ((WindowSizes{WindowSizes::kAuto, 100}).resolve(8192), (WindowSizes{4, 100, residual}));
+    // Where there are no residuals.
+    EXPECT_EQ(WindowSizes{}.resolve(2048, false), (WindowSizes{2, 6, halves}));
+    EXPECT_EQ(WindowSizes{}.resolve(8192, false), (WindowSizes{4, 28, halves}));
+    EXPECT_EQ(WindowSizes{}.resolve(255, false), (WindowSizes{0, 0, halves}));
 }
 
 TEST(ExactRows, OneSideTakesTheOthersSlots) {

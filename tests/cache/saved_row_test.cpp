@@ -57,6 +57,43 @@ TEST(SavedRow, RowsOfScaledKeysAreVersion2) {
     }
 }
 
+TEST(SavedRow, RowsInWindowsOfResidualsAreVersion7) {
+    std::vector<std::uint16_t> row(128), mu(128);
+    for (std::size_t i = 0; i < mu.size(); i++) mu[i] = static_cast<std::uint16_t>(0x3c00 + i);
+    PackedHeader header{CodecId::turbo3, 64, 260, hash_mu(mu)};
+    header.residual = true;
+    const auto codes = pack_row(row, header, mu);
+    const auto residual = packed_residual(std::span(row), header);
+    const auto* p = reinterpret_cast<const std::uint8_t*>(row.data());
+    EXPECT_EQ(p[4], 7);
+    EXPECT_EQ(codes.data(), p + 16);
+    EXPECT_EQ(codes.size(), 2 * 26u);
+    EXPECT_EQ(residual.data(), p + 16 + 52);
+    EXPECT_EQ(residual.size(), 2 * 34u);
+    EXPECT_EQ(std::memcmp(p + 16 + 52 + 68, mu.data() + 120, 16), 0) << "the last of three pieces of mu, of 120 bytes each: 260 % 3 is 2";
+    ASSERT_TRUE(packed_header(row));
+    EXPECT_TRUE(packed_header(row)->residual);
+    EXPECT_EQ(packed_header(row)->codecs, CodecId::turbo3);
+    const auto packed = row;
+    for (std::size_t bit = 0; bit < 16 * 8; bit++) {
+        row = packed;
+        row[bit / 16] ^= static_cast<std::uint16_t>(1u << bit % 16);
+        EXPECT_FALSE(packed_header(row)) << bit;
+    }
+    // Its pieces of mu are of another size than those of rows without: both together tell it.
+    MuPieces pieces(128);
+    for (const auto& [piece, with] : {std::pair(0, true), std::pair(1, false), std::pair(1, true)}) {
+        EXPECT_FALSE(pieces.complete()) << piece;
+        header.residual = with;
+        header.piece = piece;
+        pack_row(row, header, mu);
+        EXPECT_EQ(packed_header(row)->piece, piece);
+        EXPECT_EQ(packed_header(row)->pos, 260);
+        pieces.add(row, *packed_header(row));
+    }
+    EXPECT_EQ(pieces.complete(), mu);
+}
+
 TEST(SavedRow, RowsOfDifferentHeadsAreVersion3) {
     std::vector<std::uint16_t> row(128);
     const std::vector<std::uint16_t> mu(128, 0x3c00);

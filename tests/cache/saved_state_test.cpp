@@ -121,7 +121,7 @@ TEST_P(SavedState, Of010ComesBackBitForBit) {
                 // fp16 values: of exact windows, of measured keys, of formats without codes.
                 std::vector<float> x(kEmbd), expected(kEmbd);
                 std::vector<std::uint16_t> halves(row.begin(), row.end());
-                const auto found = r.kv->exact() ? r.kv->exact_row(at) : std::nullopt;
+                const auto found = r.kv->exact() ? r.kv->exact_row(at, r.cells) : std::nullopt;
                 if (!found && f.codecs != CodecId::raw) continue;
                 if (found)
                     x = *found;
@@ -156,7 +156,7 @@ TEST_P(SavedState, Of010SurvivesBeingSavedAgain) {
                 second.kv->read_row(row, second.cells, b);
                 EXPECT_TRUE(a == b || is_composite(f.codecs.of(0))) << f.positions[i];
                 EXPECT_EQ(first.cells.at(row), second.cells.at(row));
-                EXPECT_TRUE(!first.kv->exact() || first.kv->exact_row(row) == second.kv->exact_row(row));
+                EXPECT_TRUE(!first.kv->exact() || first.kv->exact_row(row, first.cells) == second.kv->exact_row(row, second.cells));
             }
         }
 }

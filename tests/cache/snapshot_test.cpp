@@ -53,6 +53,9 @@ std::vector<Case> cases() {
     std::vector<Case> all;
     for (const CodecInfo& c : kCodecs)
         all.push_back({std::string(c.name), c.id, c.id == CodecId::raw ? WindowSizes{0, 0} : WindowSizes{2, 8}});
+    for (const CodecInfo& c : kCodecs)
+        if (c.rotated && OverStores::current != StoreKind::cuda)
+            all.push_back({std::string(c.name) + ", residuals", c.id, {2, 8, WindowForm::residual}});
     all.push_back({"mixed", HeadCodecs({CodecId::tcq3, CodecId::turbo8})});
     all.push_back({"no windows", CodecId::turbo4, {0, 0}});
     std::string letters;

@@ -29,12 +29,19 @@ class SpecStore final : public TileStore {
                     for (int k = 0; k < d_; k++) x[k] -= turned(keys->mu[CellPositions::id_of(cell)] + 2 * h * d_, turn.data(), d_, k);
                 }
                 finite = put(in.rows[i], h, x) && finite;
+                if (in.exact_slots.empty() || in.exact_slots[i] < 0 || !layout_.windows().residual()) continue;
+                std::vector<float> code(d_);
+                rotation_for(d_).forward(x);
+                tile_decode_rotated(layout_.shape(h), tile(in.rows[i], h), slot(in.rows[i]), code);
+                for (int k = 0; k < d_; k++) x[k] -= code[k];
+                residual_encode(x, residual_row(in.exact_slots[i]) + h * residual_bytes(d_));
             }
-            if (!in.exact_slots.empty() && in.exact_slots[i] >= 0)
+            if (!in.exact_slots.empty() && in.exact_slots[i] >= 0 && !layout_.windows().residual())
                 std::transform(row, row + layout_.n_embd(), exact_row(in.exact_slots[i]), to_half);
         }
         return finite;
     }
+    bool takes_residuals() const override { return true; }
     const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
                        std::uint64_t) const override {
         if (queries) transform_queries(ctx, d_, *queries, a);

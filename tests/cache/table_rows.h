@@ -18,6 +18,7 @@ struct Table {
         std::int32_t pos;
         int sequence;
         std::uint32_t mu_hash;
+        std::vector<std::uint8_t> residual;
     };
     std::size_t n_embd = 0;
     RowForm form;
@@ -40,7 +41,7 @@ class TableWriter final : public RowWriter {
         std::copy_n(reinterpret_cast<const std::uint8_t*>(s.values.data()), 2 * s.values.size(), begin(i, s));
     }
     std::uint8_t* begin(std::int64_t i, const RowSnapshot& s) override {
-        t_.rows[i] = {s.kind, s.pos, s.sequence, s.mu_hash};
+        t_.rows[i] = {s.kind, s.pos, s.sequence, s.mu_hash, {s.residual.begin(), s.residual.end()}};
         if (s.form) t_.form = *s.form;
         if (!s.mu.empty()) t_.mus[s.mu_hash].assign(s.mu.begin(), s.mu.end());
         return t_.payload.data() + i * t_.stride;
@@ -57,7 +58,7 @@ class TableReader final : public RowReader {
     RowSnapshot read(std::int64_t i) override {
         const Table::Record& r = t_.rows[first_ + i];
         const std::uint8_t* at = t_.payload.data() + (first_ + i) * t_.stride;
-        RowSnapshot s{r.kind, r.pos, r.sequence, r.mu_hash, {}, nullptr, {}, {}};
+        RowSnapshot s{r.kind, r.pos, r.sequence, r.mu_hash, {}, nullptr, {}, r.residual, {}};
         std::size_t codes = 0;
         for (int h = 0; h * t_.form.head_dim < static_cast<int>(t_.n_embd) && t_.form.head_dim; h++) codes += t_.form.head_bytes(h);
         if (r.kind == RowKind::codes)

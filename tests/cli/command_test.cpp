@@ -190,7 +190,7 @@ TEST(Command, ExactWindowsCostWhatTheyTake) {
     ASSERT_EQ(rows.size(), 5u);
     const auto bits = [&](int i) { return rows[i]["bits_per_value"].get<double>() - rows[1]["bits_per_value"].get<double>(); };
     const auto kld = [&](int i) { return rows[i]["mean_kld"].get<double>(); };
-    EXPECT_NEAR(bits(0), 16.0 / 256, 1e-6) << "by default 1/256 of the context";
+    EXPECT_NEAR(bits(0), 3 * 4.25 / 256, 1e-6) << "by default what fits into 1/16 bit, 4 bits and a scale on top of the codes";
     EXPECT_NEAR(bits(2), 16.0 * 18 / 256, 1e-6);
     EXPECT_NEAR(bits(3), 16.0, 1e-6);
     EXPECT_LT(kld(0), kld(1));

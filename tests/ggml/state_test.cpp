@@ -112,7 +112,8 @@ TEST_P(State, IntoScatteredCells) {
     const llama_token one[] = {next_};
     const Logits reference = decode(ctx_.get(), one, kPrompt);
     for (const bool fresh : {false, true}) {
-        const ContextPtr other = fresh ? make_context(model_, {.n_ctx = 768, .n_seq_max = 3, .kv_unified = true}) : nullptr;
+        // Of the same size: its windows are as long.
+        const ContextPtr other = fresh ? make_context(model_, {.n_seq_max = 3, .kv_unified = true}) : nullptr;
         llama_context* ctx = fresh ? other.get() : ctx_.get();
         llama_memory_t memory = llama_get_memory(ctx);
         llama_memory_seq_rm(memory, 0, -1, -1);

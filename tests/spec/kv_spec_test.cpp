@@ -15,7 +15,8 @@ TEST(KvSpec, WordsSetBothSides) {
 
 TEST(KvSpec, LongFormRoundTrips) {
     for (const char* text : {"k=turbo4,v=turbo2", "k=raw,v=turbo8", "turbo3,norm=eden", "turbo3,sink=0,recent=0", "turbo3,recent=64",
-                             "k=turbo4,v=turbo3,offset=off,norm=raw", "k=turbo4,v=turbo3,k0=turbo8,k12=raw,v3=turbo2", "turbo4,offset=off"})
+                             "k=turbo4,v=turbo3,offset=off,norm=raw", "k=turbo4,v=turbo3,k0=turbo8,k12=raw,v3=turbo2", "turbo4,offset=off",
+                             "turbo3,recent=32:4", "turbo8,sink=2,recent=32:4"})
         EXPECT_EQ(to_string(parse_kv_spec(text)), text);
     EXPECT_EQ(to_string(parse_kv_spec("v=turbo4,k=turbo4")), "turbo4");
 }
@@ -23,7 +24,8 @@ TEST(KvSpec, LongFormRoundTrips) {
 TEST(KvSpec, BadTextSaysWhatIsKnown) {
     for (const char* text :
          {"", "turbo7", "k=turbo4", "k=turbo4,v=", "q=turbo4,v=turbo4", "turbo4,k=", "turbo4,kx=turbo4", "turbo4,offset=maybe", "k0=turbo4",
-          "turbo4,norm=best", "turbo4,sink=-1", "turbo4,recent=x", "turbo4,recent=70000", ",", "turbo4,"}) {
+          "turbo4,norm=best", "turbo4,sink=-1", "turbo4,recent=x", "turbo4,recent=70000", "turbo4,recent=8:3", "turbo4,recent=:4",
+          "turbo4,recent=8:44", "turbo4,sink=8:4", ",", "turbo4,"}) {
         try {
             parse_kv_spec(text);
             ADD_FAILURE() << "accepted '" << text << "'";
@@ -32,6 +34,33 @@ TEST(KvSpec, BadTextSaysWhatIsKnown) {
                 << e.what();
         }
     }
+}
+
+TEST(KvSpec, WindowsOfResiduals) {
+    const WindowSizes w = parse_kv_spec("turbo3,sink=2,recent=32:4").windows;
+    EXPECT_EQ(w, (WindowSizes{2, 32, WindowForm::residual}));
+    EXPECT_EQ(parse_kv_spec("turbo3,recent=32").windows.form, WindowForm::halves);
+    EXPECT_EQ(parse_kv_spec("turbo3,sink=3").windows.form, WindowForm::automatic);
+    EXPECT_EQ(w.bits(2048, 128, 64), 34 * 128 * 4.25);
+    EXPECT_EQ(w.bits(20, 128, 128), 20 * 128 * 4.125) << "not more than there are cells";
+    // 1/16 bit per value, whatever is kept.
+    for (const WindowSizes& sizes : {WindowSizes{}.resolve(2048), WindowSizes{}.resolve(2048, false)}) {
+        EXPECT_LE(sizes.bits(2048, 64, 64), 2048 * 64 / 16.0);
+        EXPECT_GT(sizes.bits(2048, 64, 64), 2048 * 64 / 16.0 - 64 * 4.25);
+    }
+    // What is given later counts; tokens without a form are of fp16.
+    WindowSizes set = w;
+    set.set({1, WindowSizes::kAuto});
+    EXPECT_EQ(set, (WindowSizes{1, 32, WindowForm::residual}));
+    set.set({WindowSizes::kAuto, 6});
+    EXPECT_EQ(set, (WindowSizes{1, 6, WindowForm::halves}));
+    // Codes that have no place for them.
+    for (const char* text : {"outlier3,recent=8:4", "k=turbo3,v=raw,recent=8:4", "k=turbo3,v=turbo3,k7=raw,recent=8:4"})
+        EXPECT_THROW(parse_kv_spec(text), std::invalid_argument) << text;
+    EXPECT_NO_THROW(parse_kv_spec("k=turbo3,v=turbo3,k7=raw,v7=raw,recent=8:4")) << "a layer that is not compressed has no windows";
+    EXPECT_EQ(parse_kv_spec("outlier3").windows_of(0, 2048), (WindowSizes{2, 6, WindowForm::halves}));
+    EXPECT_EQ(parse_kv_spec("turbo3").windows_of(0, 2048, false), (WindowSizes{2, 6, WindowForm::halves}));
+    EXPECT_EQ(parse_kv_spec("turbo3").windows_of(0, 2048), (WindowSizes{4, 26, WindowForm::residual}));
 }
 
 TEST(KvSpec, KeyScalesByLayer) {

@@ -9,6 +9,7 @@
 #include "turboquant/attention/turns.h"
 #include "turboquant/codec/codebook.h"
 #include "turboquant/codec/half.h"
+#include "turboquant/codec/residual.h"
 #include "turboquant/codec/rotation.h"
 #include "turboquant/spec/head_codecs.h"
 
@@ -90,11 +91,27 @@ std::vector<float> exact_row(const std::uint8_t* base, std::size_t stride, std::
     return x;
 }
 
+// Residuals of one head by cell, where row (t, h) wants them; empty: none.
+std::vector<std::vector<float>> residuals_for(const AttentionArgs& a, const std::uint8_t* base, std::size_t stride,
+                                              const std::int32_t* slots, int t, int h, int d) {
+    const ExactRowsView& e = a.exact;
+    std::vector<std::vector<float>> rows(a.n_kv);
+    for (int i = 0; i < e.n && e.on_top(); ++i) {
+        if (e.mask && e.mask[(static_cast<std::size_t>(t) * a.mask_heads + h % a.mask_heads) * e.n + i] == kMaskHidden) continue;
+        rows[e.cells[i]].resize(d);
+        residual_add(base + slots[i] * stride + h / (a.n_head / a.n_head_kv) * residual_bytes(d), rows[e.cells[i]]);
+    }
+    return rows;
+}
+
 // One query row over decoded keys and values.
 void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys, const std::vector<float>& values) {
     const int dk = a.k.shape.head_dim, dv = a.v_is_k ? dk : a.v.shape.head_dim;
     const float* q = a.q + t * a.q_token_stride + h * a.q_head_stride;
-    std::vector<double> query(q, q + dk), logits(a.n_kv + a.exact.n), out(dv);
+    const int n_beside = a.exact.beside() ? a.exact.n : 0;
+    std::vector<double> query(q, q + dk), logits(a.n_kv + n_beside), out(dv);
+    const auto on_keys = residuals_for(a, a.exact.k, a.exact.k_stride, a.exact.k_slots, t, h, dk);
+    const auto on_values = residuals_for(a, a.exact.v, a.exact.v_stride, a.exact.v_slots, t, h, dv);
     if (codec_info(a.k.shape.codec).rotated) rotate(rotation_for(dk), query, false);
 
     double top = a.sinks ? a.sinks[h] : -std::numeric_limits<double>::infinity();
@@ -108,10 +125,11 @@ void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys
     for (int j = 0; j < a.n_kv; ++j)
         set_logit(j,
                   dot(query.data(), &keys[static_cast<std::size_t>(j) * dk], dk) +
+                      dot(query.data(), on_keys[j].data(), static_cast<int>(on_keys[j].size())) +
                       score_term(a.term, static_cast<std::size_t>(a.n_tokens) * a.n_head, static_cast<std::size_t>(t) * a.n_head + h, j),
                   mask_at(a, t, h, j));
     const int head = h / (a.n_head / a.n_head_kv);
-    for (int i = 0; i < a.exact.n; ++i) {
+    for (int i = 0; i < n_beside; ++i) {
         const float* eq = a.exact.q + t * a.exact.q_token_stride + h * a.exact.q_head_stride;
         const std::vector<double> plain(eq, eq + dk);
         const std::size_t at = (static_cast<std::size_t>(t) * a.mask_heads + h % a.mask_heads) * a.exact.n + i;
@@ -124,9 +142,10 @@ void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys
         const double p = std::exp(logits[j] - top);
         sum += p;
         for (int i = 0; i < dv; ++i) out[i] += p * values[static_cast<std::size_t>(j) * dv + i];
+        for (std::size_t i = 0; i < on_values[j].size(); ++i) out[i] += p * on_values[j][i];
     }
     if (codec_info(a.v.shape.codec).rotated) rotate(rotation_for(dv), out, true);
-    for (int i = 0; i < a.exact.n; ++i) {
+    for (int i = 0; i < n_beside; ++i) {
         if (!(logits[a.n_kv + i] > -std::numeric_limits<double>::infinity())) continue;
         const double p = std::exp(logits[a.n_kv + i] - top);
         sum += p;
@@ -162,6 +181,31 @@ float alibi_slope(float max_bias, int n_head, int h) {
     return std::exp2(exponent);
 }
 
+namespace {
+
+const char* check_exact_rows(const AttentionArgs& a) {
+    const ExactRowsView& e = a.exact;
+    const int dk = a.k.shape.head_dim, dv = a.v.shape.head_dim;
+    if (e.n < 0 || !e.k || !e.v || !e.k_slots || !e.v_slots) return "exact rows are incomplete";
+    const auto bytes = [&](int d) { return a.n_head_kv * (e.on_top() ? residual_bytes(d) : row_bytes(CodecId::raw, d)); };
+    if (e.k_stride < bytes(dk) || e.v_stride < bytes(dv)) return "exact rows overlap";
+    if (e.beside()) {
+        if (!e.q) return "exact rows are incomplete";
+        if ((a.n_tokens > 1 && e.q_token_stride == 0) || (a.n_head > 1 && e.q_head_stride == 0))
+            return "a stride of the exact queries is zero";
+        return nullptr;
+    }
+    if (!e.cells) return "residuals without cells";
+    for (int i = 0; i < e.n; ++i)
+        if (e.cells[i] >= a.n_kv || e.cells[i] < 0 || (i > 0 && e.cells[i] <= e.cells[i - 1]))
+            return "the cells of residuals are not in order";
+    for (const TileView* v : {&a.k, &a.v})
+        if (!codec_info(v->shape.codec).rotated) return "residuals need codes in the rotated space";
+    return nullptr;
+}
+
+}  // namespace
+
 const char* check_attention_args(const AttentionArgs& a) {
     if (a.n_head <= 0 || a.n_head_kv <= 0 || a.n_head % a.n_head_kv)
         return "the number of query heads is not a multiple of the number of KV heads";
@@ -182,14 +226,8 @@ const char* check_attention_args(const AttentionArgs& a) {
     if (a.n_head > 1 && (a.q_head_stride == 0 || a.out_head_stride == 0)) return "head stride is zero";
     if (a.mask && a.mask_heads < 1) return "mask without heads";
     if (a.patch.tile && (!a.patch.halves || a.mask_heads < 1)) return "a mask's patches are incomplete";
-    if (const ExactRowsView& e = a.exact; e.n) {
-        if (e.n < 0 || e.format != CodecId::raw) return "exact rows must be in the format raw";
-        if (!e.k || !e.v || !e.k_slots || !e.v_slots || !e.q) return "exact rows are incomplete";
-        if (e.k_stride < a.n_head_kv * row_bytes(e.format, a.k.shape.head_dim) ||
-            e.v_stride < a.n_head_kv * row_bytes(e.format, a.v.shape.head_dim))
-            return "exact rows overlap";
-        if ((a.n_tokens > 1 && e.q_token_stride == 0) || (a.n_head > 1 && e.q_head_stride == 0))
-            return "a stride of the exact queries is zero";
+    if (a.exact.n) {
+        if (const char* error = check_exact_rows(a)) return error;
     }
     if (a.term.n_freq < 0) return "negative number of frequencies";
     if (a.term.n_terms < 1) return "no score term to choose from";

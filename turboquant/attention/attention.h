@@ -11,6 +11,7 @@
 #include <span>
 
 #include "turboquant/codec/tile.h"
+#include "turboquant/spec/windows.h"
 
 namespace turboquant {
 
@@ -58,17 +59,26 @@ struct MaskPatch {
     const std::uint16_t* halves = nullptr;  ///< fp16 [patch][n_tokens][mask_heads][kTileKeys], cells beyond n_kv hidden
 };
 
-/// Vectors that are attended over beside the tiles, in row form (codec/tile.h), the heads of a row one after the other; keys in the model's
-/// space. Row i of the call lies in slot k_slots[i] of the keys and v_slots[i] of the values; it is summed in this order.
+/// Cells that some queries see better than the tiles have them (WindowForm, spec/windows.h); the heads of a row lie one after the other. Row i
+/// of the call lies in slot k_slots[i] of the keys and v_slots[i] of the values.
+///   halves    fp16 vectors in the model's space that are attended over beside the tiles, where these cells are hidden; summed in this order
+///   residual  what the codes of cells[i] leave (codec/residual.h): it is added to them where a query wants the row; else they are seen as
+///             they are, as the mask and the score term say
 struct ExactRowsView {
-    int n = 0;                                      ///< rows; 0: none
-    CodecId format = CodecId::raw;                  ///< the only one so far
+    int n = 0;  ///< rows; 0: none
+    WindowForm form = WindowForm::halves;
     const std::uint8_t *k = nullptr, *v = nullptr;  ///< slot 0
     std::size_t k_stride = 0, v_stride = 0;         ///< bytes between slots
     const std::int32_t *k_slots = nullptr, *v_slots = nullptr;
-    const float* q = nullptr;  ///< queries for these keys, as AttentionArgs::q; those may be scaled for the keys in the tiles
+    const std::int32_t* cells = nullptr;  ///< residual: ascending, each once, < n_kv
+    const float* q = nullptr;             ///< halves: queries as AttentionArgs::q; those may be scaled for the keys in the tiles
     std::size_t q_token_stride = 0, q_head_stride = 0;
-    const std::uint16_t* mask = nullptr;  ///< fp16 [n_tokens][mask_heads][n]; null: all visible
+    /// fp16 [n_tokens][mask_heads][n]; null: all visible. Of residuals: where it is not hidden the row is wanted.
+    const std::uint16_t* mask = nullptr;
+
+    /// Rows that are attended over beside the tiles, and those that are added to them.
+    bool beside() const { return n && form != WindowForm::residual; }
+    bool on_top() const { return n && form == WindowForm::residual; }
 };
 
 /// One attention call over one stream: n_tokens query tokens against cells 0..n_kv-1.

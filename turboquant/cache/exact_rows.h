@@ -1,7 +1,8 @@
-// Exact windows: the first tokens (sink) and the most recent ones of each sequence, kept in fp16 beside the compressed cache.
+// Exact windows: the first tokens (sink) and the most recent ones of each sequence, kept better than the compressed cache has them: what
+// their codes leave, in 4 bits, or all of them in fp16 (WindowForm).
 //
-// Every row is compressed when it is written, as without windows; a store holds a copy of those that some query may want exactly, in slots
-// (tile_store.h), and ExactRows says which row lies in which slot. A query at position p sees as exact the cells at positions < sink and
+// Every row is compressed when it is written, as without windows; of those that some query may want exactly a store holds that beside it, in
+// slots (tile_store.h), and ExactRows says which row lies in which slot. A query at position p sees as exact the cells at positions < sink and
 // > p - recent that its mask shows, its own among them, and all others compressed (step_plan.h), so it does not matter how a prompt was cut
 // into batches: the rows of a batch stay in the store until attention over them is done, then those that left the windows go (trim).
 //
@@ -9,7 +10,9 @@
 // offset id, and so one window, which the branch that is ahead moves; a sequence cut back by more than one token finds the tokens before
 // the cut compressed: exactness is lost then, nothing else.
 //
-// What stays of a batch is rounded to fp16 before it is compressed, too (kept_by_batch), so that a saved exact row tells both forms.
+// Of fp16 windows: what stays of a batch is rounded before it is compressed, too (kept_by_batch), so that a saved exact row tells both forms.
+// Of residuals: each stands on the code that its row has at that moment, and is only worth something with it. Whoever writes other codes
+// writes it again (encode_kept, rotate), or forgets the row.
 #pragma once
 
 #include <algorithm>
@@ -39,8 +42,9 @@ class ExactRows {
     /// Windows of at most so many sequences (or streams, if there are more) are kept, those written last.
     static constexpr int kMaxSequences = 8;
 
-    ExactRows(WindowSizes windows, std::int64_t n_embd, std::int64_t n_cells, std::int64_t n_streams)
-        : windows_(windows), n_embd_(n_embd), n_cells_(n_cells), n_streams_(n_streams) {}
+    /// `row_bytes`: of a slot (Layout::window_row_bytes).
+    ExactRows(WindowSizes windows, std::size_t row_bytes, std::int64_t n_cells, std::int64_t n_streams)
+        : windows_(windows), row_bytes_(row_bytes), n_cells_(n_cells), n_streams_(n_streams) {}
 
     const WindowSizes& windows() const { return windows_; }
 
@@ -71,8 +75,10 @@ class ExactRows {
     std::int32_t find(std::int64_t row) const;
 
     /// Bytes now, and with all windows full (as many sequences as there are streams).
-    std::size_t bytes() const { return slots_.size() * static_cast<std::size_t>(n_embd_) * sizeof(std::uint16_t); }
-    std::size_t full_bytes() const { return static_cast<std::size_t>(windows_.bits(n_cells_, n_embd_)) / 8 * n_streams_; }
+    std::size_t bytes() const { return slots_.size() * row_bytes_; }
+    std::size_t full_bytes() const {
+        return static_cast<std::size_t>(std::min<std::int64_t>(windows_.sink + windows_.recent, n_cells_) * n_streams_) * row_bytes_;
+    }
 
   private:
     /// Stream and offset id: a copy of a stream keeps its offset ids.
@@ -99,7 +105,8 @@ class ExactRows {
     void resize(std::size_t n_slots);
 
     WindowSizes windows_;
-    std::int64_t n_embd_, n_cells_, n_streams_;
+    std::size_t row_bytes_;
+    std::int64_t n_cells_, n_streams_;
     std::vector<std::int64_t> slots_;
     std::vector<std::uint64_t> written_;  ///< time at which a slot was written
     std::uint64_t clock_ = 0;

@@ -34,7 +34,12 @@ void KvTensor::bind_head_dim(int head_dim) {
     }
     store_ = make_store_(layout);
     if (outliers_) store_->set_outliers(outliers_->count(), outliers_->mask(), {});
-    if (g_.windows.any()) exact_ = std::make_unique<ExactRows>(g_.windows, g_.n_embd, g_.n_cells, g_.n_streams);
+    if (!g_.windows.any()) return;
+    if (g_.windows.residual() && !store_->takes_residuals()) {
+        store_.reset();
+        throw std::invalid_argument("this device keeps exact windows in fp16 only; write recent=N instead of recent=N:4");
+    }
+    exact_ = std::make_unique<ExactRows>(g_.windows, layout.window_row_bytes(), g_.n_cells, g_.n_streams);
 }
 
 std::size_t KvTensor::format_bytes() const {
@@ -84,7 +89,8 @@ bool KvTensor::write(StoreContext& ctx, StoreRows batch, const CellPositions& ce
     if (exact_) {
         exact_->kept_by_batch(batch.rows, cells, rounded_);
         exact_->add(batch.rows, cells, exact_slots_);
-        batch.rounded = rounded_, batch.exact_slots = exact_slots_;
+        batch.exact_slots = exact_slots_;
+        if (!has_residuals()) batch.rounded = rounded_;
     }
     const bool finite = remove_offset ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
     for (std::size_t i = 0; exact_ && !finite && i < batch.rows.size(); i++) exact_->forget(batch.rows[i], 1);
@@ -128,7 +134,11 @@ bool KvTensor::encode_kept(StoreContext& ctx, int id, const CellPositions& cells
         kept.add(r);
     }
     const KeyTransform transform = offset_->transform(cells);
-    const bool finite = store_->write(ctx, kept.batch(layout().n_embd()), &transform);
+    StoreRows batch = kept.batch(layout().n_embd());
+    std::vector<std::int32_t> slots;  // residuals change with the codes that they stand on
+    for (std::size_t i = 0; has_residuals() && i < kept.rows.size(); i++) slots.push_back(exact_->find(kept.rows[i]));
+    batch.exact_slots = slots;
+    const bool finite = store_->write(ctx, batch, &transform);
     offset_->release_kept(id);
     return finite;
 }
@@ -179,8 +189,31 @@ bool KvTensor::encode_keys(StoreContext& ctx, StoreRows batch, const CellPositio
 
 void KvTensor::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
     freeze();  // what was kept for measuring has the old positions
+    if (has_residuals()) return rotate_residuals(ctx, rope, shift);
     store_->rotate(ctx, rope, shift);
     if (exact_) rotate_exact(rope, shift);
+}
+
+// Rows of windows are rotated with what is kept of them, and both encoded again.
+void KvTensor::rotate_residuals(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
+    const std::size_t d = layout().head_dim(), n_embd = layout().n_embd();
+    std::vector<std::int64_t> rows;
+    std::vector<std::int32_t> slots, rest(shift.begin(), shift.end());
+    for (std::size_t s = 0; s < exact_->slots().size(); s++) {
+        const std::int64_t row = exact_->slots()[s];
+        if (row < 0 || static_cast<std::size_t>(row) >= shift.size() || shift[row] == 0) continue;
+        rows.push_back(row), slots.push_back(static_cast<std::int32_t>(s));
+        rest[row] = 0;
+    }
+    std::vector<float> x(rows.size() * n_embd), table(rope.n_dims);
+    store_->read_window(ctx, rows, slots, x.data());
+    for (std::size_t i = 0; i < rows.size(); i++) {
+        rope_table(rope, static_cast<float>(shift[rows[i]]), table);
+        for (int h = 0; h < n_head(); h++) rope_apply(rope, table, std::span(x).subspan(i * n_embd + h * d, d));
+    }
+    store_->rotate(ctx, rope, rest);
+    StoreRows batch{x.data(), n_embd, rows, {}, slots, true};
+    store_->write(ctx, batch, nullptr);
 }
 
 void KvTensor::rotate_exact(const RopeParams& rope, std::span<const std::int32_t> shift) {

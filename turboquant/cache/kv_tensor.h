@@ -87,8 +87,8 @@ class KvTensor {
     void pair_exact(StoreContext& ctx, const ExactRows& other);
     /// Exact windows, or null if there are none. Made when the head size is bound.
     const ExactRows* exact() const { return exact_.get(); }
-    /// The values of a row that is exact, or none. Needs windows.
-    std::optional<std::vector<float>> exact_row(std::int64_t row) const;
+    /// The values of a row that is exact, as it is kept, or none. Needs windows.
+    std::optional<std::vector<float>> exact_row(std::int64_t row, const CellPositions& cells) const;
 
     /// Decoded row in the model's space, offset included (n_embd values).
     void read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
@@ -121,6 +121,9 @@ class KvTensor {
         std::size_t first, n;  ///< rows to encode from what was kept; n 0: all that was, the offset has changed
     };
     void rotate_exact(const RopeParams& rope, std::span<const std::int32_t> shift);
+    void rotate_residuals(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
+    bool has_residuals() const { return exact_ && exact_->windows().residual(); }
+    std::span<const std::uint8_t> residual_of(std::int64_t row) const;
     void observe(StoreContext& ctx, StoreRows& batch, const CellPositions& cells);
     bool encode_first_rows(StoreContext& ctx);
     void measure();
@@ -128,11 +131,12 @@ class KvTensor {
     /// Rows to be encoded, those that are restored but cannot be copied.
     struct Decoded {
         std::vector<std::int64_t> rows;
+        std::vector<std::int32_t> slots;  ///< of windows of residuals, or -1
         std::vector<float> x;
 
         /// The values of a row that is added.
-        std::span<float> add_zeros(std::int64_t row, std::size_t n_embd) {
-            rows.push_back(row);
+        std::span<float> add_zeros(std::int64_t row, std::size_t n_embd, std::int32_t slot = -1) {
+            rows.push_back(row), slots.push_back(slot);
             x.resize(x.size() + n_embd);
             return std::span(x).last(n_embd);
         }
@@ -161,6 +165,8 @@ class KvTensor {
     RestoreResult restore_codes(StoreContext& ctx, std::int64_t row, const RowSnapshot& s, const CellPositions& cells, Decoded& decoded);
     RestoreResult restore_values(std::int64_t row, const RowSnapshot& s, const CellPositions& cells, Decoded& decoded);
     RestoreResult retry_waiting(StoreContext& ctx, const CellPositions& cells, bool last, Decoded& decoded);
+    void put_residual(std::int64_t row, const RowSnapshot& s, const CellPositions& cells);
+    void put_values(std::int64_t row, std::span<const float> x, const CellPositions& cells, Decoded& decoded);
     bool encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells);
     void encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure);
     void lose_offset(StoreContext& ctx, int id, CellPositions& cells);
@@ -181,12 +187,17 @@ class KvTensor {
     struct Waiting {
         std::int64_t row;
         RowForm form;
-        std::vector<std::uint8_t> codes;
+        std::vector<std::uint8_t> codes, residual;
         RowSnapshot snapshot;  ///< but for what it refers to
+    };
+    /// Exact keys that were restored, but not compressed yet: their offset is to come.
+    struct Pending {
+        std::int64_t row;
+        std::vector<float> x;
     };
     bool restoring_ = false;  ///< rows came since the last finish_restore()
     std::vector<Waiting> waiting_;
-    std::vector<std::int64_t> pending_;  ///< exact keys that were restored, but not compressed yet: their offset is to come
+    std::vector<Pending> pending_;
     std::map<std::uint32_t, std::vector<std::uint16_t>> mus_;  ///< by hash, of the state that is being restored
 };
 

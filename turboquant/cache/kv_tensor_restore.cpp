@@ -8,13 +8,14 @@
 #include "turboquant/cache/kv_tensor.h"
 #include "turboquant/cache/saved_row.h"
 #include "turboquant/codec/half.h"
+#include "turboquant/codec/residual.h"
 #include "turboquant/codec/rotation.h"
 #include "turboquant/kernels/executor.h"
 
 namespace turboquant {
 namespace {
 
-/// Decodes codes to x (n_embd values in the model's space, without the removed offset).
+/// Decodes codes, and their residual, to x (n_embd values in the model's space, without the removed offset).
 void decode_codes(const RowSnapshot& s, std::span<float> x) {
     const RowForm& f = *s.form;
     const std::uint8_t* codes = s.codes.data();
@@ -25,15 +26,19 @@ void decode_codes(const RowSnapshot& s, std::span<float> x) {
         tile.assign(tile_bytes(shape), 0);
         tile_set_row(shape, tile.data(), 0, codes);
         tile_decode_rotated(shape, tile.data(), 0, out);
+        if (!s.residual.empty()) residual_add(s.residual.data() + head * residual_bytes(f.head_dim), out);
         rotation_for(f.head_dim).inverse(out);
     }
 }
 
-/// False for a damaged row: the scale at the end of a head's codes is infinite or NaN.
+/// False for a damaged row: the scale at the end of a head's codes, or of its residual, is infinite or NaN.
 bool scales_finite(const RowSnapshot& s) {
     std::size_t end = 0;
     for (int head = 0; end < s.codes.size(); head++)
         if (end += s.form->head_bytes(head); (s.codes[end - 1] & 0x7c) == 0x7c) return false;
+    const std::size_t bytes = residual_bytes(s.form->head_dim);
+    for (end = bytes; end <= s.residual.size(); end += bytes)
+        if ((s.residual[end - 1] & 0x7c) == 0x7c) return false;
     return true;
 }
 
@@ -63,7 +68,7 @@ void KvTensor::begin_restore(std::int64_t first, std::int64_t n) {
     const auto replaced = [&](std::int64_t row) { return row >= first && row < first + n; };
     restoring_ = true;
     if (exact_) exact_->forget(first, n);
-    std::erase_if(pending_, replaced);
+    std::erase_if(pending_, [&](const Pending& p) { return replaced(p.row); });
     std::erase_if(waiting_, [&](const Waiting& w) { return replaced(w.row); });
     if (mus_.size() > CellPositions::kMaxOffsets) mus_.clear();
 }
@@ -116,10 +121,12 @@ void KvTensor::adopt_offset(int id, const RowSnapshot& s) {
         offset_->expect(id, s.mu_hash);
 }
 
-// Rows of this very format, with what is removed from this cell's sequence, go back bit for bit.
+// Rows of this very format, with what is removed from this cell's sequence, go back bit for bit; not those with a residual into a cache with
+// windows of fp16, which has their values, and codes of these.
 bool KvTensor::copies(const RowSnapshot& s, std::int64_t row, const CellPositions& cells) {
     const int id = offset_ && cells.at(row) >= 0 ? cells.offset_id(row) : -1;
     if (id >= 0 && s.mu_hash) adopt_offset(id, s);
+    if (!s.residual.empty() && exact_ && !has_residuals()) return false;
     return *s.form == form() && s.mu_hash == (id >= 0 ? offset_->mu_hash(id) : 0);
 }
 
@@ -142,14 +149,15 @@ RestoreResult KvTensor::restore_codes(StoreContext& ctx, std::int64_t row, const
     }
     if (copy) {
         store_->rows_in(ctx, row, 1, s.codes.data(), s.codes.size());
+        put_residual(row, s, cells);
         return result;
     }
     const std::vector<std::uint16_t>* mu = s.mu_hash ? known_mu(s.mu_hash) : nullptr;
     if (s.mu_hash && !mu) {
-        waiting_.push_back({row, *s.form, {s.codes.begin(), s.codes.end()}, s});
+        waiting_.push_back({row, *s.form, {s.codes.begin(), s.codes.end()}, {s.residual.begin(), s.residual.end()}, s});
         return result;
     }
-    const std::span<float> x = decoded.add_zeros(row, layout().n_embd());
+    std::vector<float> x(layout().n_embd());
     decode_codes(s, x);
     if (s.mu_hash || s.form->scale_hash) {
         KeyOffset other(n_head(), head_dim());
@@ -159,7 +167,31 @@ RestoreResult KvTensor::restore_codes(StoreContext& ctx, std::int64_t row, const
         if (mu) other.freeze(0, *mu);
         other.add_offset(0, x, s.mu_hash ? s.pos : -1);
     }
+    if (!s.residual.empty() && exact_ && !has_residuals()) {
+        // As a row that is written: the values that are kept, and codes of these.
+        round_row(g_.side, x);
+        put_values(row, x, cells, decoded);
+    } else {
+        const bool window = !s.residual.empty() && has_residuals() && cells.at(row) >= 0;
+        std::ranges::copy(x, decoded.add_zeros(row, x.size(), window ? exact_->put(row) : -1).begin());
+    }
     return result;
+}
+
+// What codes that were copied leave.
+void KvTensor::put_residual(std::int64_t row, const RowSnapshot& s, const CellPositions& cells) {
+    if (!s.residual.empty() && has_residuals() && cells.at(row) >= 0) store_->set_residual(exact_->put(row), s.residual);
+}
+
+// A row of values: encoded, and kept exactly, if there are windows; which of them it is in end_batch() finds.
+void KvTensor::put_values(std::int64_t row, std::span<const float> x, const CellPositions& cells, Decoded& decoded) {
+    std::int32_t slot = exact_ && cells.at(row) >= 0 ? exact_->put(row) : -1;
+    if (slot >= 0 && !has_residuals()) {
+        std::vector<std::uint16_t> values(x.size());
+        std::ranges::transform(x, values.begin(), to_half);
+        store_->exact_in(std::exchange(slot, -1), values.data());
+    }
+    std::ranges::copy(x, decoded.add_zeros(row, x.size(), slot).begin());
 }
 
 RestoreResult KvTensor::restore_values(std::int64_t row, const RowSnapshot& s, const CellPositions& cells, Decoded& decoded) {
@@ -167,15 +199,10 @@ RestoreResult KvTensor::restore_values(std::int64_t row, const RowSnapshot& s, c
     if (exact_ && g_.side == Side::key) clear_tag(values);  // as keys are rounded that are written
     std::vector<float> x(g_.n_embd);
     const RestoreResult result = decode_values(values, x) ? RestoreResult::ok : RestoreResult::damaged;
-    if (exact_ && cells.at(row) >= 0) {
-        std::transform(x.begin(), x.end(), values.begin(), to_half);
-        store_->exact_in(exact_->put(row), values.data());
-        if (offset_ && s.kind == RowKind::exact && !offset_->frozen(cells.offset_id(row))) {
-            pending_.push_back(row);
-            return result;
-        }
-    }
-    std::ranges::copy(x, decoded.add_zeros(row, x.size()).begin());
+    if (exact_ && offset_ && cells.at(row) >= 0 && s.kind == RowKind::exact && !offset_->frozen(cells.offset_id(row)))
+        pending_.push_back({row, std::move(x)});
+    else
+        put_values(row, x, cells, decoded);
     return result;
 }
 
@@ -185,7 +212,7 @@ RestoreResult KvTensor::retry_waiting(StoreContext& ctx, const CellPositions& ce
     const std::vector<Waiting> waiting = std::exchange(waiting_, {});
     for (const Waiting& w : waiting) {
         RowSnapshot s = w.snapshot;
-        s.form = &w.form, s.codes = w.codes;
+        s.form = &w.form, s.codes = w.codes, s.residual = w.residual;
         result = worse(result, restore_codes(ctx, w.row, s, cells, decoded));
     }
     if (!last || waiting_.empty()) return result;
@@ -196,7 +223,12 @@ RestoreResult KvTensor::retry_waiting(StoreContext& ctx, const CellPositions& ce
 
 bool KvTensor::encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells) {
     if (decoded.rows.empty()) return true;
-    const StoreRows batch{decoded.x.data(), static_cast<std::size_t>(g_.n_embd), decoded.rows, {}, {}, true};
+    const StoreRows batch{decoded.x.data(),
+                          static_cast<std::size_t>(g_.n_embd),
+                          decoded.rows,
+                          {},
+                          has_residuals() ? std::span<const std::int32_t>(decoded.slots) : std::span<const std::int32_t>(),
+                          true};
     return offset_ ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
 }
 
@@ -219,6 +251,7 @@ RestoreResult KvTensor::restore_rows(StoreContext& ctx, std::int64_t first, std:
         for (end = i; end < n && copied(end);) end++;
         if (end > i) {  // a run of rows: all have the same form
             store_->rows_in(ctx, first + i, end - i, rows[i].codes.data(), in.stride());
+            for (std::int64_t k = i; k < end; k++) put_residual(first + k, rows[k], cells);
             continue;
         }
         result = worse(result, rows[i].kind == RowKind::codes ? restore_codes(ctx, first + i, rows[i], cells, decoded)
@@ -249,7 +282,10 @@ RestoreResult KvTensor::finish_restore(StoreContext& ctx, CellPositions& cells) 
 void KvTensor::lose_offset(StoreContext& ctx, int id, CellPositions& cells) {
     const std::vector<std::uint8_t> zero(layout().row_bytes());
     for (std::int64_t row = 0; row < static_cast<std::int64_t>(cells.size()); row++)
-        if (cells.at(row) >= 0 && cells.offset_id(row) == id) store_->rows_in(ctx, row, 1, zero.data(), zero.size());
+        if (cells.at(row) >= 0 && cells.offset_id(row) == id) {
+            store_->rows_in(ctx, row, 1, zero.data(), zero.size());
+            if (has_residuals()) exact_->forget(row, 1);
+        }
     offset_->freeze(id, std::vector<std::uint16_t>(g_.n_embd));
     cells.lose(id);
 }
@@ -257,24 +293,18 @@ void KvTensor::lose_offset(StoreContext& ctx, int id, CellPositions& cells) {
 // Those whose offset is known by now; with `measure` all of them.
 void KvTensor::encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure) {
     if (pending_.empty()) return;
-    std::vector<std::int64_t> rows, later;
-    for (const std::int64_t row : pending_) {
-        const int id = cells.at(row) >= 0 ? cells.offset_id(row) : -1;
-        const bool ready = id < 0 || measure || (offset_->frozen(id) && !offset_->expected(id));
-        (ready ? rows : later).push_back(row);
-    }
-    pending_ = later;
+    std::vector<Pending> ready;
+    std::erase_if(pending_, [&](Pending& p) {
+        const int id = cells.at(p.row) >= 0 ? cells.offset_id(p.row) : -1;
+        const bool now = id < 0 || measure || (offset_->frozen(id) && !offset_->expected(id));
+        if (now) ready.push_back(std::move(p));
+        return now;
+    });
     // In the order in which they came where positions are equal: what is measured must not differ in its last bit.
-    std::stable_sort(rows.begin(), rows.end(), [&](std::int64_t a, std::int64_t b) {
-        return std::pair(cells.offset_id(a), cells.at(a)) < std::pair(cells.offset_id(b), cells.at(b));
-    });
-    std::vector<float> x;
-    std::erase_if(rows, [&](std::int64_t row) {
-        const auto keys = exact_row(row);
-        if (keys) x.insert(x.end(), keys->begin(), keys->end());
-        return !keys;
-    });
-    if (!rows.empty()) encode_keys(ctx, {x.data(), layout().n_embd(), rows, {}, {}, true}, cells);
+    std::ranges::stable_sort(ready, {}, [&](const Pending& p) { return std::pair(cells.offset_id(p.row), cells.at(p.row)); });
+    Decoded decoded;
+    for (const Pending& p : ready) put_values(p.row, p.x, cells, decoded);
+    encode_decoded(ctx, decoded, cells);
 }
 
 }  // namespace turboquant

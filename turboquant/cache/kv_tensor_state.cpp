@@ -10,14 +10,27 @@
 
 namespace turboquant {
 
-std::optional<std::vector<float>> KvTensor::exact_row(std::int64_t row) const {
+std::optional<std::vector<float>> KvTensor::exact_row(std::int64_t row, const CellPositions& cells) const {
     const std::int32_t slot = exact_->find(row);
     if (slot < 0) return std::nullopt;
-    std::vector<std::uint16_t> halves(layout().n_embd());
+    std::vector<float> x(layout().n_embd());
+    if (has_residuals()) {
+        SerialExecutor executor;
+        StoreContext ctx{&executor};
+        store_->read_window(ctx, {&row, 1}, {&slot, 1}, x.data());
+        add_offset(row, cells, x);
+        return x;
+    }
+    std::vector<std::uint16_t> halves(x.size());
     store_->exact_out(slot, halves.data());
-    std::vector<float> x(halves.size());
     std::transform(halves.begin(), halves.end(), x.begin(), from_half);
     return x;
+}
+
+/// Empty if the row has none.
+std::span<const std::uint8_t> KvTensor::residual_of(std::int64_t row) const {
+    const std::int32_t slot = has_residuals() ? exact_->find(row) : -1;
+    return slot >= 0 ? store_->residual(slot) : std::span<const std::uint8_t>();
 }
 
 void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
@@ -49,9 +62,14 @@ void KvTensor::decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n
         }
     });
     if (!exact_) return;
-    for (std::size_t s = 0; s < exact_->slots().size(); s++)
-        if (const std::int64_t row = exact_->slots()[s]; row >= first && row < first + n)
+    for (std::size_t s = 0; s < exact_->slots().size(); s++) {
+        const std::int64_t row = exact_->slots()[s];
+        if (row < first || row >= first + n) continue;
+        if (has_residuals())
+            to_halves(kernels(), exact_row(row, cells)->data(), n_embd, out + (row - first) * n_embd);
+        else
             store_->exact_out(static_cast<std::int32_t>(s), out + (row - first) * n_embd);
+    }
 }
 
 // Rows that are saved as fp16 values whatever the format, or none: as the store has them. `values`: memory.
@@ -69,7 +87,7 @@ std::optional<RowSnapshot> KvTensor::kept_row(std::int64_t row, const CellPositi
         s.kind = RowKind::measuring, s.values = kept->values;
         return s;
     }
-    if (!exact_ || (offset_ && !(frozen && takes_exact))) return std::nullopt;
+    if (!exact_ || has_residuals() || (offset_ && !(frozen && takes_exact))) return std::nullopt;
     const std::int32_t slot = exact_->find(row);
     if (slot < 0) return std::nullopt;
     values.resize(layout().n_embd());
@@ -114,6 +132,7 @@ void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n
             }
             s.mu = mu.halves, s.mu_hash = mu.hash;
         }
+        s.residual = residual_of(first + k);
         std::uint8_t* at = out.begin(i + k, s);
         if (k == 0) codes = at;
     }

@@ -8,7 +8,7 @@ namespace turboquant {
 
 std::size_t reserved_bytes(const KvGeometry& g) {
     const std::int64_t tiles = (g.n_cells + kTileKeys - 1) / kTileKeys * g.n_streams;
-    const auto windows = static_cast<std::size_t>(g.windows.bits(g.n_cells, g.n_embd)) / 8 * g.n_streams;
+    const auto windows = static_cast<std::size_t>(g.windows.bits(g.n_cells, g.n_embd, kHeadDims[0])) / 8 * g.n_streams;
     std::size_t most = 0;
     for (const int d : kHeadDims) {
         if (g.n_embd % d != 0) continue;

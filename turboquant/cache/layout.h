@@ -23,8 +23,8 @@ struct KvGeometry {
     std::int64_t n_embd = 0;   ///< values per row: head_dim * n_head_kv
     std::int64_t n_cells = 0;  ///< rows per stream
     std::int64_t n_streams = 1;
-    float outlier_ratio = kOutlierRatio;  ///< see OutlierChannels
-    WindowSizes windows{0, 0};
+    float outlier_ratio = kOutlierRatio;            ///< see OutlierChannels
+    WindowSizes windows{0, 0, WindowForm::halves};  ///< resolved
 };
 
 /// Bytes to reserve: the largest need over all head sizes and numbers of outlier channels, that divide n_embd, and what the exact windows
@@ -70,6 +70,12 @@ class Layout {
     std::int64_t place(std::int64_t row) const { return row / g_.n_cells * tiles_per_stream() * kTileKeys + row % g_.n_cells; }
     /// Bytes of a row in row form (codec/tile.h), its heads one after the other. Not of composites.
     std::size_t row_bytes() const;
+
+    const WindowSizes& windows() const { return g_.windows; }
+    /// Bytes of what is kept of a row of an exact window: fp16 values, or a residual per head (codec/residual.h).
+    std::size_t window_row_bytes() const {
+        return g_.windows.residual() ? n_head() * residual_bytes(head_dim_) : n_embd() * sizeof(std::uint16_t);
+    }
 
   private:
     KvGeometry g_;

@@ -5,6 +5,7 @@
 
 #include "turboquant/cache/positions.h"
 #include "turboquant/codec/fnv.h"
+#include "turboquant/codec/residual.h"
 
 namespace turboquant {
 namespace {
@@ -13,6 +14,7 @@ constexpr std::uint16_t kMark = 0x7e54;
 constexpr std::uint8_t kNan = 0x7e;  // high byte of an fp16 NaN
 constexpr std::uint8_t kVersion = 1, kScaledVersion = 2, kMixedVersion = 3;
 constexpr std::uint8_t kNumbered = 3;  // added to these: the number of the piece stands in the position's highest byte
+constexpr std::uint8_t kResidual = 6;  // added to these: with a residual
 constexpr std::size_t kHeaderBytes = 16, kScaledHeaderBytes = 20;
 constexpr std::size_t kTagBits = 64;
 constexpr int kHeadDimUnit = 16;
@@ -40,8 +42,13 @@ std::size_t header_bytes(std::uint8_t version, std::size_t n_head) {
     return version == kMixedVersion ? kScaledHeaderBytes + n_head : version == kScaledVersion ? kScaledHeaderBytes : kHeaderBytes;
 }
 
-/// Of a row whose position does not stand beside the number of its piece.
-std::uint8_t plain_version(const std::uint8_t* p) { return static_cast<std::uint8_t>(p[4] > kMixedVersion ? p[4] - kNumbered : p[4]); }
+bool has_residual(const std::uint8_t* p) { return p[4] > kResidual; }
+/// Whether the number of the row's piece stands beside its position.
+bool numbered(const std::uint8_t* p) { return p[4] - (has_residual(p) ? kResidual : 0) > kMixedVersion; }
+/// Without what these two add.
+std::uint8_t plain_version(const std::uint8_t* p) {
+    return static_cast<std::uint8_t>(p[4] - (has_residual(p) ? kResidual : 0) - (numbered(p) ? kNumbered : 0));
+}
 
 bool header_whole(const std::uint8_t* p, std::size_t bytes) { return p[3] == kNan && (p[2] | p[7] << 8) == header_check(p, bytes); }
 
@@ -52,7 +59,7 @@ bool read_place(const std::uint8_t* p, std::size_t n_pieces, PackedHeader& out) 
     std::memcpy(&pos, p + 8, 4);
     std::memcpy(&mu_hash, p + 12, 4);
     int piece = -1;
-    if (p[4] > kMixedVersion) {
+    if (numbered(p)) {
         piece = p[11];
         pos &= CellPositions::kMaxPosition - 1;
         if (mu_hash == 0 || static_cast<std::size_t>(piece) >= n_pieces) return false;
@@ -65,14 +72,17 @@ bool read_place(const std::uint8_t* p, std::size_t n_pieces, PackedHeader& out) 
 
 /// How a row of n_embd values is divided.
 struct Division {
-    std::size_t header, codes, piece, n_pieces;  // bytes of the header, of codes, of one piece of mu; pieces
+    std::size_t header, codes, residual, piece, n_pieces;  // bytes of the header, of codes, of residuals, of one piece of mu; pieces
+
+    std::size_t mu() const { return header + codes + residual; }
 };
 Division divide(std::size_t n_embd, const PackedHeader& h) {
     const std::size_t n_head = n_embd / h.head_dim, header = header_bytes(version(h), n_head);
     std::size_t codes = h.codecs.mixed() ? 0 : n_head * h.head_bytes(0);
     for (int i = 0; h.codecs.mixed() && i < static_cast<int>(n_head); i++) codes += h.head_bytes(i);
-    const std::size_t piece = header + codes < 2 * n_embd ? 2 * n_embd - header - codes : 0;
-    return {header, codes, piece, piece ? (2 * n_embd + piece - 1) / piece : 0};
+    const std::size_t residual = h.residual ? n_head * residual_bytes(h.head_dim) : 0, taken = header + codes + residual;
+    const std::size_t piece = taken < 2 * n_embd ? 2 * n_embd - taken : 0;
+    return {header, codes, residual, piece, piece ? (2 * n_embd + piece - 1) / piece : 0};
 }
 
 /// Formats named in a header that may be damaged.
@@ -111,12 +121,13 @@ std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeade
     const std::size_t piece = carries && header.piece >= 0 ? static_cast<std::size_t>(header.piece) % d.n_pieces : by_position;
     // Where both agree the row is one that 0.1.0 reads.
     if (piece != by_position) p[4] += kNumbered, p[11] = static_cast<std::uint8_t>(piece);
+    if (header.residual) p[4] += kResidual;
     const std::uint16_t check = header_check(p, d.header);
     p[2] = static_cast<std::uint8_t>(check), p[3] = kNan, p[7] = static_cast<std::uint8_t>(check >> 8);
-    std::uint8_t* const after = p + d.header + d.codes;
+    std::uint8_t* const after = p + d.mu();
     const std::size_t first = piece * d.piece, carried = carries ? std::min(d.piece, 2 * mu.size() - first) : 0;
     if (carried) std::memcpy(after, reinterpret_cast<const std::uint8_t*>(mu.data()) + first, carried);
-    std::memset(after + carried, 0, 2 * row.size() - d.header - d.codes - carried);
+    std::memset(after + carried, 0, 2 * row.size() - d.mu() - carried);
     return {p + d.header, d.codes};
 }
 
@@ -126,6 +137,7 @@ std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     PackedHeader h;
     h.head_dim = p[6] * kHeadDimUnit;
     if (!head_dim_supported(h.head_dim) || row.size() % h.head_dim != 0) return std::nullopt;
+    h.residual = has_residual(p);
     const std::uint8_t v = plain_version(p);
     const std::size_t n_head = row.size() / h.head_dim, bytes = header_bytes(v, n_head);
     if (bytes > 2 * row.size() || !header_whole(p, bytes)) return std::nullopt;
@@ -144,7 +156,10 @@ bool next_packed_header(std::span<const std::uint16_t> row, PackedHeader& header
     const bool alike = row.size() >= kHeaderBytes / 2 && row[0] == kMark && header.head_dim > 0 && version(header) == kVersion &&
                        plain_version(p) == kVersion && p[5] == static_cast<std::uint8_t>(header.codecs.of(0)) &&
                        p[6] * kHeadDimUnit == header.head_dim;
-    if (alike) return header_whole(p, kHeaderBytes) && read_place(p, divide(row.size(), header).n_pieces, header);
+    if (alike) {
+        header.residual = has_residual(p);
+        return header_whole(p, kHeaderBytes) && read_place(p, divide(row.size(), header).n_pieces, header);
+    }
     auto read = packed_header(row);
     if (read) header = std::move(*read);
     return read.has_value();
@@ -155,14 +170,24 @@ std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, c
     return {reinterpret_cast<const std::uint8_t*>(row.data()) + d.header, d.codes};
 }
 
+std::span<const std::uint8_t> packed_residual(std::span<const std::uint16_t> row, const PackedHeader& header) {
+    const Division d = divide(row.size(), header);
+    return {reinterpret_cast<const std::uint8_t*>(row.data()) + d.header + d.codes, d.residual};
+}
+
+std::span<std::uint8_t> packed_residual(std::span<std::uint16_t> row, const PackedHeader& header) {
+    const Division d = divide(row.size(), header);
+    return {reinterpret_cast<std::uint8_t*>(row.data()) + d.header + d.codes, d.residual};
+}
+
 void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
     if (header.mu_hash == 0 || header.pos < 0) return;
     const Division d = divide(row.size(), header);
-    if (hash_ != header.mu_hash || seen_.size() != d.n_pieces) hash_ = header.mu_hash, seen_.assign(d.n_pieces, false);
+    if (hash_ != header.mu_hash || seen_.empty()) hash_ = header.mu_hash, seen_.assign(2 * mu_.size(), false);
     const std::size_t piece = static_cast<std::size_t>(header.piece) % d.n_pieces, first = piece * d.piece;
-    std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first, reinterpret_cast<const std::uint8_t*>(row.data()) + d.header + d.codes,
-                std::min(d.piece, 2 * mu_.size() - first));
-    seen_[piece] = true;
+    const std::size_t n = std::min(d.piece, 2 * mu_.size() - first);
+    std::memcpy(reinterpret_cast<std::uint8_t*>(mu_.data()) + first, reinterpret_cast<const std::uint8_t*>(row.data()) + d.mu(), n);
+    std::fill_n(seen_.begin() + static_cast<std::ptrdiff_t>(first), n, true);
 }
 
 std::optional<std::vector<std::uint16_t>> MuPieces::complete() const {

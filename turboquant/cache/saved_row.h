@@ -13,6 +13,8 @@
 // row_bytes(codec, head_dim) bytes per head (codec/tile.h); then a piece of mu's fp16 values, in what is left: number position % n_pieces
 // in versions 1 to 3. Versions 4 to 6 are the same rows with the number of the piece in the highest byte of the position: the rows of one
 // offset carry its pieces in turn, in the order in which they are saved, so that any n_pieces rows in a row have them all.
+// Versions 7 to 12 are 1 to 6 of a row in a window of residuals: behind the codes stand residual_bytes(head_dim) per head
+// (codec/residual.h); the pieces of mu are the smaller for it, and more.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +35,7 @@ struct PackedHeader {
     std::uint32_t scale_hash = 0;  ///< of the scales of the key channels (KeyOffset); 0: not scaled
     /// Number of the piece of mu, taken modulo their number when packed; -1: the position's (as 0.1.0 chose it).
     int piece = -1;
+    bool residual = false;  ///< one comes with the codes
 
     std::size_t head_bytes(int head) const { return row_bytes(codecs.of(head), head_dim); }
 };
@@ -51,6 +54,10 @@ bool next_packed_header(std::span<const std::uint16_t> row, PackedHeader& header
 /// The heads' codes of a packed row.
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header);
 
+/// The heads' residuals of a packed row; empty if it has none.
+std::span<const std::uint8_t> packed_residual(std::span<const std::uint16_t> row, const PackedHeader& header);
+std::span<std::uint8_t> packed_residual(std::span<std::uint16_t> row, const PackedHeader& header);
+
 /// Collects the pieces of one mu from packed rows.
 class MuPieces {
   public:
@@ -61,7 +68,7 @@ class MuPieces {
 
   private:
     std::vector<std::uint16_t> mu_;
-    std::vector<bool> seen_;
+    std::vector<bool> seen_;  ///< by byte: rows with and without a residual have pieces of different sizes
     std::uint32_t hash_ = 0;
 };
 

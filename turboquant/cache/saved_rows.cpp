@@ -19,7 +19,10 @@ std::uint8_t* SavedRowWriter::begin(std::int64_t i, const RowSnapshot& snapshot)
     header_.head_dim = f.head_dim, header_.scale_hash = f.scale_hash;
     header_.pos = snapshot.pos, header_.mu_hash = snapshot.mu_hash;
     header_.piece = snapshot.pos >= 0 ? order_.number(first_row_ + i, snapshot.sequence) : -1;
-    return pack_row(row(i), header_, snapshot.mu).data();
+    header_.residual = !snapshot.residual.empty();
+    std::uint8_t* codes = pack_row(row(i), header_, snapshot.mu).data();
+    std::ranges::copy(snapshot.residual, packed_residual(row(i), header_).begin());
+    return codes;
 }
 
 void CarriedOffsets::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
@@ -49,13 +52,15 @@ RowSnapshot SavedRowReader::read(std::int64_t i) {
         s.mu_hash = header_.mu_hash;
         s.pos = header_.mu_hash ? header_.pos : -1;
         s.codes = packed_codes(row, header_);
+        s.residual = packed_residual(row, header_);
         s.form = form();
         return s;
     }
     s.values = row;
     if (side_ == Side::value) return s;
     const KeyTag tag = read_tag(row);
-    if (tag.pos >= 0) s = {tag.mu_hash ? RowKind::exact : RowKind::measuring, tag.pos, tag.offset_id, tag.mu_hash, {}, nullptr, {}, row};
+    if (tag.pos >= 0)
+        s = {tag.mu_hash ? RowKind::exact : RowKind::measuring, tag.pos, tag.offset_id, tag.mu_hash, {}, nullptr, {}, {}, row};
     return s;
 }
 

@@ -16,7 +16,7 @@ enum class RowKind : std::uint8_t {
     codes,      ///< what is stored, bit for bit
     plain,      ///< fp16 values in the model's space: formats without row form, values of exact windows, rows of other caches
     measuring,  ///< fp16 keys of a sequence whose offset is not frozen yet
-    exact,      ///< fp16 keys of an exact window, of a sequence whose offset is; their codes come back by encoding them again
+    exact,      ///< keys of an exact window of fp16, of a sequence whose offset is; their codes come back by encoding them again
 };
 
 /// What codes are codes of. They come back bit for bit where this is the same, and decoded elsewhere.
@@ -31,13 +31,14 @@ struct RowForm {
 
 struct RowSnapshot {
     RowKind kind = RowKind::plain;
-    std::int32_t pos = -1;                  ///< of the token; -1: unknown, or nothing depends on it
-    int sequence = 0;                       ///< measuring: tells the sequences of one state apart
-    std::uint32_t mu_hash = 0;              ///< codes, exact: of the offset that was removed (hash_mu); 0: none
-    std::span<const std::uint16_t> mu;      ///< all of it, fp16, [n_head][head_dim]; on the way in it is asked for (RowReader::mu)
-    const RowForm* form = nullptr;          ///< codes
-    std::span<const std::uint8_t> codes;    ///< codes: of all heads, in row form (codec/tile.h). Not on the way out: RowWriter::begin
-    std::span<const std::uint16_t> values;  ///< all other kinds: n_embd fp16 values
+    std::int32_t pos = -1;                   ///< of the token; -1: unknown, or nothing depends on it
+    int sequence = 0;                        ///< measuring: tells the sequences of one state apart
+    std::uint32_t mu_hash = 0;               ///< codes, exact: of the offset that was removed (hash_mu); 0: none
+    std::span<const std::uint16_t> mu;       ///< all of it, fp16, [n_head][head_dim]; on the way in it is asked for (RowReader::mu)
+    const RowForm* form = nullptr;           ///< codes
+    std::span<const std::uint8_t> codes;     ///< codes: of all heads, in row form (codec/tile.h). Not on the way out: RowWriter::begin
+    std::span<const std::uint8_t> residual;  ///< codes of a row in a window of residuals: what they leave, of all heads (codec/residual.h)
+    std::span<const std::uint16_t> values;   ///< all other kinds: n_embd fp16 values
 };
 
 /// Takes rows of one KV tensor out of a cache, in ascending order; `i` counts from the first one of the call.

@@ -97,51 +97,67 @@ std::vector<Exact> kept_rows(const StepMask& m, const CellPositions& cells, cons
         if (v && (s >= v->slots().size() || v->slots()[s] != row)) at = in_pairs ? -1 : v->find(row);
         if (at >= 0) rows.push_back({static_cast<std::int32_t>(s), at, static_cast<std::int32_t>(row - first), cells.at(row)});
     }
-    std::ranges::sort(rows, {}, [](const Exact& e) { return std::pair(e.pos, e.cell); });
+    const bool by_cell = k.windows().residual();
+    std::ranges::sort(rows, {}, [by_cell](const Exact& e) { return std::pair(by_cell ? 0 : e.pos, e.cell); });
     return rows;
 }
 
+/// The query's position: its own cell is the last that it sees, and was just written. `mask`: of its first head, or null.
+std::int32_t own_position(std::span<const Exact> rows, const std::uint16_t* mask) {
+    std::int32_t own = -1;
+    for (const Exact& e : rows)
+        if (!mask || mask[e.cell] != kMaskHidden) own = std::max(own, e.pos);
+    return own;
+}
+
+/// Whether a query wants a row: it sees the cell, and the row is in its window.
+bool wants(const Exact& e, const std::uint16_t* mask, std::int32_t own, const WindowSizes& windows) {
+    return (!mask || mask[e.cell] != kMaskHidden) && (e.pos < windows.sink || e.pos > own - windows.recent);
+}
+
+/// Tiles with exact rows as a query sees them, before these are taken out: their masks.
+void copy_masks(const StepMask& m, std::span<const int> tiles, const std::uint16_t* mask, int t, int h, StepPlan& plan) {
+    for (std::size_t i = 0; i < tiles.size(); i++) {
+        const int first = tiles[i] * kTileKeys, cells = std::min(kTileKeys, m.n_kv - first);
+        std::uint16_t* to = plan.patches.data() + ((i * m.n_tokens + t) * m.heads + h) * kTileKeys;
+        std::fill_n(to, kTileKeys, kMaskHidden);
+        if (mask)
+            std::copy_n(mask + first, cells, to);
+        else
+            std::fill_n(to, cells, std::uint16_t{0});
+    }
+}
+
 void plan_windows(Executor& executor, const StepMask& m, std::span<const Exact> rows, WindowSizes windows, StepPlan& plan) {
-    plan.k_slots.clear(), plan.v_slots.clear(), plan.tile_patch.clear();
+    plan.k_slots.clear(), plan.v_slots.clear(), plan.exact_cells.clear(), plan.tile_patch.clear();
     if (rows.empty()) return;
     const std::size_t n = rows.size();
-    const int n_tiles = (m.n_kv + kTileKeys - 1) / kTileKeys;
-    plan.tile_patch.assign(n_tiles, -1);
     std::vector<int> tiles;  // patched ones
+    if (!windows.residual()) plan.tile_patch.assign((m.n_kv + kTileKeys - 1) / kTileKeys, -1);
     for (const Exact& e : rows) {
+        plan.k_slots.push_back(e.k), plan.v_slots.push_back(e.v), plan.exact_cells.push_back(e.cell);
+        if (windows.residual()) continue;
         std::int16_t& patch = plan.tile_patch[e.cell / kTileKeys];
         if (patch < 0) patch = static_cast<std::int16_t>(tiles.size()), tiles.push_back(e.cell / kTileKeys);
-        plan.k_slots.push_back(e.k), plan.v_slots.push_back(e.v);
     }
     plan.exact_mask.resize(static_cast<std::size_t>(m.n_tokens) * m.heads * n);
     plan.patches.resize(tiles.size() * m.n_tokens * m.heads * kTileKeys);
     const int parts = m.n_tokens < 16 ? 1 : executor.n_threads();
     executor.run(parts, [&](int ith) {
         for (int t = ith; t < m.n_tokens; t += parts) {
-            const auto mask_of = [&](int h) { return m.mask + t * m.token_stride + h * m.head_stride; };
-            std::int32_t own = -1;  // the query's position: its own cell is the last that it sees, and was just written
-            for (const Exact& e : rows)
-                if (!m.mask || mask_of(0)[e.cell] != kMaskHidden) own = std::max(own, e.pos);
+            const std::uint16_t* seen = m.mask ? m.mask + t * m.token_stride : nullptr;
+            const std::int32_t own = own_position(rows, seen);
             for (int h = 0; h < m.heads; h++) {
-                const std::uint16_t *mask = m.mask ? mask_of(h) : nullptr, *seen = m.mask ? mask_of(0) : nullptr;
-                const auto patch = [&](int number) {
-                    return plan.patches.data() + ((static_cast<std::size_t>(number) * m.n_tokens + t) * m.heads + h) * kTileKeys;
-                };
-                for (std::size_t i = 0; i < tiles.size(); i++) {
-                    const int first = tiles[i] * kTileKeys, cells = std::min(kTileKeys, m.n_kv - first);
-                    std::uint16_t* to = patch(static_cast<int>(i));
-                    std::fill_n(to, kTileKeys, kMaskHidden);
-                    if (mask)
-                        std::copy_n(mask + first, cells, to);
-                    else
-                        std::fill_n(to, cells, std::uint16_t{0});
-                }
+                copy_masks(m, tiles, seen ? seen + h * m.head_stride : nullptr, t, h, plan);
                 std::uint16_t* exact = plan.exact_mask.data() + (static_cast<std::size_t>(t) * m.heads + h) * n;
                 for (std::size_t i = 0; i < n; i++) {
                     const Exact& e = rows[i];
-                    exact[i] = kMaskHidden;
-                    if ((seen && seen[e.cell] == kMaskHidden) || (e.pos >= windows.sink && e.pos <= own - windows.recent)) continue;
-                    exact[i] = std::exchange(patch(plan.tile_patch[e.cell / kTileKeys])[e.cell % kTileKeys], kMaskHidden);
+                    const bool wanted = wants(e, seen, own, windows);
+                    exact[i] = wanted ? 0 : kMaskHidden;
+                    if (!wanted || windows.residual()) continue;
+                    const std::size_t patch = plan.tile_patch[e.cell / kTileKeys];
+                    std::uint16_t& in_tile = plan.patches[((patch * m.n_tokens + t) * m.heads + h) * kTileKeys + e.cell % kTileKeys];
+                    exact[i] = std::exchange(in_tile, kMaskHidden);
                 }
             }
         }
@@ -152,9 +168,9 @@ void plan_windows(Executor& executor, const StepMask& m, std::span<const Exact> 
 
 void StepPlan::set_exact(AttentionArgs& a) const {
     if (k_slots.empty()) return;
-    a.patch = {tile_patch.data(), patches.data()};
+    if (!tile_patch.empty()) a.patch = {tile_patch.data(), patches.data()};
     a.exact.n = static_cast<int>(k_slots.size());
-    a.exact.k_slots = k_slots.data(), a.exact.v_slots = v_slots.data();
+    a.exact.k_slots = k_slots.data(), a.exact.v_slots = v_slots.data(), a.exact.cells = exact_cells.data();
     a.exact.mask = exact_mask.data();
 }
 
@@ -162,7 +178,7 @@ const StepPlan& StepPlans::find(Executor& executor, const StepMask& m, const Cel
                                 bool with_offsets, bool in_pairs) {
     const std::span<const std::int64_t> k_rows = k ? k->slots() : std::span<const std::int64_t>(),
                                         v_rows = v ? v->slots() : std::span<const std::int64_t>();
-    const WindowSizes windows = k ? k->windows() : WindowSizes{0, 0};
+    const WindowSizes windows = k ? k->windows() : WindowSizes{0, 0, WindowForm::halves};
     for (std::size_t i = 0; i < n_valid_; i++) {
         const Entry& e = entries_[i];
         if (e.mask == m && e.cells == &cells && e.version == cells.version() && e.with_offsets >= with_offsets &&

@@ -33,10 +33,11 @@ struct StepPlan {
     std::vector<std::int32_t> cell_pos;   ///< [n_kv]: ScoreTerm::cell_pos
     std::vector<std::uint8_t> cell_term;  ///< [n_kv]: index into ids
 
-    /// Exact rows that some query wants, in the order of their positions: what slots they lie in must not decide in what order is summed.
-    std::vector<std::int32_t> k_slots, v_slots;
+    /// Exact rows that some query wants, in the order of their positions, residuals in that of their cells: what slots they lie in must not
+    /// decide in what order is summed.
+    std::vector<std::int32_t> k_slots, v_slots, exact_cells;
     std::vector<std::uint16_t> exact_mask;  ///< [n_tokens][heads][rows]: ExactRowsView::mask
-    std::vector<std::int16_t> tile_patch;   ///< MaskPatch::tile, empty if no row is exact
+    std::vector<std::int16_t> tile_patch;   ///< MaskPatch::tile, empty if no row is exact, or what is kept of them are residuals
     std::vector<std::uint16_t> patches;     ///< MaskPatch::halves: exact cells hidden
 
     /// Sets patch and exact of a call (but for the queries), if any row is exact.

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "turboquant/codec/residual.h"
+#include "turboquant/codec/rotation.h"
+
 namespace turboquant {
 
 StoreRows round_rows(Side side, std::size_t n_embd, StoreRows batch, std::vector<std::uint8_t>& memory) {
@@ -29,8 +32,8 @@ void TileStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<cons
 }
 
 std::uint16_t* TileStore::exact_row(std::int32_t slot) {
-    const std::size_t at = static_cast<std::size_t>(slot) * layout_.n_embd();
-    if (exact_.size() < at + layout_.n_embd()) exact_.resize(at + layout_.n_embd());
+    const std::size_t at = static_cast<std::size_t>(slot) * slot_words();
+    if (exact_.size() < at + slot_words()) exact_.resize(at + slot_words());
     return exact_.data() + at;
 }
 
@@ -40,10 +43,31 @@ void TileStore::exact_out(std::int32_t slot, std::uint16_t* row) const {
 
 void TileStore::exact_in(std::int32_t slot, const std::uint16_t* row) { std::copy_n(row, layout_.n_embd(), exact_row(slot)); }
 
+std::span<const std::uint8_t> TileStore::residual(std::int32_t slot) const {
+    return {reinterpret_cast<const std::uint8_t*>(exact_.data() + slot * slot_words()), layout_.window_row_bytes()};
+}
+
+void TileStore::set_residual(std::int32_t slot, std::span<const std::uint8_t> row) { std::ranges::copy(row, residual_row(slot)); }
+
+void TileStore::read_window(StoreContext& ctx, std::span<const std::int64_t> rows, std::span<const std::int32_t> slots, float* x) const {
+    const std::size_t n_embd = layout_.n_embd(), d = layout_.head_dim();
+    std::vector<float> left(d);
+    for (std::size_t i = 0; i < rows.size(); i++) {
+        read(ctx, rows[i], 1, x + i * n_embd);
+        const std::uint8_t* row = residual(slots[i]).data();
+        for (std::size_t at = 0; at < n_embd; at += d, row += residual_bytes(layout_.head_dim())) {
+            std::ranges::fill(left, 0.0f);
+            residual_add(row, left);
+            rotation_for(layout_.head_dim()).inverse(left);
+            for (std::size_t k = 0; k < d; k++) x[i * n_embd + at + k] += left[k];
+        }
+    }
+}
+
 void TileStore::move_exact(StoreContext&, std::span<const SlotMove> moves, std::size_t n_slots) {
-    const std::size_t size = n_slots * layout_.n_embd();
+    const std::size_t size = n_slots * slot_words();
     if (exact_.size() < size) exact_.resize(size);
-    for (const SlotMove& m : moves) std::copy_n(exact_row(m.from), layout_.n_embd(), exact_row(m.to));
+    for (const SlotMove& m : moves) std::copy_n(exact_row(m.from), slot_words(), exact_row(m.to));
     if (exact_.size() == size) return;
     exact_.resize(size);
     exact_.shrink_to_fit();
@@ -51,8 +75,9 @@ void TileStore::move_exact(StoreContext&, std::span<const SlotMove> moves, std::
 
 void TileStore::set_exact(const TileStore& values, ExactRowsView& e) const {
     if (!e.n) return;
-    e.k = reinterpret_cast<const std::uint8_t*>(exact_.data()), e.k_stride = layout_.n_embd() * sizeof(std::uint16_t);
-    e.v = reinterpret_cast<const std::uint8_t*>(values.exact_.data()), e.v_stride = values.layout_.n_embd() * sizeof(std::uint16_t);
+    e.form = layout_.windows().residual() ? WindowForm::residual : WindowForm::halves;
+    e.k = reinterpret_cast<const std::uint8_t*>(exact_.data()), e.k_stride = layout_.window_row_bytes();
+    e.v = reinterpret_cast<const std::uint8_t*>(values.exact_.data()), e.v_stride = values.layout_.window_row_bytes();
 }
 
 }  // namespace turboquant

@@ -38,7 +38,7 @@ struct StoreRows {
     std::size_t stride = 0;
     std::span<const std::int64_t> rows;
     std::span<const std::uint8_t> rounded;      ///< which rows are rounded first (round_row); empty: none
-    std::span<const std::int32_t> exact_slots;  ///< slot that takes a copy of a row, or -1; empty: none
+    std::span<const std::int32_t> exact_slots;  ///< slot that takes what is kept of a row in a window, or -1; empty: none
     bool on_host = false;                       ///< x is host memory, whatever the device takes
 };
 
@@ -59,8 +59,11 @@ class TileStore {
 
     const Layout& layout() const { return layout_; }
 
-    /// Encodes rows, keys as `keys` says (null: as they are), and keeps exact copies, untransformed. False if a vector is not finite: it
-    /// becomes zero, the others are written.
+    /// Whether windows of residuals can be had; else only fp16 ones.
+    virtual bool takes_residuals() const { return false; }
+
+    /// Encodes rows, keys as `keys` says (null: as they are), and keeps of rows in windows exact copies, untransformed, or what the codes
+    /// leave. False if a vector is not finite: it becomes zero, the others are written.
     virtual bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) = 0;
 
     /// Attention over a stream; of `a` all but k and v, and those of its exact rows, is given; queries are as the model made them, and
@@ -95,9 +98,14 @@ class TileStore {
     /// Forgets all rows. Memory that a store was handed was zeroed by its owner before, who can do it for many tensors at once.
     virtual void clear() { exact_.clear(), exact_.shrink_to_fit(); }
 
-    /// Exact rows: fp16, in slots, in row form. Slots that are written to come into being.
+    /// Exact rows of fp16 windows, in slots, in row form. Slots that are written to come into being.
     virtual void exact_out(std::int32_t slot, std::uint16_t* row) const;
     virtual void exact_in(std::int32_t slot, const std::uint16_t* row);
+    /// Of windows of residuals: the bytes of a slot, layout().window_row_bytes() of them.
+    std::span<const std::uint8_t> residual(std::int32_t slot) const;
+    void set_residual(std::int32_t slot, std::span<const std::uint8_t> row);
+    /// As read(), of rows with their residuals: x[i*n_embd ..) is rows[i], which has slots[i].
+    void read_window(StoreContext& ctx, std::span<const std::int64_t> rows, std::span<const std::int32_t> slots, float* x) const;
     /// Copies slots, one move after the other, and keeps n_slots of them.
     virtual void move_exact(StoreContext& ctx, std::span<const SlotMove> moves, std::size_t n_slots);
 
@@ -108,11 +116,16 @@ class TileStore {
   protected:
     // Exact rows in host memory, for the stores that have theirs there.
     std::uint16_t* exact_row(std::int32_t slot);
+    std::uint8_t* residual_row(std::int32_t slot) { return reinterpret_cast<std::uint8_t*>(exact_row(slot)); }
     /// Sets k and v of an attention call's exact rows.
     void set_exact(const TileStore& values, ExactRowsView& e) const;
 
     Layout layout_;
-    std::vector<std::uint16_t> exact_;  ///< [slot][n_embd]
+
+  private:
+    std::size_t slot_words() const { return layout_.window_row_bytes() / sizeof(std::uint16_t); }
+
+    std::vector<std::uint16_t> exact_;  ///< [slot][slot_words()]
 };
 
 /// Makes the store of a tensor when its layout is known. Its memory is all zero then, and cells that were never written decode to zeros.

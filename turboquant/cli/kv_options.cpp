@@ -9,9 +9,13 @@
 namespace turboquant::cli {
 
 void add_window_options(CLI::App& command, WindowSizes& windows) {
-    command.add_option("--sink", windows.sink, "First tokens that stay in f16, too, for all formats of ours (default: up to 4)")
+    command.add_option("--sink", windows.sink, "First tokens that stay exact, for all formats of ours (default: up to 4)")
         ->check(CLI::Range(0, 65536));
-    command.add_option("--recent", windows.recent, "Most recent tokens that do (default: with --sink 1/256 of the context)")
+    command
+        .add_option(
+            "--recent", windows.recent,
+            "Most recent tokens that stay exact, both in f16 (default: with --sink 1/16 bit per value, as 4 bits on top of the codes; "
+            "recent=N:4 in a SPEC)")
         ->check(CLI::Range(0, 65536));
 }
 

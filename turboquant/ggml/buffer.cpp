@@ -23,7 +23,7 @@ CodecId widest(double bits) {
     return codecs.empty() ? CodecId::tcq1 : *std::ranges::max_element(codecs, {}, size);
 }
 
-KvGeometry geometry_of(const KvSpec& spec, double auto_bits, Side side, const ggml_tensor* t) {
+KvGeometry geometry_of(const KvSpec& spec, double auto_bits, bool residuals, Side side, const ggml_tensor* t) {
     KvGeometry g;
     g.side = side;
     g.codecs = auto_bits > 0 ? HeadCodecs(widest(auto_bits)) : spec.codecs(side, kv_layer(t->name));
@@ -32,7 +32,7 @@ KvGeometry geometry_of(const KvSpec& spec, double auto_bits, Side side, const gg
     g.n_embd = t->ne[0];
     g.n_cells = t->ne[1];
     g.n_streams = t->ne[2] * t->ne[3];
-    g.windows = auto_bits > 0 ? spec.windows.resolve(g.n_cells) : spec.windows_of(kv_layer(t->name), g.n_cells);
+    g.windows = auto_bits > 0 ? spec.windows.resolve(g.n_cells, residuals) : spec.windows_of(kv_layer(t->name), g.n_cells, residuals);
     return g;
 }
 
@@ -179,7 +179,7 @@ size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     const auto side = kv_side(t);
     Device& device = device_of(buft);
     if (!side || t->view_src || t->type != GGML_TYPE_F16) return device.inner().alloc_size(t);
-    const size_t reserved = reserved_bytes(geometry_of(device.spec, device.auto_bits, *side, t));
+    const size_t reserved = reserved_bytes(geometry_of(device.spec, device.auto_bits, device.inner().takes_residuals(), *side, t));
     // --fit sizes tensors that have a buffer already, an empty one. A budget holds on average over the tensors; which of them gets more is
     // not known before all layers are.
     if (!t->buffer) {
@@ -248,7 +248,7 @@ bool KvBuffer::init_tensor(ggml_tensor* t) {
                        " cache with -dev none");
         return false;
     }
-    const KvGeometry g = geometry_of(spec_, auto_bits_, *side, t);
+    const KvGeometry g = geometry_of(spec_, auto_bits_, device_.inner().takes_residuals(), *side, t);
     std::string name = t->name;
     name[name.rfind("_l") - 1] = 'k';
     const std::scoped_lock lock(lists_);
@@ -319,7 +319,8 @@ void KvBuffer::announce() {
     std::snprintf(size, sizeof size, ": KV cache of %zu layers, %lld cells: %.2f MiB, %.3f bits a value (f16: %.2f MiB); ", layers.size(),
                   static_cast<long long>(cells_.front()->size()), static_cast<double>(s.format_bytes) / (1 << 20),
                   8.0 * static_cast<double>(s.format_bytes) / values, 2 * values / (1 << 20));
-    log_warning(device_.name + (device_.gpu ? " on " + device_.gpu->name() : "") + size + device_.formats());
+    log_warning(device_.name + (device_.gpu ? " on " + device_.gpu->name() : "") + size + device_.formats() + ", exact " +
+                to_string(windows()));
 }
 
 void KvBuffer::log_plain() {
@@ -338,6 +339,16 @@ void KvBuffer::clear(std::uint8_t value) {
     tensors_.empty() ? memory_->fill_all(value) : memory_->clear();
     for (const auto& c : cells_) c->clear();
     for (const auto& [name, layer] : layers_) layer->clear();
+}
+
+WindowSizes KvBuffer::windows() const {
+    const std::scoped_lock lock(lists_);
+    const KvGeometry* largest = nullptr;
+    for (const auto& e : tensors_) {
+        const KvGeometry& g = e->kv().geometry();
+        if (!largest || std::pair(g.n_cells, g.windows.any()) > std::pair(largest->n_cells, largest->windows.any())) largest = &g;
+    }
+    return largest ? largest->windows : WindowSizes{};
 }
 
 void KvBuffer::add_stats(turboquant_kv_stats& s, double& values) const {

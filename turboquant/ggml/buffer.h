@@ -97,6 +97,7 @@ class KvBuffer final : public DeviceBuffer {
         const std::scoped_lock lock(lists_);
         return !tensors_.empty() || !plain_.empty();
     }
+    WindowSizes windows() const override;
     void add_stats(turboquant_kv_stats& s, double& values) const override;
 
   private:

@@ -16,7 +16,7 @@ CacheShape KvBuffer::cache_shape() const {
     for (std::size_t i = 0; i < tensors_.size(); i++) {
         const KvGeometry& g = tensors_[i]->kv().geometry();
         out.sides.push_back({kv_layer(names_[i]), g.side, g.n_embd, g.n_cells * g.n_streams});
-        out.fixed_bits += g.windows.bits(g.n_cells, g.n_embd) * static_cast<double>(g.n_streams);
+        out.fixed_bits += g.windows.bits(g.n_cells, g.n_embd, kHeadDims[0]) * static_cast<double>(g.n_streams);
         if (g.side == Side::key && spec_.offset) out.fixed_bits += 16.0 * static_cast<double>(g.n_embd * g.n_streams);  // mu, fp16
     }
     for (const auto& c : cells_) out.fixed_bits += 8.0 * static_cast<double>(c->bytes());

@@ -121,6 +121,7 @@ class CpuDevice final : public InnerDevice {
     std::string name() const override { return "CPU"; }
     bool on_host() const override { return true; }
     std::unique_ptr<InnerMemory> new_memory(std::size_t size) const override { return std::make_unique<HostBuffer>(size); }
+    bool takes_residuals() const override { return true; }
     StoreFactory store_in(std::uint8_t* memory) const override { return cpu_store_in(memory); }
 
   private:

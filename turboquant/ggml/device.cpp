@@ -54,6 +54,14 @@ std::string Device::formats() const {
            (plan || !spec.k_scales.empty() ? ", plan " + brief_text(spec) : "");
 }
 
+std::string Device::windows() const {
+    const std::scoped_lock lock(mutex_);
+    std::string text;
+    for (const DeviceBuffer* b : buffers_)
+        if (const std::string w = to_string(b->windows()); !w.empty()) text = "exact " + w;
+    return text;
+}
+
 std::set<std::pair<int, Side>> Device::slots() const {
     const std::scoped_lock lock(mutex_);
     std::set<std::pair<int, Side>> all;

@@ -43,6 +43,8 @@ class DeviceBuffer {
     virtual std::set<std::pair<int, Side>> slots() const = 0;
     /// Whether this is a cache, or other state of layers: not a buffer of intermediate results.
     virtual bool has_state() const = 0;
+    /// Exact windows of its largest cache; none given if it has no KV tensors.
+    virtual WindowSizes windows() const = 0;
     /// Adds the memory of its KV tensors, and the values that their cells hold.
     virtual void add_stats(turboquant_kv_stats& s, double& values) const = 0;
 
@@ -106,6 +108,8 @@ struct Device {
     void note_choice(const std::string& text);
     /// The formats, in words.
     std::string formats() const;
+    /// "exact sink=4,recent=26:4": the windows of the last cache alive, "" if there is none.
+    std::string windows() const;
     /// Layers and sides of all caches alive.
     std::set<std::pair<int, Side>> slots() const;
 

@@ -70,6 +70,7 @@ class GpuDevice final : public InnerDevice {
         if (!buffer) throw std::bad_alloc();
         return std::make_unique<GpuMemory>(buffer, index_);
     }
+    bool takes_residuals() const override { return false; }
     StoreFactory store_in(std::uint8_t* memory) const override { return cuda_store_in(memory, index_); }
     std::size_t alloc_size(const ggml_tensor* t) const override { return ggml_backend_buft_get_alloc_size(buft_, t); }
     std::size_t alignment() const override { return ggml_backend_buft_get_alignment(buft_); }

@@ -73,6 +73,8 @@ class InnerDevice {
     virtual bool on_host() const = 0;
     /// Throws std::bad_alloc.
     virtual std::unique_ptr<InnerMemory> new_memory(std::size_t size) const = 0;
+    /// Whether exact windows can be residuals (TileStore::takes_residuals); unless said otherwise they are of fp16 where they cannot.
+    virtual bool takes_residuals() const = 0;
     virtual StoreFactory store_in(std::uint8_t* memory) const = 0;
     virtual std::size_t alloc_size(const ggml_tensor* t) const { return ggml_nbytes(t); }
     virtual std::size_t alignment() const { return 128; }

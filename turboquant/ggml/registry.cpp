@@ -93,7 +93,9 @@ bool set_spec(ggml_backend_dev_t dev, const char* text, char* error, size_t erro
 
 const char* device_config(ggml_backend_dev_t dev) {
     static thread_local std::string text;
-    text = device_of(dev).formats() + ", simd " + std::string(simd_level_name(kernels_level(kernels())));
+    const Device& d = device_of(dev);
+    const std::string windows = d.windows();
+    text = d.formats() + ", simd " + std::string(simd_level_name(kernels_level(kernels()))) + (windows.empty() ? "" : ", " + windows);
     return text.c_str();
 }
 

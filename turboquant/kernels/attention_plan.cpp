@@ -65,6 +65,8 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     c.n_rows = a.n_tokens * c.group;
     c.rows_per_block = plan.rows_per_block;
     c.dim_v = a.v.shape.head_dim;
+    const bool on_top = a.exact.on_top(), beside = a.exact.beside();
+    if (on_top) c.k_residual = &residual_tables(a.k.shape.head_dim), c.v_residual = &residual_tables(c.dim_v);
     const std::size_t rows = plan.rows_per_block;
     c.state_floats = (rows * (2 + c.dim_v) + kWidestVector - 1) / kWidestVector * kWidestVector;
     std::size_t end = 0;
@@ -76,7 +78,7 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     const Panels k = panels_of(a.k, a.n_head_kv), v = panels_of(a.v, a.n_head_kv);
     const std::size_t k_size = k.f32 ? 4 : 1, v_size = v.f32 ? 4 : 1;
     c.q8 = take(k.i8 ? rows * c.k->head_dim : 0);
-    c.qf = take((k.f32 ? rows : 1) * c.k->head_dim * sizeof(float));
+    c.qf = take((k.f32 || on_top ? rows : 1) * c.k->head_dim * sizeof(float));
     c.rows = take(rows * (kRowBytes + kWidestVector * sizeof(float) + 2 * sizeof(float)));  // Row, partial sums, alpha and step
     c.scores = take(rows * kTileKeys * sizeof(float));
     c.term_at = term_layout(rows, a.term.n_freq, a.term.n_terms);
@@ -84,14 +86,18 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     c.weights = take(rows * kTileKeys * v_size);
     c.k_panel = take(c.k->head_dim * kTileKeys * k_size);
     c.v_panel = take(c.dim_v * kTileKeys * v_size);
-    c.exact_list = take(a.exact.n * sizeof(std::int32_t));
+    c.exact_list = take((on_top ? kTileKeys : a.exact.n) * sizeof(std::int32_t));
+    const std::size_t tile_floats = on_top ? rows * kTileKeys : 0;
+    c.residual = take(on_top ? (kResidualGroup * std::max(c.k->head_dim, c.dim_v) + kWidestVector) * sizeof(float) : 0);
+    c.added = take(tile_floats * sizeof(float));
+    c.taken = take(tile_floats * sizeof(float));
     l.in_scratch = plan.n_chunks == 1;
     c.state = take(l.in_scratch ? c.state_floats * sizeof(float) : 0);
-    c.exact_state = take(l.in_scratch && a.exact.n ? c.state_floats * sizeof(float) : 0);
+    c.exact_state = take(l.in_scratch && beside ? c.state_floats * sizeof(float) : 0);
     l.scratch_bytes = end;
     l.n_units = a.n_head_kv * plan.n_row_blocks * plan.n_chunks;
     // Chunks of a block, then that of its exact rows.
-    l.n_states = l.in_scratch ? 0 : l.n_units + (a.exact.n ? a.n_head_kv * plan.n_row_blocks : 0);
+    l.n_states = l.in_scratch ? 0 : l.n_units + (beside ? a.n_head_kv * plan.n_row_blocks : 0);
     return l;
 }
 
@@ -121,7 +127,7 @@ float* chunk_state(const AttentionPlan& plan, const Layout& l, std::uint8_t* wor
 // Of the block that a unit belongs to. The chunk with the last cells computes it: it may be the shortest.
 float* exact_state(const AttentionPlan& plan, const AttentionArgs& a, const Layout& l, std::uint8_t* workspace, std::uint8_t* scratch,
                    int unit) {
-    if (!a.exact.n) return nullptr;
+    if (!a.exact.beside()) return nullptr;
     if (l.in_scratch) return reinterpret_cast<float*>(scratch + l.call.exact_state);
     return chunk_state(plan, l, workspace, l.n_units + unit / plan.n_chunks);
 }

@@ -135,4 +135,8 @@ bool encode(const Kernels& k, const EncodeArgs& args) {
     return k.encode(args, codec_tables(args.shape.codec, args.shape.head_dim));
 }
 
+void encode_residuals(const Kernels& k, const EncodeArgs& args, std::uint8_t* const* rows) {
+    k.encode_residuals(args, rows, codec_tables(args.shape.codec, args.shape.head_dim), residual_tables(args.shape.head_dim));
+}
+
 }  // namespace turboquant

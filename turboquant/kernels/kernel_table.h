@@ -24,6 +24,8 @@ struct TermLayout {
 
 /// Floats in the widest vector, and bytes of what a query row carries from tile to tile (impl/softmax.h, Row): the levels assert them.
 inline constexpr std::size_t kWidestVector = 16, kRowBytes = 64;
+/// Residuals that are decoded at once: few enough to stay in the first-level cache.
+inline constexpr int kResidualGroup = 8;
 
 /// One attention call, cut. A *row* is (token, query head of the group): row = token*group + head in the group.
 /// A *state* holds what flash attention keeps of `rows_per_block` rows: [m][l][acc rows x dim_v], m in units of log2.
@@ -31,11 +33,12 @@ struct AttentionCall {
     const AttentionArgs* args;
     const CodecTables *k, *v;  // of the unit's head
     int group, n_rows, rows_per_block;
-    int dim_v;                 // of the accumulator: head size of the values, or of the keys if v_is_k
-    std::size_t state_floats;  // between the states of successive chunks
+    int dim_v;                                   // of the accumulator: head size of the values, or of the keys if v_is_k
+    const CodecTables *k_residual, *v_residual;  // levels of residuals at these head sizes; null: there are none
+    std::size_t state_floats;                    // between the states of successive chunks
     TermLayout term_at;
     // Offsets into a thread's scratch, in bytes.
-    std::size_t q8, qf, rows, scores, term, weights, k_panel, v_panel, exact_list, state, exact_state;
+    std::size_t q8, qf, rows, scores, term, weights, k_panel, v_panel, exact_list, residual, added, taken, state, exact_state;
 };
 
 /// One block of rows of one KV head against a range of tiles.
@@ -85,6 +88,7 @@ struct TileTurn {
 struct Kernels {
     SimdLevel (*level)();
     bool (*encode)(const EncodeArgs& args, const CodecTables& tables);
+    void (*encode_residuals)(const EncodeArgs& args, std::uint8_t* const* rows, const CodecTables& tables, const CodecTables& residual);
     void (*to_halves)(const float* x, std::size_t n, std::uint16_t* out);
     void (*get_rows)(const TileRows& args, const CodecTables& tables);
     void (*set_rows)(const TileRows& args, const CodecTables& tables);

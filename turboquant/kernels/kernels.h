@@ -60,6 +60,10 @@ struct EncodeArgs {
 /// Safe to call concurrently for different heads (different tiles); not for the same head.
 bool encode(const Kernels& k, const EncodeArgs& args);
 
+/// What the codes that encode() just wrote of this batch leave of its vectors, into rows[i] (codec/residual.h; null: not of this one); zero
+/// where a vector was not finite. Of rotated codecs. Concurrently as encode().
+void encode_residuals(const Kernels& k, const EncodeArgs& args, std::uint8_t* const* rows);
+
 /// fp16 of n values, n a multiple of 16: to nearest, ties to even; beyond fp16 the largest.
 void to_halves(const Kernels& k, const float* x, std::size_t n, std::uint16_t* out);
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "turboquant/codec/residual.h"
 #include "turboquant/codec/tile.h"
 #include "turboquant/codec/trellis.h"
 
@@ -50,5 +51,7 @@ struct CodecTables {
 const CodecTables* find_codec_tables(CodecId codec, int head_dim);
 /// The same where both are known to be good. Throws std::invalid_argument if they are not.
 const CodecTables& codec_tables(CodecId codec, int head_dim);
+/// Of the levels of residuals (codec/residual.h): those of turbo4.
+inline const CodecTables& residual_tables(int head_dim) { return codec_tables(CodecId::turbo4, head_dim); }
 
 }  // namespace turboquant

@@ -167,10 +167,8 @@ KvMemory Session::memory() const {
 }
 
 std::string Session::config() const {
-    const WindowSizes exact = spec_.ours ? spec_.ours->windows.resolve(llama_n_ctx(context())) : WindowSizes{0, 0};
     const std::string cache =
-        spec_.ours ? fmt::format("turboquant backend, {}, exact sink={},recent={}", file_->plugin()->config(file_->device()), exact.sink,
-                                 exact.recent)
+        spec_.ours ? fmt::format("turboquant backend, {}", file_->plugin()->config(file_->device()))
                    : fmt::format("llama.cpp's own, keys {}, values {}", ggml_type_name(spec_.type_k), ggml_type_name(spec_.type_v));
     return fmt::format("--kv {}: {}; context {}, batch {}/{}, threads {}, flash attention on", spec_.name, cache, llama_n_ctx(context()),
                        llama_n_batch(context()), llama_n_ubatch(context()), options_.n_threads);

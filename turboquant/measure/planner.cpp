@@ -167,7 +167,7 @@ void Planner::measure_all(int n_ctx) {
         return given != WindowSizes::kAuto ? given : std::max(least, std::min(most, length / kWindowShare));
     };
     windows_ = {held(options_.spec.windows.sink, wanted.sink, at_least.sink),
-                held(options_.spec.windows.recent, wanted.recent, at_least.recent)};
+                held(options_.spec.windows.recent, wanted.recent, at_least.recent), wanted.form};
     llama::Work work(file_->monitor(), "plan", n_runs());
     meter_ = std::make_unique<KldMeter>(*file_, text_, spec_of(uniform_spec(CodecId::raw, CodecId::raw)),
                                         llama::ContextOptions{.n_threads = options_.n_threads});
@@ -279,10 +279,17 @@ void Planner::measure_groups(llama::Work& work) {
     }
 }
 
+// Those of the measurements. Residuals stand on codes: where a layer has none on one side, since the other is measured alone, windows of as
+// many tokens in fp16 take their place (of a residual's squared error 1 % is left).
+void Planner::set_windows(KvSpec& formats) const {
+    formats.windows = windows_;
+    if (windows_.residual() && formats.layer_without_residuals()) formats.windows.form = WindowForm::halves;
+}
+
 // With the options, windows and scales that hold for all layers.
 llama::CacheSpec Planner::spec_of(KvSpec formats) const {
     formats.options() = options_.spec;
-    formats.windows = windows_;
+    set_windows(formats);
     formats.k_scales = measured_.key_scales;
     return {brief_text(formats), formats};
 }
@@ -348,7 +355,7 @@ Plan Planner::race(std::vector<Plan> contenders) {
     std::vector<Runner> runners;
     for (const Plan& p : contenders) {
         KvSpec spec = to_spec(p);
-        spec.windows = windows_;
+        set_windows(spec);
         std::vector<double>& kld = raced_[to_string(spec)];
         if (kld.empty()) kld = race_meter().divergences({brief_text(spec), spec});
         runners.push_back({&p, &kld, mean_error(kld).mean});
@@ -369,7 +376,7 @@ Plan Planner::race(std::vector<Plan> contenders) {
 
 MeanError Planner::measure(const Plan& plan) {
     KvSpec spec = to_spec(plan);
-    spec.windows = windows_;
+    set_windows(spec);
     return meter_->measure({brief_text(spec), spec});
 }
 

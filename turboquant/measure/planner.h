@@ -57,6 +57,7 @@ class Planner {
     double n_runs() const;
     int n_layers_of(Side side) const;
     std::vector<std::vector<std::size_t>> groups() const;
+    void set_windows(KvSpec& formats) const;
     llama::CacheSpec spec_of(KvSpec formats) const;
     KvSpec group_spec(const std::vector<std::size_t>& group, CodecId codec) const;
 

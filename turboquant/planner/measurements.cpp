@@ -82,7 +82,7 @@ double Measurements::fixed_bits(std::int64_t n_ctx) const {
     double bits = cell_bits * static_cast<double>(n_ctx);
     for (const MeasuredSlot& s : slots) {
         const std::int64_t n = s.cells(n_ctx);
-        bits += options.windows.resolve(n).bits(n, static_cast<std::int64_t>(s.head_dim) * s.n_heads());
+        bits += options.windows.resolve(n).bits(n, static_cast<std::int64_t>(s.head_dim) * s.n_heads(), s.head_dim);
         if (s.side == Side::key && options.offset) bits += (16 + 8.0 * key_scales.contains(s.layer)) * s.head_dim * s.n_heads();
     }
     return bits;

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -15,13 +16,15 @@ namespace {
 constexpr std::array<std::pair<std::string_view, NormMode>, 3> kNormModes = {
     {{"raw", NormMode::plain}, {"corrected", NormMode::corrected}, {"eden", NormMode::eden}}};
 constexpr int kMaxWindow = 1 << 16;
+constexpr std::string_view kResidualForm = ":4";
+static_assert(kResidualBits == 4);
 constexpr std::array<std::pair<std::string_view, bool>, 2> kSwitch = {{{"on", true}, {"off", false}}};
 
 CodecId codec_word(std::string_view word) {
     if (const auto id = find_codec(word)) return *id;
-    throw std::invalid_argument(
-        "unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
-        ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, outlier=RATIO, sink=N, recent=N");
+    throw std::invalid_argument("unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
+                                ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, "
+                                "outlier=RATIO, sink=N, recent=N[:4]");
 }
 
 /// One word, or one per KV head.
@@ -46,13 +49,22 @@ float ratio(std::string_view word) {
     return r;
 }
 
-int window(std::string_view key, std::string_view word) {
+/// `as` in brackets: what may stand after the number.
+int window(std::string_view key, std::string_view word, std::string_view number, const char* as) {
     int n = -1;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), n);
-    if (error != std::errc() || end != word.data() + word.size() || n < 0 || n > kMaxWindow)
-        throw std::invalid_argument(std::string(key) + "=" + std::string(word) + ": tokens to keep in fp16; known: numbers from 0 to " +
-                                    std::to_string(kMaxWindow));
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), n);
+    if (error != std::errc() || end != number.data() + number.size() || n < 0 || n > kMaxWindow)
+        throw std::invalid_argument(std::string(key) + "=" + std::string(word) + ": tokens to keep exact; known: numbers from 0 to " +
+                                    std::to_string(kMaxWindow) + as);
     return n;
+}
+
+/// N: fp16. N:4: that many bits on top of codes.
+void recent_window(std::string_view word, WindowSizes& windows) {
+    const bool residual = word.ends_with(kResidualForm);
+    windows.recent = window("recent", word, word.substr(0, word.size() - (residual ? kResidualForm.size() : 0)),
+                            ", and N:4 for 4 bits on top of their codes instead of fp16 values");
+    windows.form = residual ? WindowForm::residual : WindowForm::halves;
 }
 
 /// Layer number of a key like "k12", for what = "k"; nullopt if it is not of that form.
@@ -83,6 +95,15 @@ void for_each_item(std::string_view text, F&& f) {
 
 constexpr const char* kKnownOptions = "offset, norm, outlier, sink, recent";
 
+/// Throws std::invalid_argument if codes of some compressed layer cannot have the bits on top of them that were asked for.
+void check_residuals(const KvSpec& spec) {
+    if (const auto layer = spec.layer_without_residuals())
+        throw std::invalid_argument(
+            "recent=N:4: bits on top of codes need formats with one scale per vector on both sides (turbo, tcq), "
+            "and " +
+            (*layer < 0 ? "these are others" : "layer " + std::to_string(*layer) + " has others") + "; write recent=N");
+}
+
 /// Takes in an item that is an option; false if it is none.
 bool take_option(SpecOptions& options, const Item& item) {
     if (item.key == "offset")
@@ -92,9 +113,9 @@ bool take_option(SpecOptions& options, const Item& item) {
     else if (item.key == "outlier")
         options.outlier_ratio = ratio(item.word);
     else if (item.key == "sink")
-        options.windows.sink = window(item.key, item.word);
+        options.windows.sink = window(item.key, item.word, item.word, "");
     else if (item.key == "recent")
-        options.windows.recent = window(item.key, item.word);
+        recent_window(item.word, options.windows);
     else
         return false;
     return true;
@@ -106,6 +127,24 @@ HeadCodecs KvSpec::codecs(Side side, int layer) const {
     const auto& exceptions = side == Side::key ? k_layers : v_layers;
     const auto found = exceptions.find(layer);
     return found != exceptions.end() ? found->second : HeadCodecs(side == Side::key ? k : v);
+}
+
+std::optional<int> KvSpec::layer_without_residuals() const {
+    std::set<int> layers = {-1};
+    for (const auto& [layer, codecs] : k_layers) layers.insert(layer);
+    for (const auto& [layer, codecs] : v_layers) layers.insert(layer);
+    const auto without = [&](int layer) { return compressed(layer) && !takes_residuals(layer); };
+    const auto found = std::ranges::find_if(layers, without);
+    return found != layers.end() ? std::optional(*found) : std::nullopt;
+}
+
+bool KvSpec::takes_residuals(int layer) const {
+    const auto all_mix = [](const HeadCodecs& c) {
+        for (int h = 0; h < c.count(); h++)
+            if (!mixes(c.of(h))) return false;
+        return true;
+    };
+    return all_mix(codecs(Side::key, layer)) && all_mix(codecs(Side::value, layer));
 }
 
 KvSpec uniform_spec(CodecId k, CodecId v, const SpecOptions& options) {
@@ -144,6 +183,7 @@ KvSpec parse_kv_spec(std::string_view text) {
     });
     if (!spec.offset && !spec.k_scales.empty())
         throw std::invalid_argument("key channels are scaled only where the key offset is removed; take out offset=off or the scales");
+    if (spec.windows.residual()) check_residuals(spec);
     if (!have_k || !have_v)
         throw std::invalid_argument("KV format '" + std::string(text) + "' names only one side; give both: k=WORD,v=WORD");
     return spec;
@@ -170,8 +210,16 @@ std::string to_string(const SpecOptions& options) {
     }
     for (const auto& [word, mode] : kNormModes)
         if (mode == options.norm_mode) add("norm=" + std::string(word));
-    if (options.windows.sink != WindowSizes::kAuto) add("sink=" + std::to_string(options.windows.sink));
-    if (options.windows.recent != WindowSizes::kAuto) add("recent=" + std::to_string(options.windows.recent));
+    if (const std::string windows = to_string(options.windows); !windows.empty()) add(windows);
+    return out;
+}
+
+std::string to_string(const WindowSizes& w) {
+    std::string out;
+    if (w.sink != WindowSizes::kAuto) out.append("sink=").append(std::to_string(w.sink));
+    if (w.recent == WindowSizes::kAuto) return out;
+    out.append(out.empty() ? "recent=" : ",recent=").append(std::to_string(w.recent));
+    if (w.residual()) out.append(kResidualForm);
     return out;
 }
 

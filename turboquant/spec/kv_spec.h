@@ -9,8 +9,8 @@
 //   OPTION = offset=on|off            key offset removal (cache/key_offset.h); on unless said otherwise
 //        | norm=raw|corrected|eden    scale stored with each vector; unless given, corrected for keys and eden for values
 //        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (cache/outlier_channels.h); 3
-//        | sink=N | recent=N          the first N and the most recent N tokens of every sequence stay in fp16, too (windows.h); 1/256 of the
-//                                     context both together unless said otherwise
+//        | sink=N | recent=N[:4]      exact windows (windows.h): of the first N and the most recent N tokens of every sequence 4 bits are kept on top
+//                                     of their codes, or, where recent has no :4, fp16 values; 4 bits, for 1/16 bit per value in all, unless said otherwise
 // clang-format on
 // llama.cpp's own cache types (f16, q8_0, ...) are not formats of ours: the command handles them before it comes here. What else may stand
 // in a SPEC's place (auto:BITS, FILE.json): words.h.
@@ -52,11 +52,15 @@ struct KvSpec : SpecOptions {
     HeadCodecs codecs(Side side, int layer) const;
     void set(Side side, int layer, const HeadCodecs& codecs) { (side == Side::key ? k_layers : v_layers).insert_or_assign(layer, codecs); }
 
-    /// Exact windows of one layer in a cache of n_cells cells; none if it is uncompressed.
-    WindowSizes windows_of(int layer, std::int64_t n_cells) const {
-        const bool compressed = codecs(Side::key, layer) != CodecId::raw || codecs(Side::value, layer) != CodecId::raw;
-        return compressed ? windows.resolve(n_cells) : WindowSizes{0, 0};
+    /// Exact windows of one layer in a cache of n_cells cells; none if it is uncompressed. `residuals`: whether the device can have such.
+    WindowSizes windows_of(int layer, std::int64_t n_cells, bool residuals = true) const {
+        return compressed(layer) ? windows.resolve(n_cells, residuals && takes_residuals(layer)) : WindowSizes{0, 0, WindowForm::halves};
     }
+    bool compressed(int layer) const { return codecs(Side::key, layer) != CodecId::raw || codecs(Side::value, layer) != CodecId::raw; }
+    /// Whether residuals can stand on the codes of a layer: on both sides, in all heads.
+    bool takes_residuals(int layer) const;
+    /// The first compressed layer where they cannot; -1: those that nothing is said of.
+    std::optional<int> layer_without_residuals() const;
 
     friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };
@@ -70,6 +74,9 @@ KvSpec parse_kv_spec(std::string_view text);
 std::string to_string(const KvSpec& spec);
 /// The same without the letters of k_scales: to show.
 std::string brief_text(KvSpec spec);
+
+/// "sink=4,recent=26:4": what of them is given.
+std::string to_string(const WindowSizes& windows);
 
 /// OPTIONs alone, separated by commas; "" is none. Throws std::invalid_argument, also for items that are none.
 SpecOptions parse_spec_options(std::string_view text);

@@ -35,7 +35,9 @@ TileView CpuStore::view(std::int64_t stream) const {
 
 bool CpuStore::write(StoreContext& ctx, const StoreRows& in, const KeyTransform* keys) {
     const StoreRows rows = round_rows(layout_.side(), layout_.n_embd(), in, ctx.workspace);
-    for (std::size_t i = 0; i < rows.exact_slots.size(); i++)
+    const auto most = std::ranges::max_element(rows.exact_slots);
+    if (most != rows.exact_slots.end() && *most >= 0) exact_row(*most);  // there before threads write to slots
+    for (std::size_t i = 0; i < rows.exact_slots.size() && !layout_.windows().residual(); i++)
         if (rows.exact_slots[i] >= 0) to_halves(*kernels_, rows.x + i * rows.stride, layout_.n_embd(), exact_row(rows.exact_slots[i]));
     // Split over heads: tiles of different heads are disjoint.
     const int n_head = layout_.n_head();
@@ -55,6 +57,8 @@ bool CpuStore::write_part(const StoreRows& rows, const KeyTransform* keys, int i
     std::array<float, kBlock * 2 * kMaxHeadDim> turns;
     std::array<const float*, kBlock> offsets;
     std::array<float, kBlock * kMaxHeadDim> scaled;
+    std::array<std::uint8_t*, kBlock> residuals;
+    const bool window = layout_.windows().residual() && std::ranges::any_of(rows.exact_slots, [](std::int32_t s) { return s >= 0; });
     bool finite = true;
     for (std::size_t first = 0; first < rows.rows.size(); first += kBlock) {
         const auto block = rows.rows.subspan(first, std::min(kBlock, rows.rows.size() - first));
@@ -91,6 +95,12 @@ bool CpuStore::write_part(const StoreRows& rows, const KeyTransform* keys, int i
                 }
             }
             finite = encode(*kernels_, args) && finite;
+            if (!window) continue;
+            for (std::size_t i = 0; i < block.size(); i++) {
+                const std::int32_t slot = rows.exact_slots[first + i];
+                residuals[i] = slot >= 0 ? residual_row(slot) + h * residual_bytes(layout_.head_dim()) : nullptr;
+            }
+            encode_residuals(*kernels_, args, residuals.data());
         }
     }
     return finite;

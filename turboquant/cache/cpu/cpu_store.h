@@ -17,6 +17,7 @@ class CpuStore final : public TileStore {
                        std::uint64_t plan) const override;
     void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const override;
     void rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const override;
+    bool takes_residuals() const override { return true; }
     void rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) override;
     void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) override;
     void copy_stream(std::int64_t src, std::int64_t dst) override;

@@ -14,6 +14,7 @@ struct Scratch {
     uint8_t* weights;  // [rows][64] bytes or floats
     uint8_t *k_panel, *v_panel;
     int32_t* exact_list;
+    float *residual, *added, *taken;  // decoded rows; [rows][64] each: what they add to scores, weights of their values
     TermScratch term;
 
     Scratch(const AttentionCall& c, uint8_t* p)
@@ -28,6 +29,9 @@ struct Scratch {
           k_panel(p + c.k_panel),
           v_panel(p + c.v_panel),
           exact_list(reinterpret_cast<int32_t*>(p + c.exact_list)),
+          residual(reinterpret_cast<float*>(p + c.residual)),
+          added(reinterpret_cast<float*>(p + c.added)),
+          taken(reinterpret_cast<float*>(p + c.taken)),
           term(c, p) {}
 };
 
@@ -55,7 +59,7 @@ inline void load_row(const AttentionCall& c, const AttentionUnit& u, const Scrat
     const auto [t, h] = place(c, u.kv_head, u.row_begin + r);
     const int d = c.k->head_dim;
     const float* q = a.q + t * a.q_token_stride + h * a.q_head_stride;
-    float* qf = s.qf + static_cast<size_t>(c.k->i8 ? 0 : r) * d;
+    float* qf = s.qf + static_cast<size_t>(c.k->i8 && !c.k_residual ? 0 : r) * d;
     if (c.k->rotated)
         rotate(*c.k, q, qf, 1, false);
     else
@@ -117,11 +121,13 @@ inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, con
     }
 }
 
-inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& scales, int n_rows, int tile, int n_cells) {
+inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& scales, int n_rows, int tile, int n_cells, bool window) {
     for (int r = 0; r < n_rows; ++r) {
         RowTile io;
         io.scores = static_cast<const uint8_t*>(s.scores) + static_cast<size_t>(r) * kTileKeys * 4;
         io.term = c.args->term.n_freq ? s.term.out + r * kTileKeys : nullptr;
+        io.added = window ? s.added + r * kTileKeys : nullptr;
+        io.taken = window ? s.taken + r * kTileKeys : nullptr;
         io.weights_i8 = c.v->i8 ? s.weights + r * kTileKeys : nullptr;
         io.weights_f32 = c.v->i8 ? nullptr : reinterpret_cast<float*>(s.weights) + r * kTileKeys;
         io.l = s.l + r * Simd::kFloats;
@@ -172,6 +178,12 @@ inline void save_state(const AttentionCall& c, const Scratch& s, int n_rows, flo
 // Rows of queries over the exact rows: attend_exact.h.
 inline void attend_exact(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, float* state);
 
+// Residuals on top of a tile: attend_residual.h. Those that some row of the block wants go to s.exact_list, their number is returned; `next`
+// goes on to the first one behind the tile.
+inline int wanted_residuals(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int tile, int* next);
+inline void add_residual_scores(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int n);
+inline void add_residual_values(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int n, float* acc);
+
 // Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see. Keys and values at different
 // times, since the queue of outstanding lines is short.
 inline void prefetch_tile(const uint8_t* tile, size_t bytes) {
@@ -187,6 +199,7 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
     const Lut k_lut = c.k->i8 ? load_lut(*c.k, Simd::kPanelBias) : Lut{}, v_lut = c.v->i8 ? load_lut(*c.v, 0) : Lut{};
     const size_t k_bytes = static_cast<size_t>(8) * c.k->bits * c.k->head_dim, v_bytes = static_cast<size_t>(8) * c.v->bits * c.v->head_dim;
     TileScales scales;
+    int next_residual = 0;
     for (int i = u.tile_begin; i < u.tile_end; ++i) {
         const int cell = i * kTileKeys, n_cells = a.n_kv - cell < kTileKeys ? a.n_kv - cell : kTileKeys;
         if (tile_masked(a, s, u.n_rows, i, n_cells)) continue;
@@ -198,8 +211,11 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
         scores(c, s, k_lut, k_tile, u.n_rows);
         if (a.term.n_freq) score_terms(s.term, a.term, cell, n_cells, u.n_rows, u.term_panels_built);
         if (i + 1 < u.tile_end && !a.v_is_k) prefetch_tile(v_tile + a.v.tile_stride, v_bytes);
-        softmax(c, s, scales, u.n_rows, i, n_cells);
+        const int n_window = c.k_residual ? wanted_residuals(c, u, s, i, &next_residual) : 0;
+        if (n_window) add_residual_scores(c, u, s, n_window);
+        softmax(c, s, scales, u.n_rows, i, n_cells, n_window > 0);
         accumulate(c, s, v_lut, v_tile, u.n_rows, acc);
+        if (n_window) add_residual_values(c, u, s, n_window, acc);
     }
     save_state(c, s, u.n_rows, state);
     if (u.exact_state) attend_exact(c, u, s, u.exact_state);

@@ -13,9 +13,12 @@ inline const uint16_t* exact_vector(const uint8_t* base, size_t stride, int32_t 
     return reinterpret_cast<const uint16_t*>(base + slot * stride) + static_cast<size_t>(head) * d;
 }
 
-// scores[r][k] of R rows x K keys.
-template <int R, int K>
-inline void exact_dots(const float* const* q, const uint16_t* const* keys, int d, float* scores) {
+inline Simd::F load_values(const uint16_t* p) { return Simd::load_halves(p); }
+inline Simd::F load_values(const float* p) { return Simd::load(p); }
+
+// scores[r][k] of R rows x K keys, of halves or floats.
+template <int R, int K, class T>
+inline void exact_dots(const float* const* q, const T* const* keys, int d, float* scores) {
     Simd::F sum[R][K];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
@@ -24,7 +27,7 @@ inline void exact_dots(const float* const* q, const uint16_t* const* keys, int d
     for (int i = 0; i < d; i += Simd::kFloats) {
         Simd::F key[K];
 #pragma GCC unroll 4
-        for (int k = 0; k < K; ++k) key[k] = Simd::load_halves(keys[k] + i);
+        for (int k = 0; k < K; ++k) key[k] = load_values(keys[k] + i);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const Simd::F x = Simd::load(q[r] + i);
@@ -36,16 +39,16 @@ inline void exact_dots(const float* const* q, const uint16_t* const* keys, int d
         for (int k = 0; k < K; ++k) scores[r * kTileKeys + k] = Simd::reduce_add(sum[r][k]);
 }
 
-template <int R>
-inline void exact_scores(const float* const* q, const uint16_t* const* keys, int n, int d, float* scores) {
+template <int R, class T>
+inline void exact_scores(const float* const* q, const T* const* keys, int n, int d, float* scores) {
     int k = 0;
     for (; k + kExactKeys <= n; k += kExactKeys) exact_dots<R, kExactKeys>(q, keys + k, d, scores + k);
     for (; k < n; ++k) exact_dots<R, 1>(q, keys + k, d, scores + k);
 }
 
 // acc[r][..] = alpha[r] * acc[r][..] + sum_k weights[r][k] * values[k][..], V vectors of R rows.
-template <int R, int V>
-inline void exact_values_block(const float* weights, const uint16_t* const* values, int n, const float* alpha, float* acc, int d) {
+template <int R, int V, class T>
+inline void exact_values_block(const float* weights, const T* const* values, int n, const float* alpha, float* acc, int d) {
     Simd::F sum[R][V];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
@@ -55,7 +58,7 @@ inline void exact_values_block(const float* weights, const uint16_t* const* valu
     for (int k = 0; k < n; ++k) {
         Simd::F x[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) x[v] = Simd::load_halves(values[k] + v * Simd::kFloats);
+        for (int v = 0; v < V; ++v) x[v] = load_values(values[k] + v * Simd::kFloats);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const Simd::F w = Simd::splat(weights[r * kTileKeys + k]);
@@ -69,10 +72,10 @@ inline void exact_values_block(const float* weights, const uint16_t* const* valu
         for (int v = 0; v < V; ++v) Simd::store(acc + static_cast<size_t>(r) * d + v * Simd::kFloats, sum[r][v]);
 }
 
-template <int R>
-inline void exact_values(const float* weights, const uint16_t* const* values, int n, const float* alpha, float* acc, int d) {
+template <int R, class T>
+inline void exact_values(const float* weights, const T* const* values, int n, const float* alpha, float* acc, int d) {
     constexpr int V = kExactKeys;
-    const uint16_t* at[kTileKeys];
+    const T* at[kTileKeys];
     for (int k = 0; k < n; ++k) at[k] = values[k];
     int i = 0;
     for (; i + V * Simd::kFloats <= d; i += V * Simd::kFloats) {

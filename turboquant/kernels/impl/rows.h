@@ -76,17 +76,9 @@ struct TileDecoder {
         for (int i = 0; i < n; i += Simd::kFloats) Simd::store(y + i, Simd::lookup_floats<bits>(levels, codes + i));
     }
 
-    void decode(const CodecTables& t, Side side, const uint8_t* tile, int slot, float* x) const {
-        alignas(64) uint8_t codes[2 * kMaxDim];
-        if (!t.rotated) {
-            pick_halves(t, side, tile, slot, codes);
-            for (int i = 0; i < t.head_dim; i += Simd::kFloats) {
-                uint16_t halves[Simd::kFloats];
-                memcpy(halves, codes + 2 * i, sizeof halves);
-                Simd::store(x + i, Simd::load_halves(halves));
-            }
-            return;
-        }
+    // Of rotated formats: the levels, in the rotated space; returns their scale.
+    float levels(const CodecTables& t, Side side, const uint8_t* tile, int slot, float* x) const {
+        alignas(64) uint8_t codes[kMaxDim];
         uint16_t half[Simd::kFloats] = {};
         memcpy(half, tile + scales_at(t) + 2 * slot, 2);
         float scale[Simd::kFloats];
@@ -105,7 +97,22 @@ struct TileDecoder {
         } else {
             look_up<8>(t.centroids, codes, t.head_dim, x);
         }
-        rotate(t, x, x, scale[0], true);
+        return scale[0];
+    }
+
+    void decode(const CodecTables& t, Side side, const uint8_t* tile, int slot, float* x) const {
+        if (!t.rotated) {
+            alignas(64) uint8_t codes[2 * kMaxDim];
+            pick_halves(t, side, tile, slot, codes);
+            for (int i = 0; i < t.head_dim; i += Simd::kFloats) {
+                uint16_t halves[Simd::kFloats];
+                memcpy(halves, codes + 2 * i, sizeof halves);
+                Simd::store(x + i, Simd::load_halves(halves));
+            }
+            return;
+        }
+        const float scale = levels(t, side, tile, slot, x);
+        rotate(t, x, x, scale, true);
     }
 };
 
@@ -122,6 +129,52 @@ inline void decode_rows(const TileDecode& a, const CodecTables& t) {
         for (int k = 0; a.unscale && k < d; ++k) y[k] *= a.unscale[k];
         if (a.x) memcpy(a.x + i * a.stride, y, d * sizeof(float));
         if (a.halves) to_halves(y, d, a.halves + i * a.stride);
+    }
+}
+
+// What the codes leave: codec/residual.h. r: the tables of turbo4.
+inline void encode_residual(const CodecTables& r, const float* left, uint8_t* row) {
+    const int d = r.head_dim, half = d / 2;
+    alignas(64) float stretched[kMaxDim];
+    alignas(64) uint8_t codes[kMaxDim];
+    Simd::F top = Simd::splat(0);
+    for (int i = 0; i < d; i += Simd::kFloats) top = Simd::max(top, Simd::abs(Simd::load(left + i)));
+    const float most = Simd::reduce_max(top);
+    if (!(most > kNoResidual)) {
+        memset(row, 0, half + 2);
+        return;
+    }
+    const float stretch = r.levels[r.half - 1] / most;
+    for (int i = 0; i < d; i += Simd::kFloats) Simd::store(stretched + i, Simd::mul(Simd::load(left + i), Simd::splat(stretch)));
+    float cc, yc;
+    quantize<8>(r, stretched, codes, &cc, &yc);
+    for (int i = 0; i < half; ++i) row[i] = static_cast<uint8_t>(codes[i] | codes[half + i] << 4);
+    const uint16_t scale = to_half(yc / cc / stretch);
+    memcpy(row + half, &scale, 2);
+}
+
+inline void encode_residuals(const EncodeArgs& a, uint8_t* const* rows, const CodecTables& t, const CodecTables& r) {
+    alignas(64) float y[kMaxDim], code[kMaxDim];
+    for (int first = 0, end; first < a.n; first = end) {
+        const int64_t number = a.cells[first] / kTileKeys;
+        bool any = false;
+        for (end = first; end < a.n && a.cells[end] / kTileKeys == number; ++end) any |= rows[end] != nullptr;
+        if (!any) continue;
+        const uint8_t* tile = a.tiles + number * a.tile_stride;
+        const TileDecoder decoder(t, a.shape.side, tile);
+        for (int i = first; i < end; ++i) {
+            if (!rows[i]) continue;
+            const float* x = source(a, i, y);
+            if (!(sum_of_squares(x, t.head_dim) < 1e30f)) {  // not finite, or of a size that no code has, either
+                memset(rows[i], 0, t.head_dim / 2 + 2);
+                continue;
+            }
+            rotate(t, x, y, 1, false);
+            const float scale = decoder.levels(t, a.shape.side, tile, static_cast<int>(a.cells[i] % kTileKeys), code);
+            for (int k = 0; k < t.head_dim; k += Simd::kFloats)
+                Simd::store(y + k, Simd::sub(Simd::load(y + k), Simd::mul(Simd::splat(scale), Simd::load(code + k))));
+            encode_residual(r, y, rows[i]);
+        }
     }
 }
 

@@ -26,9 +26,11 @@ struct TileScales {
 struct RowTile {
     const void* scores;    // 64 int32 or float
     const float* term;     // 64 e_j, or null
+    const float* added;    // 64 floats more of q.k, or null: what residuals add
     const uint16_t* mask;  // 64 halves, or null
     uint8_t* weights_i8;   // 64 bytes, or null: then
     float* weights_f32;    // 64 floats
+    float* taken;          // out: 64 weights without the value scales, or null
     float* l;              // kFloats partial sums
     float *alpha, *step;   // out: factors of the old accumulator and of the product to come
 };
@@ -46,6 +48,8 @@ inline float row_logits(const Row& row, const RowTile& io, const TileScales& s, 
     }
     if (io.term)
         for (int i = 0; i < kRowVecs; ++i) x[i] = Simd::fma(Simd::load(io.term + i * Simd::kFloats), Simd::splat(row.term_scale), x[i]);
+    if (io.added)
+        for (int i = 0; i < kRowVecs; ++i) x[i] = Simd::fma(Simd::load(io.added + i * Simd::kFloats), Simd::splat(row.term_scale), x[i]);
     if (softcap != 0)
         for (auto& v : x) v = Simd::mul(tanh(Simd::mul(v, Simd::splat(1 / softcap))), Simd::splat(softcap * kLog2e));
     if (io.mask)
@@ -64,6 +68,7 @@ inline void softmax_row(Row& row, const RowTile& io, const TileScales& s, bool i
         *io.step = 0;
         if (io.weights_i8) memset(io.weights_i8, 0, kTileKeys);
         if (io.weights_f32) memset(io.weights_f32, 0, kTileKeys * sizeof(float));
+        if (io.taken) memset(io.taken, 0, kTileKeys * sizeof(float));
         return;
     }
     if (top > row.m) {
@@ -74,6 +79,7 @@ inline void softmax_row(Row& row, const RowTile& io, const TileScales& s, bool i
     for (int i = 0; i < kRowVecs; ++i) {
         x[i] = exp2(Simd::sub(x[i], Simd::splat(row.m)));
         sum = Simd::add(sum, x[i]);
+        if (io.taken) Simd::store(io.taken + i * Simd::kFloats, x[i]);
         x[i] = Simd::mul(x[i], Simd::load(s.v + i * Simd::kFloats));
         w_max = Simd::max(w_max, x[i]);
     }
