@@ -20,7 +20,7 @@ class Architecture : public testing::TestWithParam<size_t> {
     const TinyModel& tiny() const { return tiny_models()[GetParam()]; }
     llama_model* model(const std::string& spec) {
         ModelPtr& m = models_[spec];
-        if (path_.empty()) path_ = write_tiny_model(tiny());
+        if (path_.empty()) path_ = write_tiny_model(tiny(), temp_path(""));
         if (!m) m = load_model(path_, spec);
         return m.get();
     }
@@ -102,7 +102,8 @@ TEST(Architectures, LayersThatReadAnothersCacheAreAsNearAsOthers) {
     std::map<std::string, double> kld[2];
     for (const bool own : {false, true}) {
         const auto is_gemma4 = [](const TinyModel& m) { return m.name == "gemma4"; };
-        const std::string path = write_tiny_model(own ? gemma4_with_own_caches() : *std::ranges::find_if(tiny_models(), is_gemma4));
+        const std::string path =
+            write_tiny_model(own ? gemma4_with_own_caches() : *std::ranges::find_if(tiny_models(), is_gemma4), temp_path(""));
         Logits reference;
         for (const std::string spec : {"f16", "raw", "turbo8", "turbo6"}) {
             const ModelPtr model = load_model(path, spec);
@@ -123,7 +124,7 @@ TEST(Architectures, LayersThatReadAnothersCacheAreAsNearAsOthers) {
 }
 
 TEST(Architectures, HeadsWithoutAFormatAreRefused) {
-    const std::string path = write_tiny_model(unsupported_model());
+    const std::string path = write_tiny_model(unsupported_model(), temp_path(""));
     const ModelPtr model = load_model(path, "turbo4");
     take_log();
     EXPECT_FALSE(ContextPtr(llama_init_from_model(model.get(), llama_context_default_params())));

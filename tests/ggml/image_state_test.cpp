@@ -11,7 +11,7 @@ constexpr int kSide = 8;  ///< of the image, in tokens
 
 std::string qwen2vl() {
     for (const TinyModel& m : tiny_models())
-        if (m.name == "qwen2vl") return write_tiny_model(m);
+        if (m.name == "qwen2vl") return write_tiny_model(m, temp_path(""));
     return {};
 }
 

@@ -290,7 +290,7 @@ TEST(Configuration, AutoSharesOneBudgetAmongTheCachesOfAContext) {
         ASSERT_TRUE(devices[0]);
         llama_model_params params = llama_model_default_params();
         params.devices = devices;
-        const ModelPtr model(llama_model_load_from_file(write_tiny_model(tiny).c_str(), params));
+        const ModelPtr model(llama_model_load_from_file(write_tiny_model(tiny, temp_path("")).c_str(), params));
         ASSERT_TRUE(model);
         const ContextPtr ctx = make_context(model.get(), {.n_ctx = 4096});
         decode(ctx.get(), random_tokens(kTinyVocab, 100, 3));

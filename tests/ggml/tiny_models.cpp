@@ -1,12 +1,12 @@
 #include "tests/ggml/tiny_models.h"
 
 #include <cmath>
+#include <memory>
 #include <random>
 #include <stdexcept>
 
 #include "ggml.h"
 #include "gguf.h"
-#include "tests/ggml/support.h"
 
 namespace turboquant::conformance {
 namespace {
@@ -312,8 +312,8 @@ const std::vector<TinyModel>& tiny_models() {
 TinyModel gemma4_with_own_caches() { return gemma4("gemma4_own", 0); }
 TinyModel unsupported_model() { return llama("llama_40", 40); }
 
-std::string write_tiny_model(const TinyModel& m) {
-    const std::string path = temp_path(m.name + ".gguf");
+std::string write_tiny_model(const TinyModel& m, const std::string& folder) {
+    const std::string path = folder + "/" + m.name + ".gguf";
     gguf_context* file = gguf_init_empty();
     gguf_set_val_str(file, "general.architecture", m.arch.c_str());
     gguf_set_val_str(file, "general.name", m.name.c_str());
@@ -339,7 +339,7 @@ std::string write_tiny_model(const TinyModel& m) {
                 break;
         }
     }
-    const Owned<ggml_context> ctx(ggml_init({size_t{64} << 20, nullptr, false}));
+    const std::unique_ptr<ggml_context, void (*)(ggml_context*)> ctx(ggml_init({size_t{64} << 20, nullptr, false}), ggml_free);
     std::mt19937 random(7);
     std::normal_distribution<float> normal;
     const auto write = [&](const TinyTensor& t, const std::string& name) {

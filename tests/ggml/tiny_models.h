@@ -42,7 +42,7 @@ TinyModel unsupported_model();
 /// gemma4, of which no layer reads the cache of another one.
 TinyModel gemma4_with_own_caches();
 
-/// Writes a GGUF file and returns its path. The same weights each time. Throws std::runtime_error.
-std::string write_tiny_model(const TinyModel& model);
+/// Writes a GGUF file to a folder and returns its path. The same weights each time. Throws std::runtime_error.
+std::string write_tiny_model(const TinyModel& model, const std::string& folder);
 
 }  // namespace turboquant::conformance

@@ -1,11 +1,13 @@
 // A model file looked at: its identity, and its cache through KvProbe.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
+#include "tests/ggml/tiny_models.h"
 #include "turboquant/llama/kv_probe.h"
 #include "turboquant/llama/log.h"
 #include "turboquant/llama/model_id.h"
@@ -48,6 +50,21 @@ TEST(ModelId, OneByteIsAnotherModel) {
     bytes[name]++;
     EXPECT_NE(identify_model(write_file("copy.gguf", bytes)).hash, demo.hash);
     EXPECT_TRUE(has(error_of([] { identify_model(write_file("no.gguf", "no model")); }), "GGUF"));
+}
+
+TEST(KvProbe, SlidingWindowsHaveCellsForABatch) {
+    install_log();
+    const std::vector<conformance::TinyModel>& tiny = conformance::tiny_models();
+    const auto gemma = std::ranges::find(tiny, "gemma3", &conformance::TinyModel::name);
+    ASSERT_NE(gemma, tiny.end());
+    ModelFile file(conformance::write_tiny_model(*gemma, testing::TempDir()), {});
+    // A window of 100 and a batch, in blocks of 256 cells.
+    for (const auto& [n_batch, n_cells] : {std::pair(KvProbe::kBatch, 512), {KvProbe::kUsualBatch, 768}}) {
+        const std::vector<KvLayerShape> layers = KvProbe(file, 2048, 1, n_batch).layers();
+        EXPECT_EQ(std::ranges::count(layers, n_cells, &KvLayerShape::n_cells), 2) << n_batch;
+        EXPECT_EQ(std::ranges::count(layers, 2048, &KvLayerShape::n_cells), 2) << n_batch;
+    }
+    EXPECT_EQ(KvProbe::kUsualBatch, static_cast<int>(llama_context_default_params().n_ubatch));
 }
 
 TEST(KvProbe, SeesShapesAndKeysOnTheirWay) {

@@ -19,8 +19,6 @@
 namespace turboquant::llama {
 namespace {
 
-constexpr int kBatch = 256;
-
 /// By this program's own numbering: it runs with the ggml that it was compiled for.
 constexpr ggml::Ops kOps{.none = GGML_OP_NONE,
                          .view = GGML_OP_VIEW,
@@ -60,12 +58,12 @@ std::optional<StreamTensor> stream_tensor(const ggml_tensor* t) {
 
 }  // namespace
 
-KvProbe::KvProbe(ModelFile& file, int n_ctx, int n_threads) : model_(file.model()), n_ctx_(n_ctx) {
+KvProbe::KvProbe(ModelFile& file, int n_ctx, int n_threads, int n_batch) : model_(file.model()), n_ctx_(n_ctx) {
     llama_model* const model = model_.get();
     if (file.has_device()) file.plugin()->set_spec(file.device(), parse_cache_spec("raw"));
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<std::uint32_t>(n_ctx);
-    params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(std::min(n_ctx, kBatch));
+    params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(std::min(n_ctx, n_batch));
     params.n_threads = params.n_threads_batch = n_threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;  // without it the values are cached transposed
     params.offload_kqv = file.has_device();

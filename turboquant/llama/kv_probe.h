@@ -48,9 +48,13 @@ struct KvRows {
 
 class KvProbe {
   public:
+    static constexpr int kBatch = 256;       ///< takes little memory
+    static constexpr int kUsualBatch = 512;  ///< n_ubatch of llama.cpp's tools by default
+
     /// A context of llama.cpp's own f16 cache; where the model has a device of ours, of `raw` rows there, since tensors that cross from one device
     /// to another are copies that carry no names. Throws Error if it cannot be made or the model's cache is of a kind that is not understood.
-    KvProbe(ModelFile& file, int n_ctx, int n_threads);
+    /// `n_batch`: a layer with a sliding window has cells for that and a batch. No memory of a user's context is to be told from the default.
+    KvProbe(ModelFile& file, int n_ctx, int n_threads, int n_batch = kBatch);
     KvProbe(const KvProbe&) = delete;  // llama.cpp holds a pointer to this object
     KvProbe& operator=(const KvProbe&) = delete;
 

@@ -67,7 +67,7 @@ Planner::Planner(llama::ModelFile& file, PlannerOptions options)
     measured_.n_layers = llama_model_n_layer(model_.get());
     measured_.n_ctx_train = llama_model_n_ctx_train(model_.get());
     measured_.options = options_.spec;
-    const llama::KvProbe probe(*file_, 4 * kSequence, options_.n_threads);
+    const llama::KvProbe probe(*file_, 4 * kSequence, options_.n_threads, llama::KvProbe::kUsualBatch);
     shapes_ = probe.layers();
     for (const llama::KvLayerShape& l : shapes_) {
         const std::int64_t window = l.n_cells < probe.n_ctx() ? l.n_cells : 0;
