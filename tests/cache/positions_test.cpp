@@ -37,6 +37,16 @@ TEST(Positions, ASequenceCutBackGoesOnWithItsOffset) {
     EXPECT_EQ(p.generation(p.offset_id(2)), p.generation(p.offset_id(1)));
 }
 
+TEST(Positions, ASequenceWithoutCellsDoesNotGoOn) {
+    CellPositions p(64, 1);
+    place(p, {0}, {0});
+    const int gone = p.offset_id(0);
+    place(p, {0}, {0});  // the cache was cleared without a word (llama-bench's warm-up), and another sequence begins
+    place(p, {1}, {1});
+    EXPECT_NE(p.offset_id(0), gone);
+    EXPECT_EQ(p.offset_id(1), p.offset_id(0));
+}
+
 TEST(Positions, StreamsDoNotMix) {
     CellPositions p(64, 2);
     place(p, {0, 1}, {0, 1});

@@ -167,9 +167,10 @@ void ExactRows::trim_now(const CellPositions& cells, std::vector<SlotMove>& move
         else
             live++;
     }
-    // Close up, to take no more memory than the windows.
+    // Close up, to take no more memory than the windows and the next token of every sequence: while tokens come one by one, the slots that
+    // some leave are the next ones', and nothing moves.
     moves.clear();
-    if (slots_.size() <= live + 1) return;
+    if (slots_.size() <= live + sequences.all.size()) return;
     for (std::size_t s = live, to = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0) continue;
         while (slots_[to] >= 0) to++;

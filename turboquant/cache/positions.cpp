@@ -17,7 +17,7 @@ void CellPositions::put(std::int64_t row, std::int32_t pos, int id, bool beside)
     cells_[row] = pos + kMaxPosition * id;
     version_++;
     ids_[id].last_pos = pos;
-    ids_[id].stream = row / n_cells_;
+    ids_[id].stream = row / n_cells_, ids_[id].last_row = row;
     ids_[id].used = ++clock_;
 }
 
@@ -39,17 +39,22 @@ int CellPositions::begin_sequence(std::int64_t stream) {
         if (!in_use.test(id) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
     // More sequences left traces than there are ids: share the newest offset.
     if (best < 0) return newest(std::bitset<kMaxOffsets>().set());
-    ids_[best] = {ids_[best].generation + 1, -2, -1, ++clock_, false};
+    ids_[best] = {ids_[best].generation + 1, -2, -1, -1, ++clock_, false};
     return best;
 }
 
+/// The last token of a sequence stands at this position: one whose cell was not given to another token since.
+bool CellPositions::stands_at(int id, std::int64_t stream, std::int32_t pos) const {
+    const Id& s = ids_[id];
+    return s.stream == stream && s.last_pos == pos && cells_[s.last_row] == pos + kMaxPosition * id;
+}
+
 int CellPositions::continue_sequence(std::int64_t stream, std::int32_t pos, int previous) {
-    const auto goes_on = [&](const Id& id) { return id.stream == stream && id.last_pos == pos - 1; };
-    if (previous >= 0 && goes_on(ids_[previous])) return previous;
+    if (previous >= 0 && stands_at(previous, stream, pos - 1)) return previous;
     // Of sequences of equal length, batches list them in the same order every time: the one that waited longest.
     int best = -1;
     for (int id = 0; id < kMaxOffsets; id++)
-        if (goes_on(ids_[id]) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
+        if (stands_at(id, stream, pos - 1) && (best < 0 || ids_[id].used < ids_[best].used)) best = id;
     if (best >= 0) return best;
     // Cut back, shifted or restored: some cell holds the token before.
     for (std::int64_t row = stream * n_cells_; row < (stream + 1) * n_cells_; row++)
@@ -59,11 +64,10 @@ int CellPositions::continue_sequence(std::int64_t stream, std::int32_t pos, int 
 
 /// The sequence whose last token stands at the same position, the one written last of several; -1: none does.
 int CellPositions::stay_beside(std::int64_t stream, std::int32_t pos, int previous) const {
-    const auto stands = [&](const Id& id) { return id.stream == stream && id.last_pos == pos; };
-    if (previous >= 0 && stands(ids_[previous])) return previous;
+    if (previous >= 0 && stands_at(previous, stream, pos)) return previous;
     int best = -1;
     for (int id = 0; id < kMaxOffsets; id++)
-        if (stands(ids_[id]) && (best < 0 || ids_[id].used > ids_[best].used)) best = id;
+        if (stands_at(id, stream, pos) && (best < 0 || ids_[id].used > ids_[best].used)) best = id;
     return best;
 }
 

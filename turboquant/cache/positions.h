@@ -80,11 +80,12 @@ class CellPositions {
     struct Id {
         std::uint32_t generation = 0;
         std::int32_t last_pos = -2;  ///< of the last token written
-        std::int64_t stream = -1;
+        std::int64_t stream = -1, last_row = -1;
         std::uint64_t used = 0;  ///< time of the last token
         bool lost = false;
     };
     int begin_sequence(std::int64_t stream);  ///< -1: whatever else its stream holds
+    bool stands_at(int id, std::int64_t stream, std::int32_t pos) const;
     int stay_beside(std::int64_t stream, std::int32_t pos, int previous) const;
     int continue_sequence(std::int64_t stream, std::int32_t pos, int previous);
     void put(std::int64_t row, std::int32_t pos, int id, bool beside);
