@@ -104,8 +104,10 @@ Status encode(const EncodePlan& plan, const EncodeArgs& a, Stream) {
     for (int i = 0; i < a.n; ++i) {
         if (a.cells[i] < 0) continue;
         for (int h = 0; h < plan.n_head; ++h) {
-            const float* from = static_cast<const float*>(a.x) + i * a.token_stride + h * a.head_stride;
-            std::vector<float> x(from, from + d);
+            const std::size_t at = i * a.token_stride + h * a.head_stride;
+            std::vector<float> x(d);
+            for (int k = 0; k < d; ++k)
+                x[k] = a.x_is_half ? from_half(static_cast<const std::uint16_t*>(a.x)[at + k]) : static_cast<const float*>(a.x)[at + k];
             for (int k = 0; a.scales && k < d; ++k) x[k] *= a.scales[h * d + k];
             if (a.turns && a.offset_ids[i] >= 0)
                 for (int k = 0; k < d; ++k)
@@ -172,12 +174,19 @@ Status keep_rows(const KeepRows& a, Stream) {
         }
     return {};
 }
+Status measure_mean(const MeasureMean& a, Stream) {
+    for (int h = 0; h < a.n_head; ++h) {
+        for (int i = 0; i < a.head_dim; ++i) mean_value(a, h, i);
+        a.done[h] = a.number;
+    }
+    return {};
+}
 Status move_rows(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* from, const std::int64_t* to, int n, Stream) {
     for (int i = 0; i < n; ++i) std::copy_n(halves + from[i] * n_embd, n_embd, halves + to[i] * n_embd);
     return {};
 }
 Status transform_queries(const TransformQueries& a, Stream) {
-    for (int t = 0; t < a.n_tokens; ++t)
+    for (int t = 0; t < a.n_seq * a.n_tokens; ++t)
         for (int h = 0; h < a.n_head; ++h) {
             for (int i = 0; a.scales && i < a.head_dim; ++i) scale_query_value(a, t, h, i);
             for (int k = 0; k < a.n_terms; ++k)
@@ -208,7 +217,7 @@ Status summarize_positions(const Term&, int, int, const std::int32_t*, std::int3
 Status plan_attention(const Device&, const AttentionShape& s, AttentionPlan& p) {
     p = {};
     p.head_dim = s.head_dim, p.n_head = s.n_head, p.n_head_kv = s.n_head_kv, p.n_tokens = s.n_tokens;
-    p.n_seq = 1, p.n_kv = s.n_kv[0], p.exact_windows = s.exact_windows, p.workspace_bytes = 256;
+    p.n_seq = static_cast<int>(s.n_kv.size()), p.n_kv = s.n_kv[0], p.exact_windows = s.exact_windows, p.workspace_bytes = 256;
     return {};
 }
 Status prepare_workspace(const AttentionPlan&, void*, Stream) { return {}; }
@@ -258,7 +267,26 @@ std::vector<std::uint16_t> exact_rows(const Tiles& t, const HostTiles& of, Side 
 
 }  // namespace
 
-Status run_attention(const AttentionPlan& p, const AttentionArgs& a, void*, Stream) {
+Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, Stream stream) {
+    if (p.n_seq > 1) {
+        AttentionPlan one = p;
+        one.n_seq = 1;
+        for (int s = 0; s < p.n_seq; ++s) {
+            AttentionArgs a = all;
+            a.q += s * a.q_seq_stride, a.out += s * a.out_seq_stride, a.k.tiles += s * a.k.seq_stride, a.v.tiles += s * a.v.seq_stride;
+            if (a.exact_q) a.exact_q += s * a.q_seq_stride;
+            if (a.seq_n_kv) a.seq_n_kv += s;
+            if (a.exact_n) a.exact_n += s, a.exact_mask += s * a.exact_mask_seq_stride;
+            if (a.exact_n) a.exact_k.tiles += s * a.exact_k.seq_stride, a.exact_v.tiles += s * a.exact_v.seq_stride;
+            if (a.mask) a.mask += s * a.mask_seq_stride;
+            if (a.lse) a.lse += s * p.n_tokens * p.n_head;
+            if (a.term.n_freq) a.term.q_term += s * a.term.q_seq_stride, a.term.cell_pos += s * a.term.cell_seq_stride;
+            if (a.term.n_freq && a.term.cell_term) a.term.cell_term += s * a.term.cell_seq_stride;
+            if (const Status status = run_attention(one, a, nullptr, stream); !status.ok()) return status;
+        }
+        return {};
+    }
+    const AttentionArgs& a = all;
     const int d = p.head_dim, n_kv = a.seq_n_kv ? a.seq_n_kv[0] : p.n_kv;
     const HostTiles k(a.k, Side::key, d, p.n_head_kv, n_kv), v(a.v, Side::value, d, p.n_head_kv, n_kv);
     turboquant::AttentionArgs c;

@@ -51,6 +51,7 @@ void KeyOffset::set_rope(const RopeParams& rope) {
     frequencies.resize(n_freq());  // a frequency of zero for the dims that are left alone
     turns_ = shared_turns(frequencies);
     for (Entry& e : entries_) set_mu_perp(e);
+    version_++;
 }
 
 void KeyOffset::set_scales(std::string_view letters) {
@@ -63,6 +64,7 @@ void KeyOffset::set_scales(std::string_view letters) {
     letters_ = letters;
     scale_hash_ = hash_letters(letters);
     for (Entry& e : entries_) set_mu_perp(e);
+    version_++;
 }
 
 void KeyOffset::check_scales() const {
@@ -88,42 +90,66 @@ void KeyOffset::begin(int id, std::uint32_t generation) {
     if (entries_.size() <= static_cast<std::size_t>(id)) entries_.resize(id + 1);
     Entry& e = entries_[id];
     if (e.generation == generation && !e.mu.empty()) return;
+    if (e.state == State::frozen) here(id);  // it is remembered
     e = {};
     e.generation = generation;
     e.mu.resize(static_cast<std::size_t>(n_head_) * head_dim_);
     set_mu_perp(e);
+    version_++;
+}
+
+/// An entry with its mu.
+const KeyOffset::Entry& KeyOffset::here(int id) const {
+    Entry& e = entries_[id];
+    if (!e.away) return e;
+    std::vector<std::uint16_t> mu(e.mu.size());
+    fetch_mu_(id, mu.data());
+    e.away = false;
+    std::transform(mu.begin(), mu.end(), e.mu.begin(), from_half);
+    set_mu_perp(e);
+    if (e.state == State::frozen) set_frozen(e, std::move(mu));
+    return e;
 }
 
 std::vector<std::uint16_t> KeyOffset::mu_halves(int id) const {
-    std::vector<std::uint16_t> h(at(id).mu.size());
-    std::transform(at(id).mu.begin(), at(id).mu.end(), h.begin(), to_half);
+    const std::vector<float>& mu = here(id).mu;
+    std::vector<std::uint16_t> h(mu.size());
+    std::transform(mu.begin(), mu.end(), h.begin(), to_half);
     return h;
 }
 
 void KeyOffset::freeze(int id, std::span<const std::uint16_t> mu) {
     Entry& e = entries_[id];
     std::transform(mu.begin(), mu.end(), e.mu.begin(), from_half);
+    e.away = false;
     set_frozen(e, {mu.begin(), mu.end()});
     set_mu_perp(e);
+    version_++;
 }
 
-void KeyOffset::set_frozen(Entry& e, std::vector<std::uint16_t> mu) {
+void KeyOffset::set_frozen(Entry& e, std::vector<std::uint16_t> mu) const {
     e.state = State::frozen;
     e.hash = hash_mu(mu);
-    if (recall(e.hash)) return;
+    if (known(e.hash)) return;
     if (remembered_.size() == kRemembered) remembered_.pop_front();
     remembered_.emplace_back(e.hash, std::move(mu));
 }
 
 const std::vector<std::uint16_t>* KeyOffset::recall(std::uint32_t hash) const {
-    for (const auto& [known, mu] : remembered_)
-        if (known == hash) return &mu;
+    for (std::size_t id = 0; id < entries_.size(); id++)
+        if (entries_[id].state == State::frozen) here(static_cast<int>(id));
+    return known(hash);
+}
+
+const std::vector<std::uint16_t>* KeyOffset::known(std::uint32_t hash) const {
+    for (const auto& [of, mu] : remembered_)
+        if (of == hash) return &mu;
     return nullptr;
 }
 
 void KeyOffset::expect(int id, std::uint32_t hash) {
     Entry& e = entries_[id];
-    e.state = State::expected;
+    e.state = State::expected, e.away = false;
     e.hash = hash;
 }
 
@@ -209,8 +235,24 @@ bool KeyOffset::remeasure(int id) {
     if (n == e.measured) return false;
     e.measured = n;
     complete(id);
+    e.away = false;
     measure(e);
     if (n >= kMeasureRows) set_frozen(e, mu_halves(id));
+    return true;
+}
+
+std::span<const KeptRow> KeyOffset::kept_aside(int id) const {
+    const std::vector<KeptRow>& kept = at(id).kept;
+    if (std::ranges::any_of(kept, [](const KeptRow& r) { return r.place < 0; })) return {};
+    return kept;
+}
+
+bool KeyOffset::remeasure_aside(int id, std::size_t& n) {
+    Entry& e = entries_[id];
+    n = kept_aside(id).empty() ? 0 : std::bit_floor(e.kept.size());
+    if (n == 0 || n == e.measured) return false;
+    e.measured = n, e.away = true;
+    if (n >= kMeasureRows) e.state = State::frozen;  // the rest when mu is here
     return true;
 }
 
@@ -239,10 +281,10 @@ void KeyOffset::measure(Entry& e) {
     for (std::size_t i = 0; i < e.mu.size(); i++)
         e.mu[i] = from_half(to_half(static_cast<float>(sum[i] / static_cast<double>(e.measured))));
     set_mu_perp(e);
+    version_++;
 }
 
-void KeyOffset::set_mu_perp(Entry& e) {
-    version_++;
+void KeyOffset::set_mu_perp(Entry& e) const {
     e.mu_perp.assign(2 * e.mu.size(), 0.0f);
     const float magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
     for (int h = 0; h < n_head_; h++) {
@@ -264,7 +306,7 @@ void KeyOffset::release_kept(int id) {
 }
 
 void KeyOffset::query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const {
-    turboquant::query_terms(rope_table(), head_dim_, at(id).mu_perp.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, q.data(),
+    turboquant::query_terms(rope_table(), head_dim_, here(id).mu_perp.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, q.data(),
                             terms.data());
 }
 
@@ -275,8 +317,9 @@ RopeTable KeyOffset::rope_table() const {
 KeyTransform KeyOffset::transform(const CellPositions& cells) const {
     KeyTransform t;
     t.cells = cells.packed().data();
-    for (std::size_t id = 0; id < entries_.size(); id++) t.mu[id] = entries_[id].mu_perp.data();
+    for (std::size_t id = 0; id < entries_.size(); id++) t.mu[id] = entries_[id].away ? nullptr : entries_[id].mu_perp.data();
     t.rope = rope_table();
+    t.magnitude = has_rope_ ? rope_magnitude(rope_) : 1;
     t.scales = scaled() ? scales_.data() : nullptr;
     t.version = version_;
     return t;
@@ -287,7 +330,7 @@ void KeyOffset::add_offset(int id, std::span<float> x, std::int32_t pos) const {
         std::vector<float> turn(2 * head_dim_);
         spread_turn(rope_table(), head_dim_, pos, turn.data());
         for (int h = 0; h < n_head_; h++) {
-            const float* mu = at(id).mu_perp.data() + 2 * h * head_dim_;
+            const float* mu = here(id).mu_perp.data() + 2 * h * head_dim_;
             for (int i = 0; i < head_dim_; i++) x[h * head_dim_ + i] += turned(mu, turn.data(), head_dim_, i);
         }
     }

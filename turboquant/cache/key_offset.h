@@ -55,8 +55,8 @@ class KeyOffset {
     /// Must precede any use of an id: forgets what an earlier generation of it had.
     void begin(int id, std::uint32_t generation);
     bool frozen(int id) const { return at(id).state != State::measuring; }
-    std::span<const float> mu(int id) const { return at(id).mu; }  ///< [n_head][head_dim], fp16 values
-    std::uint32_t mu_hash(int id) const { return at(id).hash; }    ///< of a frozen mu (saved_row.h), else 0
+    std::span<const float> mu(int id) const { return here(id).mu; }  ///< [n_head][head_dim], fp16 values
+    std::uint32_t mu_hash(int id) const { return here(id).hash; }    ///< of a frozen mu (saved_row.h), else 0
     std::vector<std::uint16_t> mu_halves(int id) const;
     void freeze(int id, std::span<const std::uint16_t> mu);
     /// Freezes an offset of which only the hash is known yet: rows of a saved state come in runs, each with a piece of it. freeze()
@@ -85,6 +85,13 @@ class KeyOffset {
     void note(int id, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside,
               std::vector<std::int32_t>& places);
     bool remeasure(int id);
+    /// The same where the store measures, too, and tells mu when it is asked for. True: the store is to measure mu on the first n of
+    /// kept_aside(id); false: nothing is to be measured, or not all rows are aside any more.
+    bool remeasure_aside(int id, std::size_t& n);
+    using FetchMu = std::function<void(int id, std::uint16_t* mu)>;
+    void set_fetch_mu(FetchMu fetch) { fetch_mu_ = std::move(fetch); }
+    /// What is kept, if all of it is aside (KeptRow::place), else nothing.
+    std::span<const KeptRow> kept_aside(int id) const;
     bool keeps_any(int id) const { return !at(id).kept.empty(); }
     /// Kept while measuring, without what a tag would change (saved_row.h); they are encoded from these values.
     std::span<const KeptRow> kept(int id) const { return complete(id); }
@@ -111,6 +118,7 @@ class KeyOffset {
     struct Entry {
         std::uint32_t generation = 0;
         State state = State::measuring;
+        bool away = false;           ///< mu is the store's, and not known here
         std::uint32_t hash = 0;      ///< of mu, unless it is measured
         std::size_t measured = 0;    ///< rows in mu
         std::size_t summed = 0;      ///< the first of `kept`
@@ -120,14 +128,16 @@ class KeyOffset {
         std::vector<KeptRow> kept;   ///< by ascending position
     };
     const Entry& at(int id) const { return entries_[id]; }
+    const Entry& here(int id) const;
     RopeTable rope_table() const;
     void measure(Entry& e);
     template <class Values>
     void take_in(Entry& e, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside,
                  Values&& values);
     const std::vector<KeptRow>& complete(int id) const;
-    void set_mu_perp(Entry& e);
-    void set_frozen(Entry& e, std::vector<std::uint16_t> mu);
+    void set_mu_perp(Entry& e) const;
+    void set_frozen(Entry& e, std::vector<std::uint16_t> mu) const;
+    const std::vector<std::uint16_t>* known(std::uint32_t hash) const;
 
     struct Turns {
         std::vector<double> frequencies;
@@ -145,8 +155,9 @@ class KeyOffset {
     std::shared_ptr<const Turns> turns_;
     mutable std::vector<Entry> entries_;  ///< mutable: what the store has set aside is fetched when it is looked at
     Fetch fetch_;
+    FetchMu fetch_mu_;
     std::uint64_t version_ = 1;  ///< changes with anything that transform() tells
-    std::deque<std::pair<std::uint32_t, std::vector<std::uint16_t>>> remembered_;
+    mutable std::deque<std::pair<std::uint32_t, std::vector<std::uint16_t>>> remembered_;
 };
 
 }  // namespace turboquant

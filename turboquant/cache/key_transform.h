@@ -27,9 +27,11 @@ struct RopeTable {
 struct KeyTransform {
     const std::int32_t* cells = nullptr;  ///< of all rows: position and offset id (CellPositions::packed)
     /// By offset id: per head [2][head_dim], mu (with YaRN's magnitude), then mu_perp, which is mu turned by 90 degrees in every pair that
-    /// RoPE rotates; R(p) mu = mu * C(p) + mu_perp * S(p), value by value (attention/turns.h). Both scaled.
+    /// RoPE rotates; R(p) mu = mu * C(p) + mu_perp * S(p), value by value (attention/turns.h). Both scaled. Null also where
+    /// the store has measured it itself (TileStore::measure).
     std::array<const float*, CellPositions::kMaxOffsets> mu{};
     RopeTable rope;
+    float magnitude = 1;            ///< of RoPE: YaRN's
     const float* scales = nullptr;  ///< [n_head][head_dim], or null
     std::uint64_t version = 0;      ///< of mu, rope and scales: for those who keep copies
 };

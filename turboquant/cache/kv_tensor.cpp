@@ -127,20 +127,35 @@ bool KvTensor::encode_rows(StoreContext& ctx, StoreRows batch) {
 
 // All kept rows, or those among `only` (if it is not empty).
 bool KvTensor::encode_kept(StoreContext& ctx, int id, const CellPositions& cells, std::span<const std::int64_t> only) {
+    const std::span<const KeptRow> aside = offset_->kept_aside(id);
     Unpacked kept;
-    for (const KeptRow& r : offset_->kept(id)) {
+    std::vector<std::int32_t> places;
+    for (const KeptRow& r : aside.empty() ? offset_->kept(id) : aside) {
         if (cells.at(r.row) != r.pos || cells.offset_id(r.row) != id) continue;  // the cell holds another token by now
         if (!only.empty() && std::find(only.begin(), only.end(), r.row) == only.end()) continue;
         kept.add(r);
+        if (!aside.empty()) places.push_back(r.place);
     }
     const KeyTransform transform = offset_->transform(cells);
     StoreRows batch = kept.batch(layout().n_embd());
     std::vector<std::int32_t> slots;  // residuals change with the codes that they stand on
     for (std::size_t i = 0; has_residuals() && i < kept.rows.size(); i++) slots.push_back(exact_->find(kept.rows[i]));
     batch.exact_slots = slots;
+    batch.on_host = aside.empty(), batch.aside = places;
     const bool finite = store_->write(ctx, batch, &transform);
     offset_->release_kept(id);
     return finite;
+}
+
+/// The store measures an offset on the rows that it has aside. False: there is nothing to measure, or the host has to.
+bool KvTensor::measure_aside(StoreContext& ctx, int id, const CellPositions& cells) {
+    const KeyTransform before = offset_->transform(cells);
+    std::size_t n = 0;
+    if (!offset_->remeasure_aside(id, n)) return false;
+    std::vector<std::int32_t> places, positions;
+    for (const KeptRow& r : offset_->kept_aside(id).first(n)) places.push_back(r.place), positions.push_back(r.pos);
+    store_->measure(ctx, id, places, positions, before);
+    return true;
 }
 
 // Measures offsets on the batch, sequence by sequence: runs of rows with one id, as batches have them.
@@ -163,7 +178,7 @@ void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions&
         } else {
             offset_->note(id, rows.subspan(i, end - i), batch_pos_, batch_beside_, places_);
             store_->set_aside(ctx, x, batch.stride, places_);
-            changed = offset_->remeasure(id);
+            changed = measure_aside(ctx, id, cells) || offset_->remeasure(id);
             // They are encoded from what is kept of them, without the host's seeing them.
             if (batch.rounded.empty()) rounded_.assign(rows.size(), 0), batch.rounded = rounded_;
             for (std::size_t k = i; k < end; k++)

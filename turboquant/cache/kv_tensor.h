@@ -80,6 +80,7 @@ class KvTensor {
     void enable_offset() {
         offset_ = std::make_unique<KeyOffset>(n_head(), head_dim());
         offset_->set_fetch([this](std::span<const std::int32_t> places, std::uint16_t* rows) { store_->fetch(places, rows); });
+        offset_->set_fetch_mu([this](int id, std::uint16_t* mu) { store_->fetch_mean(id, mu); });
     }
 
     /// Exact rows lie as those of the other side do from now on; rows that are not exact there are so here no more. For stores that want
@@ -127,6 +128,7 @@ class KvTensor {
     void observe(StoreContext& ctx, StoreRows& batch, const CellPositions& cells);
     bool encode_first_rows(StoreContext& ctx);
     void measure();
+    bool measure_aside(StoreContext& ctx, int id, const CellPositions& cells);
     bool encode_kept(StoreContext& ctx, int id, const CellPositions& cells, std::span<const std::int64_t> only);
     /// Rows to be encoded, those that are restored but cannot be copied.
     struct Decoded {

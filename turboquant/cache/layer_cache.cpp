@@ -76,11 +76,12 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
     if (!a.v_is_k) pair_exact(ctx.store);
     const KvTensor &keys = tensor(Side::key), &values = a.v_is_k ? keys : tensor(Side::value);
     const AttentionArgs common = a;
+    // Plans of a graph stay where they are (StepPlans), so the calls of all streams are put together first.
+    calls_.assign(streams.size(), {}), queries_.assign(streams.size(), {});
     for (std::size_t i = 0; i < streams.size(); i++) {
         const std::int64_t stream = first_stream + static_cast<std::int64_t>(i);
         a = common;
         a.q = streams[i].q, a.out = streams[i].out, a.mask = streams[i].mask;
-        QueryTransform queries;
         std::uint64_t plan_number = 0;
         const bool offset = removes_offset();
         const ExactRows *k = keys.exact(), *v = k && !a.v_is_k ? values.exact() : nullptr;
@@ -100,14 +101,16 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
             // Exact keys are asked with the queries as the model made them.
             a.exact.q = a.q, a.exact.q_token_stride = a.q_token_stride, a.exact.q_head_stride = a.q_head_stride;
             plan.set_exact(a);
-            if (offset) set_score_term(plan, queries, a);
+            if (offset) set_score_term(plan, queries_[i], a);
         }
-        const char* error =
-            keys.store().attend(ctx.store, values.store(), stream, a, offset && keys.offset() ? &queries : nullptr, plan_number);
-        if (error) return error;
+        calls_[i] = {a, offset && keys.offset() ? &queries_[i] : nullptr, plan_number};
     }
-    end_batch(ctx.store);
-    return nullptr;
+    // Offsets that begin change what all calls are given.
+    for (std::size_t i = 0; i < streams.size(); i++)
+        if (calls_[i].queries) queries_[i].keys = keys.offset()->transform(*cells_);
+    const char* error = keys.store().attend_streams(ctx.store, values.store(), first_stream, calls_);
+    if (!error) end_batch(ctx.store);
+    return error;
 }
 
 void LayerCache::pair_exact(StoreContext& ctx) {

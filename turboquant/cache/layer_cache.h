@@ -111,6 +111,8 @@ class LayerCache {
     void set_score_term(const StepPlan& plan, QueryTransform& queries, AttentionArgs& a);
 
     CellPositions* cells_;
+    std::vector<TileStore::StreamCall> calls_;  // of the attention at hand; members, to be used again
+    std::vector<QueryTransform> queries_;
     std::unique_ptr<KvTensor> tensors_[2];
     CarriedOffsets carried_[2];           ///< by the rows of llama.cpp's states
     std::uint64_t shift_generation_ = 0;  ///< see CellPositions::shift

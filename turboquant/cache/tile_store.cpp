@@ -19,6 +19,13 @@ StoreRows round_rows(Side side, std::size_t n_embd, StoreRows batch, std::vector
     return batch;
 }
 
+const char* TileStore::attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
+                                      std::span<const StreamCall> calls) const {
+    for (const StreamCall& c : calls)
+        if (const char* error = attend(ctx, values, first_stream++, c.args, c.queries, c.plan)) return error;
+    return nullptr;
+}
+
 void TileStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift) {
     const std::size_t d = layout_.head_dim();
     std::vector<float> table(rope.n_dims), x(layout_.n_embd());

@@ -40,6 +40,7 @@ struct StoreRows {
     std::span<const std::uint8_t> rounded;      ///< which rows are rounded first (round_row); empty: none
     std::span<const std::int32_t> exact_slots;  ///< slot that takes what is kept of a row in a window, or -1; empty: none
     bool on_host = false;                       ///< x is host memory, whatever the device takes
+    std::span<const std::int32_t> aside{};      ///< instead of x: the places where the rows were set aside
 };
 
 /// What queries are for keys that were transformed: scaled the other way, and with the terms (ScoreTerm::q_term) of some offsets.
@@ -73,6 +74,15 @@ class TileStore {
     /// (check_attention_args), or null.
     virtual const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a,
                                const QueryTransform* queries, std::uint64_t plan) const = 0;
+    /// What the streams of a batch have of their own in attention; sizes, strides and scalars are alike in all.
+    struct StreamCall {
+        AttentionArgs args;
+        const QueryTransform* queries = nullptr;
+        std::uint64_t plan = 0;
+    };
+    /// attend() for streams first_stream, first_stream + 1, ..: one after the other, where the device does not take them together.
+    virtual const char* attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
+                                       std::span<const StreamCall> calls) const;
     /// Whether exact rows must lie in slots of one number in keys and values: others are attended to in compressed form.
     virtual bool exact_in_pairs() const { return false; }
 
@@ -81,6 +91,11 @@ class TileStore {
     virtual bool inputs_on_host() const { return true; }
     virtual void set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/) {}
     virtual void fetch(std::span<const std::int32_t> /*places*/, std::uint16_t* /*rows*/) const {}
+    /// The offset of an id becomes the mean, before RoPE, of rows that were set aside and stand at these positions (key_offset.h). The host
+    /// does not wait for it; fetch_mean(), which gives it to the host ([n_head][head_dim]), does if need be.
+    virtual void measure(StoreContext&, int /*id*/, std::span<const std::int32_t> /*places*/, std::span<const std::int32_t> /*positions*/,
+                         const KeyTransform& /*keys*/) {}
+    virtual void fetch_mean(int /*id*/, std::uint16_t* /*mu*/) const {}
 
     /// Decodes rows first..first+n-1 into x[i*n_embd ..), the model's space; keys without what was taken from them, and still scaled.
     virtual void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const = 0;

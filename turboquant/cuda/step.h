@@ -32,32 +32,54 @@ struct KeepRows {
 };
 Status keep_rows(const KeepRows& args, Stream stream);
 
+/// The mean of keys before RoPE (cache/key_offset.h): of n rows, rows[places[i]] at positions whose cosines and sines are turns (spread_turns).
+/// Rounded to fp16. n_head blocks.
+struct MeasureMean {
+    const std::uint16_t* rows = nullptr;   ///< fp16, [place][n_head*head_dim]
+    const std::int32_t* places = nullptr;  ///< [n]
+    const float* turns = nullptr;          ///< [n][2*head_dim]
+    int n = 0, n_head = 0, head_dim = 0;
+    RopeLayout rope;
+    float magnitude = 1;                     ///< of the rotation
+    const float* scales = nullptr;           ///< [n_head][head_dim], or null
+    float* offset = nullptr;                 ///< [n_head][2][head_dim]: as KeyTransform::mu
+    std::uint16_t* mean = nullptr;           ///< [n_head][head_dim]: memory of the host; then done[h] = number
+    volatile std::uint32_t* done = nullptr;  ///< [n_head]
+    std::uint32_t number = 0;
+};
+Status measure_mean(const MeasureMean& args, Stream stream);
+
 /// Copies rows of n_embd halves between slots, from[i] to to[i]; no slot is in both.
 Status move_rows(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* from, const std::int64_t* to, int n, Stream stream);
 
 /// Queries for keys that were transformed (cache/tile_store.h, QueryTransform).
 struct TransformQueries {
-    const float* q = nullptr;  ///< q[t*token_stride + h*head_stride + i]
+    const float* q = nullptr;  ///< q[seq*seq_stride + t*token_stride + h*head_stride + i]
     std::size_t token_stride = 0, head_stride = 0;
+    int n_seq = 1;  ///< sequences, of n_tokens each; what is made lies one sequence after the other
+    std::size_t seq_stride = 0;
     int n_tokens = 0, n_head = 0, n_head_kv = 0, head_dim = 0;
     const float* scales = nullptr;  ///< [n_head_kv][head_dim], or null
-    float* scaled = nullptr;        ///< [t][h][head_dim]: q divided by the scales; given with them
+    float* scaled = nullptr;        ///< [seq][t][h][head_dim]: q divided by the scales; given with them
     const float* mu = nullptr;      ///< offsets: mu + ids[k]*mu_stride, [n_head_kv][2][head_dim]
     std::size_t mu_stride = 0;
-    const std::int32_t* ids = nullptr;  ///< [n_terms]
+    const std::int32_t* ids = nullptr;  ///< [seq][n_terms]
     int n_terms = 0, n_freq = 0;
     RopeLayout rope;
-    float* terms = nullptr;  ///< [n_terms][n_tokens][n_head][2*n_freq]
+    float* terms = nullptr;  ///< [seq][n_terms][n_tokens][n_head][2*n_freq]
 };
 Status transform_queries(const TransformQueries& args, Stream stream);
 
-/// A mask with other values for some tiles (attention/attention.h, MaskPatch).
+/// A mask with other values for some tiles (attention/attention.h, MaskPatch). Of several sequences: as of one whose tokens are theirs, each
+/// with tiles and patches of its own.
 struct PatchMask {
     const std::uint16_t* mask = nullptr;  ///< mask[t*token_stride + cell], or null: all visible
     std::size_t token_stride = 0;
     int n_tokens = 0, n_kv = 0;
-    const std::int16_t* tile = nullptr;     ///< [tiles]: number of the tile's patch, or -1
-    const std::uint16_t* halves = nullptr;  ///< [patch][n_tokens][64]
+    int of_sequence = 0;                    ///< tokens of a sequence; 0: all
+    std::size_t seq_stride = 0;             ///< of the mask
+    const std::int16_t* tile = nullptr;     ///< [seq][tiles]: number of the tile's patch, or -1
+    const std::uint16_t* halves = nullptr;  ///< [patch][tokens of its sequence][64]
     std::uint16_t* out = nullptr;           ///< out[t*out_stride + cell]
     std::size_t out_stride = 0;
 };

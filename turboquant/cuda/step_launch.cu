@@ -15,6 +15,12 @@ __global__ void keep_rows_kernel(const __grid_constant__ KeepRows a) {
     __syncthreads();
     for (int j = threadIdx.x; j < a.head_dim; j += blockDim.x) keep_value(a, blockIdx.x, blockIdx.y, j, kept, signed_kept);
 }
+__global__ void measure_mean_kernel(const __grid_constant__ MeasureMean a) {
+    for (int i = threadIdx.x; i < a.head_dim; i += blockDim.x) mean_value(a, blockIdx.x, i);
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) a.done[blockIdx.x] = a.number;
+}
 __global__ void transform_queries_kernel(const __grid_constant__ TransformQueries a) {
     if (blockIdx.z == a.n_terms) {
         for (int i = threadIdx.x; i < a.head_dim; i += blockDim.x) scale_query_value(a, blockIdx.x, blockIdx.y, i);
@@ -44,6 +50,12 @@ Status keep_rows(const KeepRows& a, Stream stream) {
     return status_of(cudaGetLastError(), "keep_rows");
 }
 
+Status measure_mean(const MeasureMean& a, Stream stream) {
+    if (a.n <= 0) return bad_argument("measure_mean: no rows");
+    measure_mean_kernel<<<a.n_head, 128, 0, of(stream)>>>(a);
+    return status_of(cudaGetLastError(), "measure_mean");
+}
+
 Status move_rows(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* from, const std::int64_t* to, int n, Stream stream) {
     if (n == 0) return {};
     move_rows_kernel<<<n, 256, 0, of(stream)>>>(halves, n_embd, from, to);
@@ -53,7 +65,7 @@ Status move_rows(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* 
 Status transform_queries(const TransformQueries& a, Stream stream) {
     const int parts = a.n_terms + (a.scales != nullptr);
     if (a.n_tokens == 0 || parts == 0) return {};
-    transform_queries_kernel<<<dim3(a.n_tokens, a.n_head, parts), 64, 0, of(stream)>>>(a);
+    transform_queries_kernel<<<dim3(a.n_seq * a.n_tokens, a.n_head, parts), 64, 0, of(stream)>>>(a);
     return status_of(cudaGetLastError(), "transform_queries");
 }
 

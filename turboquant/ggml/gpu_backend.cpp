@@ -12,7 +12,7 @@ namespace {
 /// Of our nodes, three to a layer. The first piece is short, so that the GPU begins soon and the host decides the rest meanwhile. There are
 /// few, since a piece ends when all that was begun in it has; but giving a long one takes the host some 0.1 ms, which the one before hides.
 constexpr std::size_t kFirstPiece = 6, kGrowth = 4;
-constexpr std::size_t kMostKnown = 256;
+constexpr std::size_t kMostKnown = 256, kKnownEach = 3;
 
 /// Whether the wrapped backend launches nodes one by one when it sees them changed since the time before, changed in ggml_tensor::padding.
 /// Else it might begin a capture of its own within ours, which ends the process.
@@ -126,20 +126,31 @@ std::size_t GpuBackend::give_marked(const Launches& launches, const Lanes& lanes
     return done;
 }
 
+/// The one that does the same as the piece at hand, put in front; or null.
+GpuBackend::Known* GpuBackend::find_known(std::list<Known>& all, const Launches& launches) {
+    const auto found =
+        std::ranges::find_if(all, [&](const Known& k) { return k.marks == marks_ && k.launches == launches && k.nodes.equals(inner_); });
+    if (found == all.end()) return nullptr;
+    all.splice(all.begin(), all, found);
+    return &all.front();
+}
+
 ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
     if (known_.size() == kMostKnown && !known_.contains(nodes_[piece.from])) known_.clear();
-    Known& known = known_[nodes_[piece.from]];
+    std::list<Known>& all = known_[nodes_[piece.from]];
     find_inner(piece);
-    if (known.marks != marks_ || !(known.launches == launches) || !known.nodes.equals(inner_)) {
-        cuda::drop_graph(std::exchange(known.graph, nullptr));
-        known.launches = launches, known.marks = marks_;
-        known.nodes.assign(inner_);
-    } else if (!known.graph && may_capture()) {
-        capture(piece, known);
+    Known* known = find_known(all, launches);
+    if (!known) {
+        if (all.size() == kKnownEach) all.pop_back();
+        known = &all.emplace_front();
+        known->launches = launches, known->marks = marks_;
+        known->nodes.assign(inner_);
+    } else if (!known->graph && may_capture()) {
+        capture(piece, *known);
     }
-    if (!known.graph) return walk(piece, launches, queue_->lanes()), GGML_STATUS_SUCCESS;
+    if (!known->graph) return walk(piece, launches, queue_->lanes()), GGML_STATUS_SUCCESS;
     follow_inner(queue_->stream());
-    must(cuda::launch_graph(known.graph, queue_->stream()));
+    must(cuda::launch_graph(known->graph, queue_->stream()));
     own_ahead_ = true;
     return GGML_STATUS_SUCCESS;
 }

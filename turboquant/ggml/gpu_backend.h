@@ -7,6 +7,7 @@
 // memory.
 #pragma once
 
+#include <list>
 #include <map>
 #include <memory>
 #include <string>
@@ -45,7 +46,7 @@ class GpuBackend final : public InnerBackend {
         std::size_t launches;
         friend bool operator==(const Mark&, const Mark&) = default;
     };
-    /// A piece as it was the time before.
+    /// A piece as it was some time before.
     struct Known {
         NodeRecord nodes;
         Launches launches;
@@ -66,6 +67,7 @@ class GpuBackend final : public InnerBackend {
     void find_inner(const Piece& piece);
     bool may_capture() const;
     void capture(const Piece& piece, Known& known);
+    Known* find_known(std::list<Known>& all, const Launches& launches);
     void forward(int from, int end, cuda::Stream own);
     void follow_inner(cuda::Stream own);
     void follow_own(cuda::Stream own);
@@ -77,7 +79,8 @@ class GpuBackend final : public InnerBackend {
     ggml_backend_event_t inner_event_ = nullptr, own_event_ = nullptr;
     bool inner_ahead_ = false, own_ahead_ = false, wrote_ = false;
     bool can_capture_ = false, capturing_ = false;
-    std::map<const ggml_tensor*, Known> known_;  ///< by the first node
+    /// By the first node, those used last in front: what a step does besides (a mean is taken) comes and goes.
+    std::map<const ggml_tensor*, std::list<Known>> known_;
     unsigned char fresh_ = 0;
     SerialExecutor executor_;
     ggml_abort_callback abort_ = nullptr;

@@ -9,47 +9,79 @@ namespace {
 
 constexpr int kDecodeTokens = 8;  // up to so many query tokens exact rows are one more part of the same call
 
+using Calls = std::span<const TileStore::StreamCall>;
+
+std::size_t tiles_of(int n_kv) { return (static_cast<std::size_t>(n_kv) + kTileKeys - 1) / kTileKeys; }
+
 /// Masks of the exact rows by slot: slots that no row of the call lies in are hidden.
-void set_exact_rows(Queue& q, const AttentionArgs& a, Queue::Step& s) {
-    s.n_slots = a.exact.n ? *std::max_element(a.exact.k_slots, a.exact.k_slots + a.exact.n) + 1 : 0;
+void set_exact_rows(Queue& q, Calls calls, Queue::Step& s) {
+    std::vector<std::int32_t> n;
+    for (const auto& [a, queries, plan] : calls)
+        n.push_back(a.exact.n ? *std::max_element(a.exact.k_slots, a.exact.k_slots + a.exact.n) + 1 : 0);
+    s.n_slots = *std::ranges::max_element(n);
     if (!s.n_slots) return;
-    s.exact_stride = (static_cast<std::size_t>(s.n_slots) + kTileKeys - 1) / kTileKeys * kTileKeys;
-    std::vector<std::uint16_t> mask(a.n_tokens * s.exact_stride, kMaskHidden);
-    for (int t = 0; t < a.n_tokens; t++)
-        for (int i = 0; i < a.exact.n; i++)
-            mask[t * s.exact_stride + a.exact.k_slots[i]] = a.exact.mask[static_cast<std::size_t>(t) * a.exact.n + i];
+    s.exact_stride = tiles_of(s.n_slots) * kTileKeys;
+    const int n_tokens = calls[0].args.n_tokens;
+    std::vector<std::uint16_t> mask(calls.size() * n_tokens * s.exact_stride, kMaskHidden);
+    std::uint16_t* row = mask.data();
+    for (const auto& [a, queries, plan] : calls)
+        for (int t = 0; t < n_tokens; t++, row += s.exact_stride)
+            for (int i = 0; i < a.exact.n; i++) row[a.exact.k_slots[i]] = a.exact.mask[static_cast<std::size_t>(t) * a.exact.n + i];
     q.refresh(s.exact_mask, mask.data(), mask.size());
-    const std::int32_t n[2] = {s.n_slots, 0};
-    q.refresh(s.exact_n, n, 2);
+    n.push_back(0);  // of a call over no tiles
+    q.refresh(s.exact_n, n.data(), n.size());
 }
 
-void set_mask(Queue& q, const AttentionArgs& a, Queue::Step& s) {
-    s.mask = a.mask, s.mask_stride = a.mask_token_stride;
-    if (!a.patch.tile) return;
-    const int n_tiles = (a.n_kv + kTileKeys - 1) / kTileKeys, n = *std::max_element(a.patch.tile, a.patch.tile + n_tiles) + 1;
-    if (n == 0) return;
+void set_mask(Queue& q, Calls calls, Queue::Step& s) {
+    const AttentionArgs& a = calls[0].args;
+    s.mask = a.mask, s.mask_stride = a.mask_token_stride, s.own_mask = false;
+    s.mask_seq_stride = calls.size() > 1 && a.mask ? calls[1].args.mask - a.mask : 0;
+    const std::size_t n_tiles = tiles_of(a.n_kv), of_patch = static_cast<std::size_t>(a.n_tokens) * kTileKeys;
+    std::vector<std::int16_t> tile;
+    std::vector<std::uint16_t> halves;
+    for (const auto& [c, queries, plan] : calls) {
+        const auto first = static_cast<std::int16_t>(halves.size() / of_patch);
+        std::int16_t last = -1;
+        for (std::size_t i = 0; i < n_tiles; i++) {
+            const std::int16_t patch = c.patch.tile ? c.patch.tile[i] : std::int16_t{-1};
+            tile.push_back(patch < 0 ? patch : static_cast<std::int16_t>(first + patch));
+            last = std::max(last, patch);
+        }
+        if (last >= 0) halves.insert(halves.end(), c.patch.halves, c.patch.halves + (last + 1) * of_patch);
+    }
+    if (halves.empty()) return;
     cuda::PatchMask p;
-    p.mask = a.mask, p.token_stride = a.mask_token_stride, p.n_tokens = a.n_tokens, p.n_kv = a.n_kv;
-    p.tile = q.refresh(s.tile, a.patch.tile, n_tiles);
-    p.halves = q.refresh(s.halves, a.patch.halves, static_cast<std::size_t>(n) * a.n_tokens * kTileKeys);
-    p.out_stride = static_cast<std::size_t>(n_tiles) * kTileKeys;
-    q.reserve(s.patched, p.out_stride * a.n_tokens * sizeof(std::uint16_t));
+    p.mask = a.mask, p.token_stride = a.mask_token_stride, p.n_kv = a.n_kv;
+    p.n_tokens = static_cast<int>(calls.size()) * a.n_tokens, p.of_sequence = a.n_tokens, p.seq_stride = s.mask_seq_stride;
+    p.tile = q.refresh(s.tile, tile.data(), tile.size());
+    p.halves = q.refresh(s.halves, halves.data(), halves.size());
+    p.out_stride = n_tiles * kTileKeys;
+    q.reserve(s.patched, p.out_stride * p.n_tokens * sizeof(std::uint16_t));
     p.out = s.patched.as<std::uint16_t>();
     q.launch([p](const Lanes& lanes) { return cuda::patch_mask(p, lanes.main); });
-    s.mask = p.out, s.mask_stride = p.out_stride;
+    s.mask = p.out, s.mask_stride = p.out_stride, s.mask_seq_stride = a.n_tokens * p.out_stride, s.own_mask = true;
 }
 
-void set_cells(Queue& q, const AttentionArgs& a, Queue::Step& s) {
-    if (!a.term.n_freq) return;
-    s.max_position = -1;
-    for (int i = 0; i < a.n_kv; i++) s.max_position = std::max(s.max_position, a.term.cell_pos[i]);
+void set_cells(Queue& q, Calls calls, Queue::Step& s) {
+    const AttentionArgs& a = calls[0].args;
+    s.max_position = -1, s.cell_seq_stride = tiles_of(a.n_kv) * kTileKeys;
+    if (std::ranges::none_of(calls, [](const auto& c) { return c.args.term.n_freq > 0; })) return;
+    std::vector<std::int32_t> pos(calls.size() * s.cell_seq_stride, -1);
+    std::vector<std::uint8_t> term(pos.size());
+    for (std::size_t i = 0; i < calls.size(); i++) {
+        const ScoreTerm& t = calls[i].args.term;
+        if (!t.n_freq) continue;
+        std::copy_n(t.cell_pos, a.n_kv, pos.data() + i * s.cell_seq_stride);
+        std::copy_n(t.cell_term, a.n_kv, term.data() + i * s.cell_seq_stride);
+        s.max_position = std::max(s.max_position, *std::max_element(t.cell_pos, t.cell_pos + a.n_kv));
+    }
     cuda::Term t;
-    t.cell_pos = q.refresh(s.cell_pos, a.term.cell_pos, a.n_kv);
-    t.cell_term = q.refresh(s.cell_term, a.term.cell_term, a.n_kv);
-    const std::size_t tiles = (static_cast<std::size_t>(a.n_kv) + kTileKeys - 1) / kTileKeys;
-    q.reserve(s.tile_pos, tiles * sizeof(std::int32_t));
-    q.launch([t, n_kv = a.n_kv, out = s.tile_pos.as<std::int32_t>()](const Lanes& lanes) {
-        return cuda::summarize_positions(t, 1, n_kv, nullptr, out, lanes.main);
+    t.cell_pos = q.refresh(s.cell_pos, pos.data(), pos.size());
+    t.cell_term = q.refresh(s.cell_term, term.data(), term.size());
+    t.cell_seq_stride = s.cell_seq_stride, t.tile_seq_stride = tiles_of(a.n_kv);
+    q.reserve(s.tile_pos, calls.size() * t.tile_seq_stride * sizeof(std::int32_t));
+    q.launch([t, n_kv = a.n_kv, n_seq = static_cast<int>(calls.size()), out = s.tile_pos.as<std::int32_t>()](const Lanes& lanes) {
+        return cuda::summarize_positions(t, n_seq, n_kv, nullptr, out, lanes.main);
     });
 }
 
@@ -64,36 +96,45 @@ void launch_attention(Queue& q, const cuda::AttentionShape& shape, const cuda::A
 }  // namespace
 
 /// Scaled queries and the terms of the offsets. False: more offsets than a call can have.
-bool CudaStore::set_term(Queue& q, const Queue::Step& step, const QueryTransform& queries, AttentionArgs& a, cuda::AttentionArgs& c) const {
-    const KeyTransform& keys = queries.keys;
-    if (queries.ids.size() > cuda::kMaxTerms) return false;
+bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, AttentionArgs& a, cuda::AttentionArgs& c) const {
+    const KeyTransform& keys = calls[0].queries->keys;
+    std::size_t most = 0;
+    for (const StreamCall& call : calls) most = std::max(most, call.queries->ids.size());
+    if (most > cuda::kMaxTerms) return false;
     sync_offsets(q, keys);
     const auto d = static_cast<std::size_t>(layout_.head_dim()), rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
-    const int n_terms = static_cast<int>(queries.ids.size());
+    const int n_terms = static_cast<int>(most);
     cuda::TransformQueries t;
     t.q = a.q, t.token_stride = a.q_token_stride, t.head_stride = a.q_head_stride;
+    t.n_seq = static_cast<int>(calls.size()), t.seq_stride = c.q_seq_stride;
     t.n_tokens = a.n_tokens, t.n_head = a.n_head, t.n_head_kv = a.n_head_kv, t.head_dim = layout_.head_dim();
     if (keys.scales) {
-        t.scales = scales_.as<float>(), t.scaled = q.memory<float>(Queue::Use::queries, rows * d);
-        a.q = t.scaled, a.q_head_stride = d, a.q_token_stride = a.n_head * d;
+        t.scales = scales_.as<float>(), t.scaled = q.memory<float>(Queue::Use::queries, calls.size() * rows * d);
+        a.q = t.scaled, a.q_head_stride = d, a.q_token_stride = a.n_head * d, c.q_seq_stride = rows * d;
     }
     if (n_terms) {
         t.mu = offsets_.as<float>(), t.mu_stride = offset_size(), t.n_terms = n_terms, t.n_freq = keys.rope.n_freq,
         t.rope = rope_layout(keys.rope);
-        const std::vector<std::int32_t> ids(queries.ids.begin(), queries.ids.end());
+        const int any =
+            std::ranges::max_element(calls, {}, [](const StreamCall& call) { return call.queries->ids.size(); })->queries->ids[0];
+        std::vector<std::int32_t> ids;
+        for (const StreamCall& call : calls)
+            for (std::size_t i = 0; i < most; i++) ids.push_back(i < call.queries->ids.size() ? call.queries->ids[i] : any);
         t.ids = q.upload<std::int32_t>(Queue::Use::term_ids, ids);
-        t.terms = q.memory<float>(Queue::Use::terms, n_terms * rows * 2 * t.n_freq);
+        t.terms = q.memory<float>(Queue::Use::terms, calls.size() * n_terms * rows * 2 * t.n_freq);
         const DeviceTables::Term tables = q.tables().term(keys.rope.frequencies, step.max_position);
-        c.term.n_freq = t.n_freq, c.term.q_term = t.terms, c.term.n_terms = n_terms;
+        c.term.n_freq = t.n_freq, c.term.q_term = t.terms, c.term.n_terms = n_terms, c.term.q_seq_stride = n_terms * rows * 2 * t.n_freq;
         c.term.turns = tables.turns, c.term.panel = tables.panel;
         c.term.cell_pos = step.cell_pos.array.as<std::int32_t>(), c.term.cell_term = step.cell_term.array.as<std::uint8_t>();
         c.term.tile_pos = step.tile_pos.as<std::int32_t>(), c.term.dim_freq = dim_freq_.as<std::uint8_t>();
-        c.term.offset = offsets_.as<float>() + queries.ids[0] * offset_size();
-        if (n_terms > 1) {
+        c.term.cell_seq_stride = step.cell_seq_stride, c.term.tile_seq_stride = tiles_of(a.n_kv);
+        // Prefill, which takes one sequence, wants the offsets themselves.
+        c.term.offset = calls.size() > 1 ? nullptr : offsets_.as<float>() + ids[0] * offset_size();
+        if (n_terms > 1 && calls.size() == 1) {
             auto* all = q.memory<float>(Queue::Use::offsets, n_terms * offset_size());
             for (int i = 0; i < n_terms; i++)
                 q.launch(
-                    [to = all + i * offset_size(), from = offsets_.as<float>() + queries.ids[i] * offset_size(),
+                    [to = all + i * offset_size(), from = offsets_.as<float>() + ids[i] * offset_size(),
                      bytes = offset_size() * sizeof(float)](const Lanes& lanes) { return cuda::copy_tiles(to, from, bytes, lanes.main); });
             c.term.offset = all;
         }
@@ -103,24 +144,56 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, const QueryTransform
 }
 
 const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a,
-                              const QueryTransform* queries, std::uint64_t plan_number) const {
+                              const QueryTransform* queries, std::uint64_t plan) const {
+    const StreamCall call{a, queries, plan};
+    return attend_together(ctx, values, stream, {&call, 1});
+}
+
+/// Few tokens of streams whose queries, results and masks lie evenly go in one call.
+const char* CudaStore::attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream, Calls calls) const {
+    const auto evenly = [&](auto member) {
+        for (std::size_t i = 2; i < calls.size(); i++)
+            if (member(calls[i]) - member(calls[i - 1]) != member(calls[1]) - member(calls[0])) return false;
+        return calls.size() > 1 && member(calls[1]) >= member(calls[0]);
+    };
+    const AttentionArgs& a = calls[0].args;
+    const bool together = a.n_tokens <= kDecodeTokens && a.mask_heads == 1 && evenly([](const StreamCall& c) { return c.args.q; }) &&
+                          evenly([](const StreamCall& c) { return c.args.out; }) &&
+                          evenly([](const StreamCall& c) { return c.args.mask; }) && std::ranges::all_of(calls, [&](const StreamCall& c) {
+                              return c.plan != 0 && !c.queries == !calls[0].queries && !c.args.mask == !a.mask;
+                          });
+    return together ? attend_together(ctx, values, first_stream, calls) : TileStore::attend_streams(ctx, values, first_stream, calls);
+}
+
+/// One call, or one and another for exact rows.
+const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& values, std::int64_t stream, Calls calls) const {
     const auto& v = static_cast<const CudaStore&>(values);
+    AttentionArgs a = calls[0].args;
+    const bool any_exact = std::ranges::any_of(calls, [](const StreamCall& c) { return c.args.exact.n > 0; });
     if (a.v_is_k || &v == this) return "values within keys (MLA) are not attended to on a GPU: take the CPU's device";
     if (v.layout_.head_dim() != layout_.head_dim()) return "keys and values with heads of different sizes: take the CPU's device";
-    if (a.exact.n && a.mask_heads > 1) return "exact windows with a mask per head: switch the windows off (sink=0,recent=0)";
+    if (any_exact && a.mask_heads > 1) return "exact windows with a mask per head: switch the windows off (sink=0,recent=0)";
     Queue& q = Queue::of(ctx, device_);
-    if (!a.exact.n) q.settle();
-    Queue::Step& step = q.step(plan_number, [&](Queue::Step& s) { set_exact_rows(q, a, s), set_mask(q, a, s), set_cells(q, a, s); });
+    if (std::ranges::any_of(calls, [](const StreamCall& c) { return c.args.exact.n == 0; })) q.settle();
+    std::vector<std::uint64_t> numbers;
+    for (const StreamCall& c : calls) numbers.push_back(c.plan);
+    Queue::Step& step =
+        q.step(numbers, [&](Queue::Step& s) { set_exact_rows(q, calls, s), set_mask(q, calls, s), set_cells(q, calls, s); });
 
     cuda::AttentionArgs c;
     c.tables = &q.tables().attention(layout_.head_dim());
+    if (calls.size() > 1) {
+        c.q_seq_stride = calls[1].args.q - a.q, c.out_seq_stride = calls[1].args.out - a.out;
+    }
     const float* model_q = a.q;
+    const std::size_t model_q_seq_stride = c.q_seq_stride;
     const bool same_strides =
         a.q_head_stride == static_cast<std::size_t>(layout_.head_dim()) && a.q_token_stride == a.n_head * a.q_head_stride;
-    if (queries && !set_term(q, step, *queries, a, c))
+    if (calls[0].queries && !set_term(q, step, calls, a, c))
         return "more than four sequences that measured offsets of their own are visible at once: give every sequence its own stream (no "
                "--kv-unified), or take the CPU's device";
-    if (step.n_slots && a.q != model_q && !same_strides) return "scaled keys with exact windows need queries without gaps";
+    if (step.n_slots && a.q != model_q && !(same_strides && (calls.size() == 1 || model_q_seq_stride == c.q_seq_stride)))
+        return "scaled keys with exact windows need queries without gaps";
     c.q = a.q, c.q_token_stride = a.q_token_stride, c.q_head_stride = a.q_head_stride;
     c.out = a.out, c.out_token_stride = a.out_token_stride, c.out_head_stride = a.out_head_stride;
     c.k = tiles(stream), c.v = v.tiles(stream);
@@ -128,15 +201,16 @@ const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::i
         c.exact_k = exact_tiles(), c.exact_v = v.exact_tiles();
         c.exact_n = step.exact_n.array.as<std::int32_t>(), c.exact_q = model_q;
         c.exact_mask = step.exact_mask.array.as<std::uint16_t>(), c.exact_mask_token_stride = step.exact_stride;
+        c.exact_mask_seq_stride = a.n_tokens * step.exact_stride;
     }
     // A mask of the step's own is of one head.
-    c.mask = step.mask, c.mask_token_stride = step.mask_stride;
-    if (step.mask == a.mask) c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
+    c.mask = step.mask, c.mask_token_stride = step.mask_stride, c.mask_seq_stride = step.mask_seq_stride;
+    if (!step.own_mask) c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
     c.scale = a.scale, c.logit_softcap = a.logit_softcap, c.max_bias = a.max_bias, c.sinks = a.sinks;
 
     std::vector<CodecId> formats = formats_;
     formats.insert(formats.end(), v.formats_.begin(), v.formats_.end());
-    const int n_kv[] = {a.n_kv};
+    const std::vector<int> n_kv(calls.size(), a.n_kv);
     const bool apart = step.n_slots && a.n_tokens > kDecodeTokens;
     cuda::AttentionShape shape{layout_.head_dim(),         a.n_head, a.n_head_kv, a.n_tokens,       n_kv,
                                step.n_slots > 0 && !apart, true,     formats,     c.term.n_freq > 0};
@@ -152,7 +226,7 @@ const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::i
     e.lse = q.memory<float>(Queue::Use::other_lse, rows), e.out = q.memory<float>(Queue::Use::other, rows * layout_.head_dim());
     m.b = e.out, m.b_lse = e.lse, m.n_tokens = a.n_tokens, m.n_head = a.n_head, m.head_dim = layout_.head_dim();
     e.out_head_stride = layout_.head_dim(), e.out_token_stride = a.n_head * e.out_head_stride;
-    e.seq_n_kv = c.exact_n + 1, e.sinks = nullptr, e.term = {};
+    e.seq_n_kv = c.exact_n + calls.size(), e.sinks = nullptr, e.term = {};
     const int none[] = {kTileKeys};
     shape.n_kv = none, shape.exact_windows = true, shape.formats = {}, shape.term = false;
     launch_attention(q, shape, e);

@@ -2,6 +2,9 @@
 // context (queue.h) and return at once, but for those that give something to the host.
 #pragma once
 
+#include <array>
+#include <memory>
+
 #include "turboquant/cache/cuda/queue.h"
 #include "turboquant/cuda/encode.h"
 
@@ -17,10 +20,15 @@ class CudaStore final : public TileStore {
     bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) override;
     const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
                        std::uint64_t plan) const override;
+    const char* attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
+                               std::span<const StreamCall> calls) const override;
     bool exact_in_pairs() const override { return true; }
     bool inputs_on_host() const override { return false; }
     void set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) override;
     void fetch(std::span<const std::int32_t> places, std::uint16_t* rows) const override;
+    void measure(StoreContext& ctx, int id, std::span<const std::int32_t> places, std::span<const std::int32_t> positions,
+                 const KeyTransform& keys) override;
+    void fetch_mean(int id, std::uint16_t* mu) const override;
     void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const override;
     void rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const override;
     void rows_in(StoreContext& ctx, std::int64_t first, std::int64_t n, const std::uint8_t* in, std::size_t stride) override;
@@ -37,8 +45,13 @@ class CudaStore final : public TileStore {
     void reserve_exact(Queue& q, std::size_t n_slots);
     const float* keep(Queue& q, const StoreRows& rows, const float* x, std::size_t stride, float* out = nullptr);
     void sync_offsets(Queue& q, const KeyTransform& keys) const;
+    void write_aside(Queue& q, const StoreRows& rows, cuda::EncodeArgs e);
+    std::uint16_t* mean(int id) const;
+    volatile std::uint32_t* mean_done(int id) const;
     const std::int64_t* places(Queue& q, std::int64_t first, std::int64_t n) const;
-    bool set_term(Queue& q, const Queue::Step& step, const QueryTransform& queries, AttentionArgs& a, cuda::AttentionArgs& c) const;
+    const char* attend_together(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
+                                std::span<const StreamCall> calls) const;
+    bool set_term(Queue& q, const Queue::Step& step, std::span<const StreamCall> calls, AttentionArgs& a, cuda::AttentionArgs& c) const;
     std::size_t offset_size() const { return 2 * layout_.n_embd(); }
 
     int device_;
@@ -54,6 +67,12 @@ class CudaStore final : public TileStore {
     std::size_t exact_slots_ = 0;
     cuda::DeviceArray later_;  ///< rows that the second stream encodes
     cuda::DeviceArray aside_;  ///< [place][n_embd] halves
+    /// Means by id that the device measures, [id][n_embd] halves, and after each those of its heads that are there; memory of the host.
+    struct DropShared {
+        void operator()(void* p) const { cuda::release_shared(p); }
+    };
+    std::unique_ptr<void, DropShared> means_;
+    std::array<std::uint32_t, CellPositions::kMaxOffsets> mean_number_{};
 };
 
 /// Stores on a GPU in `memory`, which is as CudaStore wants it.

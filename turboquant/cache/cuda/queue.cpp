@@ -99,18 +99,25 @@ void Queue::refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t n) {
         must(cuda::to_device(copy.array.as<void>(), copy.bytes.data(), n, stream_));
         return;
     }
-    // From the first difference to the last, in blocks.
-    constexpr std::size_t kBlock = 1024;
+    constexpr std::size_t kBlock = 1024, kNear = 64 * kBlock;
     const std::size_t old = copy.bytes.size();
     std::uint8_t* known = copy.bytes.data();
-    std::size_t first = 0, end = n;
-    while (first < n && std::memcmp(known + first, data + first, std::min(kBlock, n - first)) == 0) first += std::min(kBlock, n - first);
-    if (first < n) {
-        while (end - first > kBlock && std::memcmp(known + end - kBlock, data + end - kBlock, kBlock) == 0) end -= kBlock;
+    const auto block = [&](std::size_t at) { return std::min(kBlock, n - at); };
+    const auto same = [&](std::size_t at) { return std::memcmp(known + at, data + at, block(at)) == 0; };
+    bool changed = old != n;
+    for (std::size_t first = 0; first < n;) {
+        if (same(first)) {
+            first += block(first);
+            continue;
+        }
+        std::size_t end = first + block(first);  // of the differences that lie near to each other
+        for (std::size_t at = end; at < n && at < end + kNear; at += block(at))
+            if (!same(at)) end = at + block(at);
         std::memcpy(known + first, data + first, end - first);
         must(cuda::to_device(copy.array.as<std::uint8_t>() + first, known + first, end - first, stream_));
+        first = end, changed = true;
     }
-    if (first < n || old != n) copy.number++;
+    if (changed) copy.number++;
     copy.bytes.resize(n);
 }
 
@@ -177,7 +184,8 @@ const float* Queue::turns_of_positions(const RopeTable& rope, int head_dim, std:
 }
 
 Queue::PlannedAttention& Queue::plan(const cuda::AttentionShape& s) {
-    std::vector<int> key{s.head_dim, s.n_head, s.n_head_kv, s.n_tokens, s.n_kv[0], s.exact_windows, s.term};
+    std::vector<int> key{s.head_dim,      s.n_head, s.n_head_kv, s.n_tokens, s.n_kv[0], static_cast<int>(s.n_kv.size()),
+                         s.exact_windows, s.term};
     for (const CodecId codec : s.formats) key.push_back(static_cast<int>(codec));
     for (PlannedAttention& p : plans_)
         if (p.key == key) {

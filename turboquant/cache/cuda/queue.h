@@ -142,24 +142,25 @@ class Queue {
     };
     PlannedAttention& plan(const cuda::AttentionShape& shape);
 
-    /// What comes with the mask of a call, on the device.
+    /// What comes with the masks of a call, on the device; of several sequences one after the other, strides apart.
     struct Step {
-        std::uint64_t number = 0;
+        std::vector<std::uint64_t> numbers{};
         const std::uint16_t* mask = nullptr;  ///< as the call's, or with exact cells hidden
-        std::size_t mask_stride = 0;
-        int n_slots = 0;  ///< of exact rows
-        std::size_t exact_stride = 0;
+        std::size_t mask_stride = 0, mask_seq_stride = 0;
+        bool own_mask = false;
+        int n_slots = 0;  ///< of exact rows, at most
+        std::size_t exact_stride = 0, cell_seq_stride = 0;
         int max_position = 0;
         cuda::DeviceArray patched, tile_pos;
         Copy tile, halves, exact_mask, exact_n, cell_pos, cell_term;
     };
-    /// That of a number (TileStore::attend), filled in by `make` if it is another one than was there, or 0.
+    /// That of numbers (TileStore::attend), of one or of all sequences, filled in by `make` if they are others than were there, or 0.
     template <class F>
-    Step& step(std::uint64_t number, F&& make) {
-        const std::size_t at = number & 0xffff;
+    Step& step(std::span<const std::uint64_t> numbers, F&& make) {
+        const std::size_t at = numbers[0] & 0xffff;
         while (steps_.size() <= at) steps_.emplace_back();
         Step& s = steps_[at];
-        if (number == 0 || s.number != number) make(s), s.number = number;
+        if (numbers[0] == 0 || !std::ranges::equal(s.numbers, numbers)) make(s), s.numbers.assign(numbers.begin(), numbers.end());
         return s;
     }
 

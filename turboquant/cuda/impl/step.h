@@ -49,8 +49,34 @@ TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j, const float
     reinterpret_cast<std::uint16_t*>(tile + fragment_word_offset(a.head_dim, at.lane, at.word))[at.shift / 16] = half_bits(v);
 }
 
+/// Value i of a head's mean.
+TQ_DEVICE void mean_value(const MeasureMean& a, int head, int i) {
+    const int at = i - a.rope.n_offset, pairs = a.rope.n_dims / 2, apart = a.rope.adjacent ? 1 : pairs;
+    const bool turned = at >= 0 && at < a.rope.n_dims, second = turned && (a.rope.adjacent ? at % 2 == 1 : at >= pairs);
+    const int other = turned ? (second ? i - apart : i + apart) : i, n_embd = a.n_head * a.head_dim;
+    double sum = 0;
+    for (int k = 0; k < a.n; ++k) {
+        const std::uint16_t* row = a.rows + static_cast<std::size_t>(a.places[k]) * n_embd + head * a.head_dim;
+        const float x = half_value(row[i]);
+        if (!turned) {
+            sum += x;
+            continue;
+        }
+        const float *c = a.turns + static_cast<std::size_t>(k) * 2 * a.head_dim, *s = c + a.head_dim, y = half_value(row[other]);
+        sum += (second ? x * c[i] - y * s[i] : x * c[i] + y * s[i]) / a.magnitude;
+    }
+    const std::uint16_t half = half_bits(static_cast<float>(sum / a.n));
+    a.mean[head * a.head_dim + i] = half;
+    const float mu = half_value(half) * (turned ? a.magnitude : 1), scale = a.scales ? a.scales[head * a.head_dim + i] : 1;
+    float *value = a.offset + static_cast<std::size_t>(2 * head) * a.head_dim, *quarter = value + a.head_dim;
+    value[i] = mu * scale;
+    const float scale_of_other = a.scales ? a.scales[head * a.head_dim + other] : 1;
+    quarter[other] = turned ? (second ? -mu : mu) * scale_of_other : 0;
+}
+
 TQ_DEVICE float query_value(const TransformQueries& a, int t, int h, int i) {
-    const float q = a.q[t * a.token_stride + h * a.head_stride + i];
+    const int seq = t / a.n_tokens;  // t: of all sequences
+    const float q = a.q[seq * a.seq_stride + (t - seq * a.n_tokens) * a.token_stride + h * a.head_stride + i];
     return a.scales ? q / a.scales[h / (a.n_head / a.n_head_kv) * a.head_dim + i] : q;
 }
 
@@ -60,9 +86,11 @@ TQ_DEVICE void scale_query_value(const TransformQueries& a, int t, int h, int i)
 
 /// Frequency i of a query's term.
 TQ_DEVICE void query_term(const TransformQueries& a, int term, int t, int h, int i) {
-    const int kv = h / (a.n_head / a.n_head_kv), pairs = a.rope.n_dims / 2;
-    const float *mu = a.mu + a.ids[term] * a.mu_stride + 2 * static_cast<std::size_t>(kv) * a.head_dim, *quarter = mu + a.head_dim;
-    float* to = a.terms + ((static_cast<std::size_t>(term) * a.n_tokens + t) * a.n_head + h) * 2 * a.n_freq;
+    const int kv = h / (a.n_head / a.n_head_kv), pairs = a.rope.n_dims / 2, seq = t / a.n_tokens;
+    const float *mu = a.mu + a.ids[seq * a.n_terms + term] * a.mu_stride + 2 * static_cast<std::size_t>(kv) * a.head_dim,
+                *quarter = mu + a.head_dim;
+    float* to =
+        a.terms + ((static_cast<std::size_t>(seq * a.n_terms + term) * a.n_tokens + t - seq * a.n_tokens) * a.n_head + h) * 2 * a.n_freq;
     if (i < pairs) {
         const int x = a.rope.n_offset + (a.rope.adjacent ? 2 * i : i), y = x + (a.rope.adjacent ? 1 : pairs);
         const float qx = query_value(a, t, h, x), qy = query_value(a, t, h, y);
@@ -77,9 +105,10 @@ TQ_DEVICE void query_term(const TransformQueries& a, int term, int t, int h, int
 }
 
 TQ_DEVICE void patch_value(const PatchMask& a, int t, int cell) {
-    const int patch = a.tile[cell / 64];
-    a.out[t * a.out_stride + cell] = patch >= 0 ? a.halves[(static_cast<std::size_t>(patch) * a.n_tokens + t) * 64 + cell % 64]
-                                     : a.mask   ? a.mask[t * a.token_stride + cell]
+    const int each = a.of_sequence ? a.of_sequence : a.n_tokens, seq = t / each;
+    const int patch = a.tile[seq * ((a.n_kv + 63) / 64) + cell / 64];
+    a.out[t * a.out_stride + cell] = patch >= 0 ? a.halves[(static_cast<std::size_t>(patch) * each + t - seq * each) * 64 + cell % 64]
+                                     : a.mask   ? a.mask[seq * a.seq_stride + (t - seq * each) * a.token_stride + cell]
                                                 : std::uint16_t{0};
 }
 
