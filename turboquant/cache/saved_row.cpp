@@ -70,13 +70,7 @@ bool read_place(const std::uint8_t* p, std::size_t n_pieces, PackedHeader& out) 
     return true;
 }
 
-/// How a row of n_embd values is divided.
-struct Division {
-    std::size_t header, codes, residual, piece, n_pieces;  // bytes of the header, of codes, of residuals, of one piece of mu; pieces
-
-    std::size_t mu() const { return header + codes + residual; }
-};
-Division divide(std::size_t n_embd, const PackedHeader& h) {
+RowPlaces divide(std::size_t n_embd, const PackedHeader& h) {
     const std::size_t n_head = n_embd / h.head_dim, header = header_bytes(version(h), n_head);
     std::size_t codes = h.codecs.mixed() ? 0 : n_head * h.head_bytes(0);
     for (int i = 0; h.codecs.mixed() && i < static_cast<int>(n_head); i++) codes += h.head_bytes(i);
@@ -106,7 +100,7 @@ std::uint32_t hash_mu(std::span<const std::uint16_t> mu) {
 
 std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu) {
     auto* p = reinterpret_cast<std::uint8_t*>(row.data());
-    const Division d = divide(row.size(), header);
+    const RowPlaces d = divide(row.size(), header);
     std::memset(p, 0, d.header);
     row[0] = kMark;
     p[4] = version(header), p[5] = static_cast<std::uint8_t>(header.codecs.of(0)),
@@ -145,8 +139,8 @@ std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     const auto codecs = codecs_of(v == kMixedVersion ? std::span(p + kScaledHeaderBytes, n_head) : std::span(p + 5, 1));
     if (!codecs) return std::nullopt;
     h.codecs = *codecs;
-    const Division d = divide(row.size(), h);
-    if (v != version(h) || d.piece == 0 || !read_place(p, d.n_pieces, h)) return std::nullopt;
+    h.places = divide(row.size(), h);
+    if (v != version(h) || h.places.piece == 0 || !read_place(p, h.places.n_pieces, h)) return std::nullopt;
     return h;
 }
 
@@ -155,34 +149,31 @@ bool next_packed_header(std::span<const std::uint16_t> row, PackedHeader& header
     // Where codes end depends on the formats alone, so a row of version 1 or 4 is like `header` if the formats are.
     const bool alike = row.size() >= kHeaderBytes / 2 && row[0] == kMark && header.head_dim > 0 && version(header) == kVersion &&
                        plain_version(p) == kVersion && p[5] == static_cast<std::uint8_t>(header.codecs.of(0)) &&
-                       p[6] * kHeadDimUnit == header.head_dim;
-    if (alike) {
-        header.residual = has_residual(p);
-        return header_whole(p, kHeaderBytes) && read_place(p, divide(row.size(), header).n_pieces, header);
-    }
+                       p[6] * kHeadDimUnit == header.head_dim && has_residual(p) == header.residual;
+    if (alike) return header_whole(p, kHeaderBytes) && read_place(p, header.places.n_pieces, header);
     auto read = packed_header(row);
     if (read) header = std::move(*read);
     return read.has_value();
 }
 
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header) {
-    const Division d = divide(row.size(), header);
+    const RowPlaces d = divide(row.size(), header);
     return {reinterpret_cast<const std::uint8_t*>(row.data()) + d.header, d.codes};
 }
 
 std::span<const std::uint8_t> packed_residual(std::span<const std::uint16_t> row, const PackedHeader& header) {
-    const Division d = divide(row.size(), header);
+    const RowPlaces d = divide(row.size(), header);
     return {reinterpret_cast<const std::uint8_t*>(row.data()) + d.header + d.codes, d.residual};
 }
 
 std::span<std::uint8_t> packed_residual(std::span<std::uint16_t> row, const PackedHeader& header) {
-    const Division d = divide(row.size(), header);
+    const RowPlaces d = divide(row.size(), header);
     return {reinterpret_cast<std::uint8_t*>(row.data()) + d.header + d.codes, d.residual};
 }
 
 void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
     if (header.mu_hash == 0 || header.pos < 0) return;
-    const Division d = divide(row.size(), header);
+    const RowPlaces d = divide(row.size(), header);
     if (hash_ != header.mu_hash || seen_.empty()) hash_ = header.mu_hash, seen_.assign(2 * mu_.size(), false);
     const std::size_t piece = static_cast<std::size_t>(header.piece) % d.n_pieces, first = piece * d.piece;
     const std::size_t n = std::min(d.piece, 2 * mu_.size() - first);

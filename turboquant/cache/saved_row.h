@@ -27,6 +27,13 @@
 
 namespace turboquant {
 
+/// How a row is divided: bytes of the header, of codes, of residuals, of one piece of mu; the number of pieces.
+struct RowPlaces {
+    std::size_t header = 0, codes = 0, residual = 0, piece = 0, n_pieces = 0;
+
+    std::size_t mu() const { return header + codes + residual; }
+};
+
 struct PackedHeader {
     HeadCodecs codecs = CodecId::turbo4;
     int head_dim = 0;
@@ -36,6 +43,7 @@ struct PackedHeader {
     /// Number of the piece of mu, taken modulo their number when packed; -1: the position's (as 0.1.0 chose it).
     int piece = -1;
     bool residual = false;  ///< one comes with the codes
+    RowPlaces places;       ///< of a row that was read
 
     std::size_t head_bytes(int head) const { return row_bytes(codecs.of(head), head_dim); }
 };

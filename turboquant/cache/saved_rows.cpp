@@ -51,8 +51,9 @@ RowSnapshot SavedRowReader::read(std::int64_t i) {
         s.kind = RowKind::codes;
         s.mu_hash = header_.mu_hash;
         s.pos = header_.mu_hash ? header_.pos : -1;
-        s.codes = packed_codes(row, header_);
-        s.residual = packed_residual(row, header_);
+        const std::span bytes(reinterpret_cast<const std::uint8_t*>(row.data()), row.size_bytes());
+        s.codes = bytes.subspan(header_.places.header, header_.places.codes);
+        s.residual = bytes.subspan(header_.places.header + header_.places.codes, header_.places.residual);
         s.form = form();
         return s;
     }
