@@ -28,7 +28,7 @@ struct Attend : Queries<D, kGroups> {
         const bool has_term = kTerm && !(kMayBeExact && exact);
         // Warps take tiles in turn; with a term, pairs of them, if there are enough for all. Strides are 4, 4, .. or 1, 7, 1, 7, ..
         const bool pairs = has_term && tile_end - tile_begin > kWarps;
-        const int first = tile_begin + (pairs ? 2 * warp : warp);
+        const int first = visible_from(tile_begin + (pairs ? 2 * warp : warp));
         int stride = pairs ? 1 : kWarps;
         const int32_t* tile_pos = p.term.tile_pos + item.seq * p.term.tile_seq_stride;
         const int pos_first = has_term && tile_begin < tile_end ? tile_pos[tile_begin] : -1;
@@ -90,9 +90,10 @@ struct Attend : Queries<D, kGroups> {
 
 #pragma unroll 1
         for (int tile = first; tile < tile_end;) {
-            const int next_tile = tile + stride;
-            const uint8_t* k_next = k_tile + static_cast<std::size_t>(k_stride) * static_cast<unsigned>(stride);
-            const uint8_t* v_next = v_tile + static_cast<std::size_t>(v_stride) * static_cast<unsigned>(stride);
+            const int next_tile = visible_from(tile + stride);
+            const unsigned steps = static_cast<unsigned>(next_tile - tile);
+            const uint8_t* k_next = k_tile + static_cast<std::size_t>(k_stride) * steps;
+            const uint8_t* v_next = v_tile + static_cast<std::size_t>(v_stride) * steps;
             stride = 2 * kWarps - stride;
             if (has_term) ready_terms(terms, l, tile_pos, tile, next_tile);
             values.load(v, v_tile, lane);
@@ -189,6 +190,22 @@ struct Attend : Queries<D, kGroups> {
     }
 
   private:
+    /// The warp's first tile from this one on of which a row of the block sees a cell. Exact rows are those of all sequences and of the whole
+    /// batch, and a query sees few of them; of others every tile counts.
+    __device__ __forceinline__ int visible_from(int tile) const {
+        if (!kMayBeExact || !exact || !p.exact_mask) return tile;
+        const int last = (min(first_row + kRows, p.n_rows) - 1) / p.group;
+        for (; tile < tile_end; tile += kWarps) {
+            bool hidden = true;
+            for (int token = first_row / p.group; token <= last; ++token) {
+                const uint16_t* m = p.exact_mask + item.seq * p.exact_mask_seq_stride + token * p.exact_mask_token_stride + tile * kTileKeys;
+#pragma unroll
+                for (int i = 0; i < kTileKeys; i += 32) hidden &= tile * kTileKeys + lane + i >= n_kv || m[lane + i] == 0xfc00;
+            }
+            if (!__all_sync(~0u, hidden)) break;
+        }
+        return tile;
+    }
     __device__ __forceinline__ void prefetch_tile(const uint8_t* tile, int code_bytes) const {
 #pragma unroll 1
         for (int at = 128 * lane; at <= code_bytes; at += 128 * 32) prefetch_l2(tile + at);
