@@ -68,7 +68,12 @@ bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
         return true;
     }
     if (op->op == d.ops.set_rows && is_foreign_cache(op)) d.see_foreign_cache(root(op));
-    if (op->op == d.ops.flash_attn && (is_foreign_cache(op->src[1]) || is_foreign_cache(op->src[2]))) return false;
+    if (op->op == d.ops.flash_attn && (is_foreign_cache(op->src[1]) || is_foreign_cache(op->src[2]))) {
+        // On a GPU the scheduler does not ask who could write to a cache of the CPU's, only who could attend over it.
+        for (int i = 1; !d.on_host() && i <= 2; i++)
+            if (is_foreign_cache(op->src[i])) d.see_foreign_cache(root(op->src[i]));
+        return false;
+    }
     return d.takes_all() && d.inner().supports_op(op);
 }
 
