@@ -131,6 +131,13 @@ std::int32_t ExactRows::find(std::int64_t row) const {
     return at == slots_.end() ? -1 : static_cast<std::int32_t>(at - slots_.begin());
 }
 
+std::vector<std::int32_t> ExactRows::find(std::int64_t first, std::int64_t n) const {
+    std::vector<std::int32_t> found(n, -1);
+    for (std::size_t s = 0; s < slots_.size(); s++)
+        if (slots_[s] >= first && slots_[s] < first + n) found[slots_[s] - first] = static_cast<std::int32_t>(s);
+    return found;
+}
+
 std::span<const SlotMove> ExactRows::trim(const CellPositions& cells) {
     thread_local Steps steps;
     moves_ = once(steps, cells, {}, [&](Step& s) { trim_now(cells, s.moves); }).moves;

@@ -73,6 +73,8 @@ class ExactRows {
     std::span<const std::int64_t> slots() const { return slots_; }
     /// The slot of a row, or -1 if it is not kept.
     std::int32_t find(std::int64_t row) const;
+    /// The same of rows first..first+n-1.
+    std::vector<std::int32_t> find(std::int64_t first, std::int64_t n) const;
 
     /// Bytes now, and with all windows full (as many sequences as there are streams).
     std::size_t bytes() const { return slots_.size() * row_bytes_; }

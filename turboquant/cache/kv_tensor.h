@@ -124,7 +124,7 @@ class KvTensor {
     void rotate_exact(const RopeParams& rope, std::span<const std::int32_t> shift);
     void rotate_residuals(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
     bool has_residuals() const { return exact_ && exact_->windows().residual(); }
-    std::span<const std::uint8_t> residual_of(std::int64_t row) const;
+    void read_window_row(std::int64_t row, std::int32_t slot, const CellPositions& cells, std::span<float> x) const;
     void observe(StoreContext& ctx, StoreRows& batch, const CellPositions& cells);
     bool encode_first_rows(StoreContext& ctx);
     void measure();
@@ -147,10 +147,10 @@ class KvTensor {
     void add_offset(std::int64_t row, const CellPositions& cells, std::span<float> x) const;
     RowForm form() const { return {g_.codecs, head_dim(), offset_ ? offset_->scale_hash() : 0}; }
 
-    std::optional<RowSnapshot> kept_row(std::int64_t row, const CellPositions& cells, bool takes_exact,
+    std::optional<RowSnapshot> kept_row(std::int64_t row, std::int32_t slot, const CellPositions& cells, bool takes_exact,
                                         std::vector<std::uint16_t>& values) const;
-    void save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, std::int64_t i, const CellPositions& cells,
-                     RowWriter& out) const;
+    void save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, std::int64_t i, std::span<const std::int32_t> slots,
+                     const CellPositions& cells, RowWriter& out) const;
 
     /// The offset id that a hash was found to be.
     struct KnownOffset {
@@ -168,6 +168,7 @@ class KvTensor {
     RestoreResult restore_values(std::int64_t row, const RowSnapshot& s, const CellPositions& cells, Decoded& decoded);
     RestoreResult retry_waiting(StoreContext& ctx, const CellPositions& cells, bool last, Decoded& decoded);
     void put_residual(std::int64_t row, const RowSnapshot& s, const CellPositions& cells);
+    std::int32_t put_exact(std::int64_t row, std::span<const float> x, const CellPositions& cells);
     void put_values(std::int64_t row, std::span<const float> x, const CellPositions& cells, Decoded& decoded);
     bool encode_decoded(StoreContext& ctx, const Decoded& decoded, const CellPositions& cells);
     void encode_pending(StoreContext& ctx, const CellPositions& cells, bool measure);

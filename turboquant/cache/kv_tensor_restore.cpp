@@ -183,14 +183,20 @@ void KvTensor::put_residual(std::int64_t row, const RowSnapshot& s, const CellPo
     if (!s.residual.empty() && has_residuals() && cells.at(row) >= 0) store_->set_residual(exact_->put(row), s.residual);
 }
 
-// A row of values: encoded, and kept exactly, if there are windows; which of them it is in end_batch() finds.
+// Keeps a row exactly, if there are windows; which of them it is in end_batch() finds. Returns the slot that is to take its residual when it is
+// encoded, or -1.
+std::int32_t KvTensor::put_exact(std::int64_t row, std::span<const float> x, const CellPositions& cells) {
+    const std::int32_t slot = exact_ && cells.at(row) >= 0 ? exact_->put(row) : -1;
+    if (slot < 0 || has_residuals()) return slot;
+    std::vector<std::uint16_t> values(x.size());
+    std::ranges::transform(x, values.begin(), to_half);
+    store_->exact_in(slot, values.data());
+    return -1;
+}
+
+// A row of values: kept exactly, and encoded.
 void KvTensor::put_values(std::int64_t row, std::span<const float> x, const CellPositions& cells, Decoded& decoded) {
-    std::int32_t slot = exact_ && cells.at(row) >= 0 ? exact_->put(row) : -1;
-    if (slot >= 0 && !has_residuals()) {
-        std::vector<std::uint16_t> values(x.size());
-        std::ranges::transform(x, values.begin(), to_half);
-        store_->exact_in(std::exchange(slot, -1), values.data());
-    }
+    const std::int32_t slot = put_exact(row, x, cells);
     std::ranges::copy(x, decoded.add_zeros(row, x.size(), slot).begin());
 }
 
@@ -199,10 +205,12 @@ RestoreResult KvTensor::restore_values(std::int64_t row, const RowSnapshot& s, c
     if (exact_ && g_.side == Side::key) clear_tag(values);  // as keys are rounded that are written
     std::vector<float> x(g_.n_embd);
     const RestoreResult result = decode_values(values, x) ? RestoreResult::ok : RestoreResult::damaged;
-    if (exact_ && offset_ && cells.at(row) >= 0 && s.kind == RowKind::exact && !offset_->frozen(cells.offset_id(row)))
+    if (exact_ && offset_ && cells.at(row) >= 0 && s.kind == RowKind::exact && !offset_->frozen(cells.offset_id(row))) {
+        put_exact(row, x, cells);  // at once, as rows that do not wait: a GPU sums in the order of slots
         pending_.push_back({row, std::move(x)});
-    else
+    } else {
         put_values(row, x, cells, decoded);
+    }
     return result;
 }
 
@@ -303,7 +311,10 @@ void KvTensor::encode_pending(StoreContext& ctx, const CellPositions& cells, boo
     // In the order in which they came where positions are equal: what is measured must not differ in its last bit.
     std::ranges::stable_sort(ready, {}, [&](const Pending& p) { return std::pair(cells.offset_id(p.row), cells.at(p.row)); });
     Decoded decoded;
-    for (const Pending& p : ready) put_values(p.row, p.x, cells, decoded);
+    for (const Pending& p : ready) {
+        const std::int32_t slot = has_residuals() ? exact_->find(p.row) : -1;
+        std::ranges::copy(p.x, decoded.add_zeros(p.row, p.x.size(), slot).begin());
+    }
     encode_decoded(ctx, decoded, cells);
 }
 

@@ -14,23 +14,19 @@ std::optional<std::vector<float>> KvTensor::exact_row(std::int64_t row, const Ce
     const std::int32_t slot = exact_->find(row);
     if (slot < 0) return std::nullopt;
     std::vector<float> x(layout().n_embd());
-    if (has_residuals()) {
-        SerialExecutor executor;
-        StoreContext ctx{&executor};
-        store_->read_window(ctx, {&row, 1}, {&slot, 1}, x.data());
-        add_offset(row, cells, x);
-        return x;
-    }
+    if (has_residuals()) return read_window_row(row, slot, cells, x), x;
     std::vector<std::uint16_t> halves(x.size());
     store_->exact_out(slot, halves.data());
     std::transform(halves.begin(), halves.end(), x.begin(), from_half);
     return x;
 }
 
-/// Empty if the row has none.
-std::span<const std::uint8_t> KvTensor::residual_of(std::int64_t row) const {
-    const std::int32_t slot = has_residuals() ? exact_->find(row) : -1;
-    return slot >= 0 ? store_->residual(slot) : std::span<const std::uint8_t>();
+/// Code and residual of a row, in the model's space.
+void KvTensor::read_window_row(std::int64_t row, std::int32_t slot, const CellPositions& cells, std::span<float> x) const {
+    SerialExecutor executor;
+    StoreContext ctx{&executor};
+    store_->read_window(ctx, {&row, 1}, {&slot, 1}, x.data());
+    add_offset(row, cells, x);
 }
 
 void KvTensor::read_row(std::int64_t row, const CellPositions& cells, std::span<float> x) const {
@@ -62,18 +58,23 @@ void KvTensor::decode_rows(StoreContext& ctx, std::int64_t first, std::int64_t n
         }
     });
     if (!exact_) return;
+    std::vector<float> x(n_embd);
     for (std::size_t s = 0; s < exact_->slots().size(); s++) {
         const std::int64_t row = exact_->slots()[s];
+        const auto slot = static_cast<std::int32_t>(s);
+        std::uint16_t* to = out + (row - first) * n_embd;
         if (row < first || row >= first + n) continue;
-        if (has_residuals())
-            to_halves(kernels(), exact_row(row, cells)->data(), n_embd, out + (row - first) * n_embd);
-        else
-            store_->exact_out(static_cast<std::int32_t>(s), out + (row - first) * n_embd);
+        if (!has_residuals()) {
+            store_->exact_out(slot, to);
+            continue;
+        }
+        read_window_row(row, slot, cells, x);
+        to_halves(kernels(), x.data(), n_embd, to);
     }
 }
 
-// Rows that are saved as fp16 values whatever the format, or none: as the store has them. `values`: memory.
-std::optional<RowSnapshot> KvTensor::kept_row(std::int64_t row, const CellPositions& cells, bool takes_exact,
+// Rows that are saved as fp16 values whatever the format, or none: as the store has them. `slot`: of an exact row, or -1. `values`: memory.
+std::optional<RowSnapshot> KvTensor::kept_row(std::int64_t row, std::int32_t slot, const CellPositions& cells, bool takes_exact,
                                               std::vector<std::uint16_t>& values) const {
     RowSnapshot s;
     if (const KeptRow* kept = first_.find(row)) {
@@ -87,9 +88,7 @@ std::optional<RowSnapshot> KvTensor::kept_row(std::int64_t row, const CellPositi
         s.kind = RowKind::measuring, s.values = kept->values;
         return s;
     }
-    if (!exact_ || has_residuals() || (offset_ && !(frozen && takes_exact))) return std::nullopt;
-    const std::int32_t slot = exact_->find(row);
-    if (slot < 0) return std::nullopt;
+    if (slot < 0 || has_residuals() || (offset_ && !(frozen && takes_exact))) return std::nullopt;
     values.resize(layout().n_embd());
     store_->exact_out(slot, values.data());
     s.values = values;
@@ -98,8 +97,9 @@ std::optional<RowSnapshot> KvTensor::kept_row(std::int64_t row, const CellPositi
 }
 
 // As the store has them: codes, or values where the format is one of plain values. `i`: number of the first one in the call.
-void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, std::int64_t i, const CellPositions& cells,
-                           RowWriter& out) const {
+// `slots`: of exact rows, or -1.
+void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n, std::int64_t i, std::span<const std::int32_t> slots,
+                           const CellPositions& cells, RowWriter& out) const {
     RowSnapshot s;
     if (!codec_info(g_.codecs.of(0)).rotated) {
         std::uint8_t* values = out.begin(i, s);
@@ -132,7 +132,8 @@ void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n
             }
             s.mu = mu.halves, s.mu_hash = mu.hash;
         }
-        s.residual = residual_of(first + k);
+        const bool residual = has_residuals() && slots[k] >= 0;
+        s.residual = residual ? store_->residual(slots[k]) : std::span<const std::uint8_t>();
         std::uint8_t* at = out.begin(i + k, s);
         if (k == 0) codes = at;
     }
@@ -141,13 +142,14 @@ void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n
 
 void KvTensor::save_rows(StoreContext& ctx, std::int64_t first, std::int64_t n, const CellPositions& cells, RowWriter& out) const {
     std::vector<std::uint16_t> values;
+    const std::vector<std::int32_t> slots = exact_ ? exact_->find(first, n) : std::vector<std::int32_t>(n, -1);
     std::int64_t stored = 0;  // rows before i that are still to be saved
     const auto save = [&](std::int64_t i) {
-        if (stored) save_stored(ctx, first + i - stored, stored, i - stored, cells, out);
+        if (stored) save_stored(ctx, first + i - stored, stored, i - stored, std::span(slots).subspan(i - stored, stored), cells, out);
         stored = 0;
     };
     for (std::int64_t i = 0; i < n; i++) {
-        const std::optional<RowSnapshot> kept = kept_row(first + i, cells, out.takes_exact(), values);
+        const std::optional<RowSnapshot> kept = kept_row(first + i, slots[i], cells, out.takes_exact(), values);
         if (!kept) {
             stored++;
             continue;
