@@ -46,6 +46,15 @@ inline void exact_scores(const float* const* q, const T* const* keys, int n, int
     for (; k < n; ++k) exact_dots<R, 1>(q, keys + k, d, scores + k);
 }
 
+// The same of up to kExactRows rows.
+template <class T>
+inline void exact_scores(int n_rows, const float* const* q, const T* const* keys, int n, int d, float* scores) {
+    if (n_rows == kExactRows)
+        exact_scores<kExactRows>(q, keys, n, d, scores);
+    else
+        for (int r = 0; r < n_rows; ++r) exact_scores<1>(q + r, keys, n, d, scores + r * kTileKeys);
+}
+
 // acc[r][..] = alpha[r] * acc[r][..] + sum_k weights[r][k] * values[k][..], V vectors of R rows.
 template <int R, int V, class T>
 inline void exact_values_block(const float* weights, const T* const* values, int n, const float* alpha, float* acc, int d) {
@@ -86,6 +95,16 @@ inline void exact_values(const float* weights, const T* const* values, int n, co
         exact_values_block<R, 1>(weights, at, n, alpha, acc + i, d);
         for (int k = 0; k < n; ++k) at[k] += Simd::kFloats;
     }
+}
+
+// The same of up to kExactRows rows.
+template <class T>
+inline void exact_values(int n_rows, const float* weights, const T* const* values, int n, const float* alpha, float* acc, int d) {
+    if (n_rows == kExactRows)
+        exact_values<kExactRows>(weights, values, n, alpha, acc, d);
+    else
+        for (int r = 0; r < n_rows; ++r)
+            exact_values<1>(weights + r * kTileKeys, values, n, alpha + r, acc + static_cast<size_t>(r) * d, d);
 }
 
 // The exact rows that some row of the block sees, in order; returns their number.
@@ -140,10 +159,7 @@ inline void attend_exact(const AttentionCall& c, const AttentionUnit& u, const S
                 q[i] = e.q + t * e.q_token_stride + h * e.q_head_stride;
                 if (n < kTileKeys) memset(scores + i * kTileKeys + n, 0, (kTileKeys - n) * sizeof(float));
             }
-            if (n_rows == kExactRows)
-                exact_scores<kExactRows>(q, keys, n, d, scores);
-            else
-                for (int i = 0; i < n_rows; ++i) exact_scores<1>(q + i, keys, n, d, scores + i * kTileKeys);
+            exact_scores(n_rows, q, keys, n, d, scores);
             for (int i = 0; i < n_rows; ++i) {
                 Row& row = s.rows[r + i];
                 if (row.mask_row != masked) {
@@ -160,12 +176,7 @@ inline void attend_exact(const AttentionCall& c, const AttentionUnit& u, const S
                 io.step = s.step + r + i;
                 softmax_row(row, io, ones, false, a.logit_softcap);
             }
-            float* to = acc + static_cast<size_t>(r) * c.dim_v;
-            if (n_rows == kExactRows)
-                exact_values<kExactRows>(scores, values, n, s.alpha + r, to, c.dim_v);
-            else
-                for (int i = 0; i < n_rows; ++i)
-                    exact_values<1>(scores + i * kTileKeys, values, n, s.alpha + r + i, to + static_cast<size_t>(i) * c.dim_v, c.dim_v);
+            exact_values(n_rows, scores, values, n, s.alpha + r, acc + static_cast<size_t>(r) * c.dim_v, c.dim_v);
         }
     }
     save_state(c, s, u.n_rows, state);

@@ -92,10 +92,7 @@ inline void add_residual_scores(const AttentionCall& c, const AttentionUnit& u, 
             const float* q[kExactRows];
             float dots[kExactRows * kTileKeys];
             for (int i = 0; i < n_rows; ++i) q[i] = s.qf + static_cast<size_t>(r + i) * d;
-            if (n_rows == kExactRows)
-                exact_scores<kExactRows>(q, keys.at, m, d, dots);
-            else
-                for (int i = 0; i < n_rows; ++i) exact_scores<1>(q + i, keys.at, m, d, dots + i * kTileKeys);
+            exact_scores(n_rows, q, keys.at, m, d, dots);
             for (int i = 0; i < n_rows; ++i)
                 for (int k = 0; k < m; ++k)
                     if (all || wants(e, s.rows[r + i], list[k]))
@@ -119,12 +116,7 @@ inline void add_residual_values(const AttentionCall& c, const AttentionUnit& u, 
                 for (int k = 0; k < m; ++k)
                     weights[i * kTileKeys + k] =
                         all || wants(e, s.rows[r + i], list[k]) ? values.scale[k] * s.taken[(r + i) * kTileKeys + values.slot[k]] : 0;
-            float* to = acc + static_cast<size_t>(r) * c.dim_v;
-            if (n_rows == kExactRows)
-                exact_values<kExactRows>(weights, values.at, m, ones, to, c.dim_v);
-            else
-                for (int i = 0; i < n_rows; ++i)
-                    exact_values<1>(weights + i * kTileKeys, values.at, m, ones, to + static_cast<size_t>(i) * c.dim_v, c.dim_v);
+            exact_values(n_rows, weights, values.at, m, ones, acc + static_cast<size_t>(r) * c.dim_v, c.dim_v);
         }
     }
 }
