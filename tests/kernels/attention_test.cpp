@@ -134,12 +134,6 @@ TEST_P(Conformance, DecodeEqualsPrefill) {
     }
 }
 
-struct AlignedBytes {
-    explicit AlignedBytes(std::size_t n) : memory(n + 128, 0xff) {}  // floats of this pattern are NaN: nothing may rely on zeros
-    std::uint8_t* data() { return reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64); }
-    std::vector<std::uint8_t> memory;
-};
-
 // Any number of threads, in any order, gives the same result up to float rounding; the same number gives the same bits.
 TEST_P(Conformance, Threads) {
     const Kernels& k = kernels(GetParam());

@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "tests/kernels/support.h"
 #include "turboquant/kernels/panel.h"
@@ -76,10 +75,7 @@ struct ExactRowsOf {
             for (auto& h : x) h = to_half(static_cast<float>(random.normal()));
         };
         fill(k, n_slots * k_row), fill(v, n_slots * v_row);
-        slots.resize(2 * n_slots);
-        std::iota(slots.begin(), slots.end(), 0);
-        for (std::size_t i = 0; i < slots.size(); ++i) slots[i] %= static_cast<std::int32_t>(n_slots);
-        for (std::size_t i = 0; i < slots.size(); ++i) std::swap(slots[i], slots[i / n_slots * n_slots + random.bits() % n_slots]);
+        slots = scattered_slots(random, n_slots);
         q = p.q;
         for (float& x : q) x *= 1.1f;  // other queries than the tiles'
         mask.assign(rows * n, 0);
@@ -114,7 +110,6 @@ struct ExactRowsOf {
 class Exact : public testing::TestWithParam<SimdLevel> {};
 
 TEST_P(Exact, IsTheReferences) {
-    const Kernels& k = kernels(GetParam());
     for (const ExactCase& e : kCases) {
         SCOPED_TRACE(testing::PrintToString(e.c));
         Problem p(e.c);
@@ -128,13 +123,7 @@ TEST_P(Exact, IsTheReferences) {
         const bool int8 = panel_kind(e.c.k) == PanelKind::i8;
         p.args.lse = got_lse.data();
         for (const int threads : {1, 7}) {  // with chunks, and without
-            const std::vector<float> got = p.run([&](const AttentionArgs& a) {
-                const AttentionPlan plan = plan_attention(a, threads);
-                std::vector<std::uint8_t> memory(plan.workspace_bytes + 64);
-                auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
-                for (int i = 0; i < plan.n_threads; ++i) run_attention(k, plan, a, ws, i);
-                for (int i = 0; i < plan.n_threads; ++i) merge_attention(k, plan, a, ws, i);
-            });
+            const std::vector<float> got = kernel_in_parts(p, GetParam(), threads);
             EXPECT_LT(relative_error(got, expected), int8 ? 1e-3 : 1e-9) << threads;
             double off = 0;
             for (std::size_t i = 0; i < lse.size(); ++i)

@@ -62,6 +62,8 @@ TEST_P(Residual, IsWhatTheCodeLeaves) {
                 double of_code = 0, left = 0;
                 for (int i = 0; i < n; ++i) {
                     const std::uint8_t* row = rows.data() + i * residual_bytes(d);
+                    const std::uint8_t* tile = tiles.data() + cells[i] / kTileKeys * a.tile_stride;
+                    const int slot = static_cast<int>(cells[i] % kTileKeys);
                     if (!to[i]) {
                         EXPECT_TRUE(std::all_of(row, row + residual_bytes(d), [](std::uint8_t b) { return b == 0xaa; })) << i;
                         continue;
@@ -75,18 +77,15 @@ TEST_P(Residual, IsWhatTheCodeLeaves) {
                     for (int j = 0; offsets[i] && j < d; ++j)
                         y[j] -= mu[j] * turns[static_cast<std::size_t>(i) * 2 * d + j] +
                                 mu[d + j] * turns[static_cast<std::size_t>(i) * 2 * d + d + j];
-                    const auto [c, l] =
-                        errors(shape, tiles.data() + cells[i] / kTileKeys * a.tile_stride, static_cast<int>(cells[i] % kTileKeys), y, row);
+                    const auto [c, l] = errors(shape, tile, slot, y, row);
                     // The definition, of the same codes: not a bit of the codes need be the same, where a value is halfway between levels.
                     std::vector<float> rotated = y, code(d);
                     rotation_for(d).forward(rotated);
-                    tile_decode_rotated(shape, tiles.data() + cells[i] / kTileKeys * a.tile_stride, static_cast<int>(cells[i] % kTileKeys),
-                                        code);
+                    tile_decode_rotated(shape, tile, slot, code);
                     for (int j = 0; j < d; ++j) rotated[j] -= code[j];
                     std::vector<std::uint8_t> spec(residual_bytes(d));
                     residual_encode(rotated, spec.data());
-                    const auto [c2, l2] = errors(shape, tiles.data() + cells[i] / kTileKeys * a.tile_stride,
-                                                 static_cast<int>(cells[i] % kTileKeys), y, spec.data());
+                    const auto [c2, l2] = errors(shape, tile, slot, y, spec.data());
                     EXPECT_NEAR(l, l2, 0.02 * l2 + 1e-9) << i;
                     of_code += c, left += l;
                 }
@@ -169,9 +168,7 @@ struct ResidualsOf {
             }
         };
         fill(k, c.k_dim), fill(v, v_dim);
-        slots.resize(2 * n_slots);
-        for (std::size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<std::int32_t>(i % n_slots);
-        for (std::size_t i = 0; i < slots.size(); ++i) std::swap(slots[i], slots[i / n_slots * n_slots + random.bits() % n_slots]);
+        slots = scattered_slots(random, n_slots);
         std::vector<std::int32_t> all(c.n_kv);
         std::iota(all.begin(), all.end(), 0);
         for (std::size_t i = 0; i < all.size(); ++i) std::swap(all[i], all[random.bits() % all.size()]);
@@ -192,7 +189,6 @@ struct ResidualsOf {
 };
 
 TEST_P(Residual, AttentionIsTheReferences) {
-    const Kernels& k = kernels(GetParam());
     for (const ResidualCase& e : kResidualCases) {
         SCOPED_TRACE(testing::PrintToString(e.c));
         Problem p(e.c);
@@ -206,13 +202,7 @@ TEST_P(Residual, AttentionIsTheReferences) {
         EXPECT_GT(relative_error(p.reference(), expected), 10 * most) << "nor that rows do not want all";
         p.args.exact.mask = rows.mask.data();
         for (const int threads : {1, 7}) {
-            const std::vector<float> got = p.run([&](const AttentionArgs& a) {
-                const AttentionPlan plan = plan_attention(a, threads);
-                std::vector<std::uint8_t> memory(plan.workspace_bytes + 64);
-                auto* ws = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
-                for (int i = 0; i < plan.n_threads; ++i) run_attention(k, plan, a, ws, i);
-                for (int i = 0; i < plan.n_threads; ++i) merge_attention(k, plan, a, ws, i);
-            });
+            const std::vector<float> got = kernel_in_parts(p, GetParam(), threads);
             EXPECT_LT(relative_error(got, expected), most) << threads;
         }
     }
