@@ -66,7 +66,7 @@ bool LayerCache::write_values(CacheContext& ctx, const StoreRows& batch) {
 void LayerCache::set_score_term(const StepPlan& plan, QueryTransform& queries, AttentionArgs& a) {
     KeyOffset& offset = *tensor(Side::key).offset();
     for (const int id : plan.ids) offset.begin(id, cells_->generation(id));
-    queries = {offset.transform(*cells_), plan.ids};
+    queries.ids = plan.ids;
     if (plan.ids.empty()) return;
     a.term = {offset.n_freq(), nullptr, offset.turns(), plan.cell_pos.data(), static_cast<int>(plan.ids.size()), plan.cell_term.data()};
 }
@@ -105,9 +105,9 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
         }
         calls_[i] = {a, offset && keys.offset() ? &queries_[i] : nullptr, plan_number};
     }
-    // Offsets that begin change what all calls are given.
-    for (std::size_t i = 0; i < streams.size(); i++)
-        if (calls_[i].queries) queries_[i].keys = keys.offset()->transform(*cells_);
+    // When all offsets have begun: one that begins changes what all calls are given.
+    if (keys.offset())
+        for (QueryTransform& q : queries_) q.keys = keys.offset()->transform(*cells_);
     const char* error = keys.store().attend_streams(ctx.store, values.store(), first_stream, calls_);
     if (!error) end_batch(ctx.store);
     return error;

@@ -52,8 +52,7 @@ class StepPlans {
 
     /// The plan of a call over a stream. `k`, `v`: exact rows of keys and values, or null (v also if the values are the keys); layers whose
     /// rows lie in the same slots share a plan. `with_offsets`: ids and cells are wanted. `in_pairs`: only rows in the same slot of both
-    /// are exact. Valid until
-    /// the next call of a method; what its vectors hold, until the next graph.
+    /// are exact. Valid until the next call of a method; what its vectors hold, until the next graph.
     const StepPlan& find(Executor& executor, const StepMask& m, const CellPositions& cells, const ExactRows* k, const ExactRows* v,
                          bool with_offsets, bool in_pairs = false);
 

@@ -82,7 +82,7 @@ void TileStore::move_exact(StoreContext&, std::span<const SlotMove> moves, std::
 
 void TileStore::set_exact(const TileStore& values, ExactRowsView& e) const {
     if (!e.n) return;
-    e.form = layout_.windows().residual() ? WindowForm::residual : WindowForm::halves;
+    e.form = layout_.windows().form;
     e.k = reinterpret_cast<const std::uint8_t*>(exact_.data()), e.k_stride = layout_.window_row_bytes();
     e.v = reinterpret_cast<const std::uint8_t*>(values.exact_.data()), e.v_stride = values.layout_.window_row_bytes();
 }
