@@ -125,6 +125,55 @@ TEST(Registration, OneModelServesCachesOfManySpecs) {
     EXPECT_FALSE(set_spec(device("turbo4"), "turbo3", error, sizeof error)) << "others use that one";
 }
 
+TEST(Registration, DevicesOfOnesOwnAreWhereOneSays) {
+    const auto make = procedure<turboquant_new_device_at_t>("turboquant_new_device_at");
+    const auto place = procedure<turboquant_place_t>("turboquant_place");
+    char error[256] = "";
+    const ggml_backend_dev_t usual = make("", error, sizeof error), cpu = make("cpu", error, sizeof error);
+    ASSERT_TRUE(usual && cpu) << error;
+    const std::string at_usual = place(usual), at_cpu = place(cpu);  // a text is good until the next call
+    if (on_gpu()) {
+        EXPECT_EQ(at_cpu, "CPU");
+        EXPECT_NE(at_usual, "CPU");
+    } else {
+        EXPECT_EQ(at_cpu.substr(0, 5), "CPU (") << "and why";
+        EXPECT_EQ(at_usual, at_cpu);
+    }
+    // llama.cpp tells buffer types apart by name.
+    if (on_gpu()) EXPECT_STRNE(ggml_backend_dev_name(cpu), ggml_backend_dev_name(usual));
+    EXPECT_FALSE(make("cuda99", error, sizeof error));
+    EXPECT_NE(std::string(error).find("cuda99"), std::string::npos) << error;
+}
+
+TEST(Registration, ADeviceOfOnesOwnHasLlamasCachesToo) {
+    const ggml_backend_dev_t dev = procedure<turboquant_new_device_t>("turboquant_new_device")();
+    const auto set_spec = procedure<turboquant_set_spec_t>("turboquant_set_spec");
+    ggml_backend_dev_t devices[] = {dev, nullptr};
+    llama_model_params params = llama_model_default_params();
+    params.devices = devices;
+    const ModelPtr model(llama_model_load_from_file(TQ_DEMO_MODEL, params));
+    ASSERT_TRUE(model);
+    const std::vector<llama_token> tokens = text_tokens(model.get(), 80);
+    const auto logits = [&](const char* spec, ggml_type type) {
+        EXPECT_TRUE(set_spec(dev, spec, nullptr, 0));
+        llama_context_params p = llama_context_default_params();
+        p.n_ctx = 256, p.type_k = p.type_v = type, p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        const ContextPtr ctx(llama_init_from_model(model.get(), p));
+        EXPECT_TRUE(ctx) << spec;
+        turboquant_kv_stats stats;
+        procedure<turboquant_kv_stats_t>("turboquant_kv_stats")(dev, &stats);
+        EXPECT_EQ(stats.n_tensors, spec ? 12u : 0u);
+        return decode(ctx.get(), tokens);
+    };
+    const ContextPtr plain = make_context(demo("f16"), {.n_ctx = 256});
+    const Logits f16 = decode(plain.get(), tokens);
+    EXPECT_LT(mean_kld(f16, logits(nullptr, GGML_TYPE_F16)), 1e-5);
+    const double q4 = mean_kld(f16, logits(nullptr, GGML_TYPE_Q4_0));
+    EXPECT_GT(q4, 1e-3);
+    EXPECT_LT(q4, 0.5);
+    EXPECT_GT(mean_kld(f16, logits("turbo2", GGML_TYPE_F16)), 1e-3) << "and compressed ones again";
+}
+
 TEST(Registration, AnySpecHasADevice) {
     const auto get = procedure<turboquant_device_t>("turboquant_device");
     ASSERT_TRUE(get);

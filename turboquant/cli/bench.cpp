@@ -248,7 +248,7 @@ void print(const std::vector<Row>& rows, bool json) { fmt::print("{}", json ? to
 
 }  // namespace
 
-void add_bench(CLI::App& app, const GlobalOptions&) {
+void add_bench(CLI::App& app, const GlobalOptions& global) {
     CLI::App* cmd = app.add_subcommand("bench", "Speed of the kernels beside llama.cpp's own");
     cmd->require_subcommand(1);
 
@@ -273,6 +273,7 @@ void add_bench(CLI::App& app, const GlobalOptions&) {
         e->shape.n_head = e->shape.n_head_kv;
         if (!benched_on_gpu(*e, false)) print(bench(*e, false), e->json);
     });
+    add_bench_decode(*cmd, global);
 }
 
 }  // namespace turboquant::cli

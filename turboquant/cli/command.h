@@ -25,6 +25,7 @@ struct GlobalOptions {
 void add_run(CLI::App& app, const GlobalOptions& global);
 void add_eval(CLI::App& app, const GlobalOptions& global);
 void add_bench(CLI::App& app, const GlobalOptions& global);
+void add_bench_decode(CLI::App& bench_command, const GlobalOptions& global);
 void add_needle(CLI::App& app, const GlobalOptions& global);
 void add_plan(CLI::App& app, const GlobalOptions& global);
 void add_report(CLI::App& app, const GlobalOptions& global);

@@ -20,6 +20,7 @@ using namespace measure;
 struct EvalCommand {
     std::string model;
     WeightOptions weights;
+    GpuOptions gpu;
     EvalOptions eval;
     bool json = false;
 };
@@ -59,6 +60,7 @@ void add_eval(CLI::App& app, const GlobalOptions& global) {
                     "batch: many tokens per call; decode: one token per call (the f16 reference stays in batch mode)")
         ->transform(CLI::CheckedTransformer(std::map<std::string, EvalMode>{{"batch", EvalMode::batch}, {"decode", EvalMode::decode}}));
     add_weight_options(*cmd, o->weights);
+    add_gpu_options(*cmd, o->gpu);
     cmd->add_option("-t,--threads", o->eval.context.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_option("-b,--batch-size", o->eval.context.n_batch, "Tokens per call")->check(CLI::Range(1, 1 << 20))->capture_default_str();
     cmd->add_option("--ubatch-size", o->eval.context.n_ubatch, "Tokens computed at once (also -ub)")
@@ -66,7 +68,7 @@ void add_eval(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_flag("--json", o->json, "Print a JSON array instead of a table");
     cmd->callback([o, &global] {
-        llama::ModelFile file = open_model(o->model, global, o->weights, o->eval.context.n_threads);
+        llama::ModelFile file = open_model(o->model, global, o->gpu, o->weights, o->eval.context.n_threads);
         const std::vector<EvalResult> results = evaluate(file, o->eval);
         fmt::print("{}", o->json ? to_json(results).dump(2) + "\n" : to_table(results));
     });

@@ -42,6 +42,7 @@ void add_inspect(CLI::App& app, const GlobalOptions& global) {
     struct Options {
         std::string model;
         WeightOptions weights;
+        GpuOptions gpu;
         InspectOptions inspect;
         bool json = false;
     };
@@ -58,10 +59,11 @@ void add_inspect(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--bits", o->inspect.bits, "Make a plan for that budget, too, and show it (takes minutes)")
         ->check(CLI::Range(1.0, 32.0));
     add_weight_options(*cmd, o->weights);
+    add_gpu_options(*cmd, o->gpu);
     cmd->add_option("-t,--threads", o->inspect.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_flag("--json", o->json, "Print a JSON object instead of tables");
     cmd->callback([o, &global] {
-        llama::ModelFile file = open_model(o->model, global, o->weights, o->inspect.n_threads);
+        llama::ModelFile file = open_model(o->model, global, o->gpu, o->weights, o->inspect.n_threads);
         const Inspection r = inspect(file, o->inspect);
         if (o->json) return fmt::print("{}\n", to_json(r).dump(2));
         fmt::print("{}: {} tokens, text {}\n\n{}\n{}\n", r.model, r.n_tokens, r.text, to_table(r), r.verdict);

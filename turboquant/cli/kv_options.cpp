@@ -29,10 +29,24 @@ void add_weight_options(CLI::App& command, WeightOptions& weights) {
                        "With --weights f16: file to keep those weights in, and to take them from (default: a temporary one)");
 }
 
-llama::ModelFile open_model(const std::string& path, const GlobalOptions& global, const WeightOptions& weights, int n_threads) {
+void add_gpu_options(CLI::App& command, GpuOptions& gpu) {
+    command
+        .add_option(
+            "--gpu-layers,--n-gpu-layers", gpu.n_layers,
+            "Layers on the GPU, weights and cache, the last ones first (also -ngl); 0: all on the CPU (default: all, where there is "
+            "a GPU)")
+        ->check(CLI::Range(0, 1 << 20))
+        ->default_str("");
+    command.add_option("--gpu-backend", gpu.backend, "llama.cpp's libggml-cuda.so (default: where ggml's libraries are)");
+}
+
+llama::ModelFile open_model(const std::string& path, const GlobalOptions& global, const GpuOptions& gpu, const WeightOptions& weights,
+                            int n_threads) {
     if (!weights.file.empty() && !weights.f16) throw CommandError("--weights-file goes with --weights f16");
     return {path,
             {.backend_path = global.backend_path,
+             .gpu_backend = gpu.backend,
+             .n_gpu_layers = gpu.n_layers,
              .monitor = terminal_monitor(),
              .f16_weights = weights.f16,
              .weights_file = weights.file,

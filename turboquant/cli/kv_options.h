@@ -22,7 +22,15 @@ struct WeightOptions {
 };
 void add_weight_options(CLI::App& command, WeightOptions& weights);
 
+/// --gpu-layers (-ngl) and --gpu-backend.
+struct GpuOptions {
+    int n_layers = llama::kAllThatCan;
+    std::string backend{};
+};
+void add_gpu_options(CLI::App& command, GpuOptions& gpu);
+
 /// The model, with what the user is shown of the work on it. Throws llama::Error.
-llama::ModelFile open_model(const std::string& path, const GlobalOptions& global, const WeightOptions& weights = {}, int n_threads = 0);
+llama::ModelFile open_model(const std::string& path, const GlobalOptions& global, const GpuOptions& gpu, const WeightOptions& weights = {},
+                            int n_threads = 0);
 
 }  // namespace turboquant::cli

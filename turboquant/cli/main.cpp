@@ -31,9 +31,11 @@ int main(int argc, char** argv) {
     add_formats(app);
 
     std::vector<std::string> args(argv + 1, argv + argc);
-    for (std::string& a : args)
-        if (a == "-ub") a = "--ubatch-size";  // llama.cpp's spelling; CLI11 takes one letter after a single dash
-    std::reverse(args.begin(), args.end());   // CLI11 parses from the back
+    for (std::string& a : args) {  // llama.cpp's spelling; CLI11 takes one letter after a single dash
+        if (a == "-ub") a = "--ubatch-size";
+        if (a == "-ngl") a = "--gpu-layers";
+    }
+    std::reverse(args.begin(), args.end());  // CLI11 parses from the back
     try {
         app.parse(args);
     } catch (const CLI::ParseError& e) {

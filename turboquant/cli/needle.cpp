@@ -20,6 +20,7 @@ using namespace measure;
 struct NeedleCommand {
     std::string model;
     WeightOptions weights;
+    GpuOptions gpu;
     NeedleOptions needle;
     bool json = false;
 };
@@ -64,6 +65,7 @@ void add_needle(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--seed", o->needle.seed, "Of words, numbers and the text's beginning")->capture_default_str();
     cmd->add_option("--calib", o->needle.calib_file, "Text on which auto: measures (default: one that ships with turboquant)");
     add_weight_options(*cmd, o->weights);
+    add_gpu_options(*cmd, o->gpu);
     cmd->add_option("-t,--threads", o->needle.context.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_option("-b,--batch-size", o->needle.context.n_batch, "Tokens per call")->check(CLI::Range(1, 1 << 20))->capture_default_str();
     cmd->add_option("--ubatch-size", o->needle.context.n_ubatch, "Tokens computed at once (also -ub)")
@@ -71,7 +73,7 @@ void add_needle(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_flag("--json", o->json, "Print a JSON array instead of tables");
     cmd->callback([o, &global] {
-        llama::ModelFile file = open_model(o->model, global, o->weights, o->needle.context.n_threads);
+        llama::ModelFile file = open_model(o->model, global, o->gpu, o->weights, o->needle.context.n_threads);
         const std::vector<NeedleResult> results = search_needles(file, o->needle);
         fmt::print("{}", o->json ? to_json(results).dump(2) + "\n" : to_table(results, o->needle.ctx.size()));
     });

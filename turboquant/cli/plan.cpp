@@ -23,6 +23,7 @@ struct PlanCommand {
     int n_ctx = 0;
     bool measure = false, no_race = false;
     WeightOptions weights{.f16 = true};
+    GpuOptions gpu;
     PlannerOptions planner;
 };
 
@@ -70,7 +71,7 @@ Plan make_plan(const PlanCommand& o, const Budget& budget, const GlobalOptions& 
         check_model(old, id.hash, id.name);
         return replan(old, budget, o.n_ctx);
     }
-    llama::ModelFile file = open_model(o.model, global, o.weights, o.planner.n_threads);
+    llama::ModelFile file = open_model(o.model, global, o.gpu, o.weights, o.planner.n_threads);
     Planner planner(file, o.planner);
     Plan plan = planner.plan(budget, o.n_ctx);
     if (o.measure) plan.measured_kld = planner.measure(plan).mean;
@@ -113,6 +114,7 @@ void add_plan(CLI::App& app, const GlobalOptions& global) {
     cmd->add_flag("--per-head", o->planner.per_head, "A format per KV head, however long it takes to measure (default: if it is quick)");
     cmd->add_option("--seed", o->planner.seed, "Calibrate on text that the model writes, from this seed")->check(CLI::Range(1u, ~0u));
     add_weight_options(*cmd, o->weights);
+    add_gpu_options(*cmd, o->gpu);
     cmd->add_option("-t,--threads", o->planner.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->callback([o, &global] { run(*o, global); });
 }

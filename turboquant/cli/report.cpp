@@ -33,6 +33,7 @@ struct ReportOptions {
     double bits = 4.25;
     bool no_plan = false;
     WeightOptions weights;
+    GpuOptions gpu;
     std::string model, output, json, python;
 };
 
@@ -63,7 +64,7 @@ const char* family(const EvalResult& r) {
 ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
     EvalOptions& e = o.eval;
     if (e.context.n_threads == 0) e.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    ModelFile file = open_model(o.model, global, o.weights, e.context.n_threads);
+    ModelFile file = open_model(o.model, global, o.gpu, o.weights, e.context.n_threads);
     if (e.kv.empty()) e.kv = default_formats(file, e.context.n_threads);
     const std::vector<EvalResult> results = evaluate(file, e);
     ordered_json rows = to_json(results), plans = ordered_json::array();
@@ -156,6 +157,7 @@ void add_report(CLI::App& app, const GlobalOptions& global) {
         ->delimiter(',')
         ->check(CLI::Range(0, 1 << 24));
     add_weight_options(*cmd, o->weights);
+    add_gpu_options(*cmd, o->gpu);
     cmd->add_option("-t,--threads", o->eval.context.n_threads, "Threads (default: all)")->check(CLI::Range(1, 4096));
     cmd->add_option("--python", o->python, "Python with matplotlib (default: the project's .venv, else python3)");
     cmd->callback([o, &global] { report(*o, global); });

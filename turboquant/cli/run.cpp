@@ -22,6 +22,7 @@ using measure::KvArguments;
 struct RunOptions {
     std::string model, prompt, prompt_file, kv{kCodecs[0].name}, calib_file;
     WindowSizes windows;
+    GpuOptions gpu;
     ContextOptions context{.n_ctx = 0};
     int n_predict = 128, top_k = 40;
     float temp = 0, top_p = 0.95f, min_p = 0.05f;
@@ -75,7 +76,7 @@ void run(RunOptions o, const GlobalOptions& global) {
     const KvArguments arguments({o.kv}, o.windows);
     const std::string prompt = o.prompt_file.empty() ? o.prompt : read_text_file(o.prompt_file);
     if (prompt.empty()) throw CommandError("the prompt is empty; give one with -p TEXT or -f FILE");
-    ModelFile file = open_model(o.model, global);
+    ModelFile file = open_model(o.model, global, o.gpu);
     const CacheSpec spec = arguments.resolve(file, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads}).at(0);
     const std::shared_ptr<llama_model> model = file.model();
     const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(model.get()), prompt, true);
@@ -139,6 +140,7 @@ void add_run(CLI::App& app, const GlobalOptions& global) {
         ->capture_default_str();
     cmd->add_option("--kv", o->kv, "KV cache format: see `turboquant formats`, or auto:BITS, auto:SIZE, PLAN.json")->capture_default_str();
     add_window_options(*cmd, o->windows);
+    add_gpu_options(*cmd, o->gpu);
     cmd->add_option("--calib", o->calib_file, "Text on which auto: measures (default: one that ships with turboquant)");
     cmd->add_option("--temp", o->temp, "Temperature; 0: greedy")->check(CLI::Range(0.0, 100.0))->capture_default_str();
     cmd->add_option("--top-k", o->top_k, "Sample from the k most likely; 0: all")->check(CLI::Range(0, 1 << 30))->capture_default_str();

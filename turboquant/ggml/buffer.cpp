@@ -144,7 +144,11 @@ bool is_ours(const ggml_tensor* t) {
     return buffer && buffer->buft && buffer->buft->iface.alloc_buffer == alloc_buffer;
 }
 
-bool is_kv(const ggml_tensor* t) { return is_ours(t) && kv_side(root(t)).has_value(); }
+bool is_kv(const ggml_tensor* t) {
+    if (!is_ours(t) || !kv_side(root(t))) return false;
+    const ggml_backend_buffer* buffer = root(t)->buffer;  // llama.cpp measures with empty ones, which have no context
+    return !(buffer->context ? static_cast<const KvBuffer*>(buffer->context)->plain_caches() : device_of(buffer->buft).plain_caches);
+}
 
 std::optional<Side> kv_side(const ggml_tensor* t) {
     const auto name = parse_kv_name(t->name);
@@ -178,7 +182,7 @@ const void* on_host(const ggml_tensor* t, std::vector<std::uint8_t>& memory) {
 size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     const auto side = kv_side(t);
     Device& device = device_of(buft);
-    if (!side || t->view_src || t->type != GGML_TYPE_F16) return device.inner().alloc_size(t);
+    if (!side || t->view_src || t->type != GGML_TYPE_F16 || device.plain_caches) return device.inner().alloc_size(t);
     const size_t reserved = reserved_bytes(geometry_of(device.spec, device.auto_bits, device.inner().takes_residuals(), *side, t));
     // --fit sizes tensors that have a buffer already, an empty one. A budget holds on average over the tensors; which of them gets more is
     // not known before all layers are.
@@ -214,6 +218,7 @@ KvBuffer::KvBuffer(Device& device, size_t size)
       device_(device),
       spec_(device.spec),
       auto_bits_(device.auto_bits),
+      plain_caches_(device.plain_caches),
       memory_(device.inner().new_memory(size)) {
     device_.add(this);
 }
@@ -233,9 +238,9 @@ bool KvBuffer::copy_plain(const ggml_tensor* src, ggml_tensor* dst) {
 }
 
 bool KvBuffer::init_tensor(ggml_tensor* t) {
-    if (!kv_side(t)) memory_->init_tensor(t);
+    if (plain_caches_ || !kv_side(t)) memory_->init_tensor(t);
     if (t->view_src || !is_layer_state(t)) return true;
-    const auto side = kv_side(t);
+    const auto side = plain_caches_ ? std::nullopt : kv_side(t);
     if (!side) {
         const std::string_view name = t->name;
         const std::scoped_lock lock(lists_);
@@ -333,7 +338,7 @@ void KvBuffer::log_plain() {
 }
 
 void KvBuffer::clear(std::uint8_t value) {
-    if (!plain_.empty() && !std::exchange(plain_told_, true)) log_plain();  // llama.cpp clears a new cache
+    if (!plain_.empty() && !plain_caches_ && !std::exchange(plain_told_, true)) log_plain();  // llama.cpp clears a new cache
     memory_->synchronize();
     // Zero tiles decode to zero vectors. Buffers of weights and of intermediate results may be filled with anything.
     tensors_.empty() ? memory_->fill_all(value) : memory_->clear();

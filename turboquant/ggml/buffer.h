@@ -71,6 +71,8 @@ class KvBuffer final : public DeviceBuffer {
     const KvSpec& spec() const { return spec_; }
     void* base() const { return memory_->base(); }
     InnerMemory& memory() const { return *memory_; }
+    /// Of a device whose caches were llama.cpp's own when it was made.
+    bool plain_caches() const { return plain_caches_; }
     /// Tensors that are no KV tensors.
     void set_plain(ggml_tensor* t, const void* data, size_t offset, size_t size);
     bool copy_plain(const ggml_tensor* src, ggml_tensor* dst);
@@ -104,6 +106,7 @@ class KvBuffer final : public DeviceBuffer {
     Device& device_;
     const KvSpec spec_;  ///< the device's when the buffer was made
     const double auto_bits_;
+    const bool plain_caches_;
     const std::unique_ptr<InnerMemory> memory_;
     InputCopies inputs_;
     /// Of the lists of tensors: threads of other contexts ask (Device::slots, stats) while this one is made. Taken after the

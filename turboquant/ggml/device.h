@@ -75,6 +75,7 @@ struct Device {
     std::string shared_id;       ///< the GPU's, where there is one
     KvSpec spec;                 ///< of caches to come; those that exist have a copy (KvBuffer::spec)
     bool respecifiable = false;  ///< turboquant_set_spec may change spec
+    bool plain_caches = false;   ///< caches to come are llama.cpp's own, of any type
     std::optional<Plan> plan;    ///< what spec came from: a cache is held against its layers
     double auto_bits = 0;  ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
     /// A context begins that has this device.

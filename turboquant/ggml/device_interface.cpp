@@ -2,6 +2,7 @@
 
 #include "turboquant/ggml/backend.h"
 #include "turboquant/ggml/buffer.h"
+#include "turboquant/ggml/graph_walk.h"
 #include "turboquant/ggml/host_memory.h"
 #include "turboquant/ggml/ops.h"
 
@@ -42,6 +43,15 @@ void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
 /// that it only measures (--fit); those are named by their layer.
 bool asks_for_weight(const ggml_tensor* t) { return t->buffer->size == 0 && !is_layer_state(t); }
 
+/// Of layers that it does not have a GPU is asked only about products with weights (it might want to do them): attention over a foreign cache is
+/// seen as what is multiplied. It is so in nearly all models; where a gate or a norm lies between, nothing is said.
+void see_attention_before(Device& d, const ggml_tensor* op) {
+    if (d.on_host() || !op->src[1]) return;
+    const ggml_tensor* attention = producer(d.ops, op->src[1]);
+    for (int i = 1; attention->op == d.ops.flash_attn && i <= 2; i++)
+        if (is_foreign_cache(attention->src[i])) d.see_foreign_cache(root(attention->src[i]));
+}
+
 /// Weights stay in the CPU's buffers: mapped files and repacked weights need them, and all of their operations are taken here anyway. KV
 /// tensors of layers that are not on this device are attended to by the CPU, as llama.cpp expects of such a layer (it turns flash attention
 /// off if attention is computed elsewhere).
@@ -74,6 +84,7 @@ bool supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
             if (is_foreign_cache(op->src[i])) d.see_foreign_cache(root(op->src[i]));
         return false;
     }
+    see_attention_before(d, op);
     return d.takes_all() && d.inner().supports_op(op);
 }
 

@@ -24,8 +24,18 @@ typedef ggml_backend_dev_t (*turboquant_device_t)(const char* spec, char* error,
 /* NAME "turboquant_new_device": a device of its own that no other caller gets, SPEC turbo4, kept for the life of the process. */
 typedef ggml_backend_dev_t (*turboquant_new_device_t)(void);
 
+/* NAME "turboquant_new_device_at": the same at a place: "cpu", "cuda0", .., or "": the first GPU where there is one that this library can use,
+ * else the CPU. NULL if there is no such place; then `error` holds the reason.
+ */
+typedef ggml_backend_dev_t (*turboquant_new_device_at_t)(const char* place, char* error, size_t error_size);
+
+/* NAME "turboquant_place": where a device is: "CUDA0 (NVIDIA H100 80GB HBM3)"; on the CPU with the reason, if it was not asked for: "CPU (no CUDA
+ * backend of llama.cpp is loaded)". Valid until the next call. */
+typedef const char* (*turboquant_place_t)(ggml_backend_dev_t dev);
+
 /* NAME "turboquant_set_spec": the SPEC of caches made from now on on a device of turboquant_new_device, so that one loaded model serves contexts of
  * many formats. Caches that exist keep theirs. Not while a context is being made on the device. False on a bad SPEC, with `error` as above.
+ * NULL: such caches are llama.cpp's own, uncompressed or of its types (type_k, type_v), computed on where the device is.
  */
 typedef bool (*turboquant_set_spec_t)(ggml_backend_dev_t dev, const char* spec, char* error, size_t error_size);
 

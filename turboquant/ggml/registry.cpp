@@ -33,6 +33,20 @@ Registry& registry() {
 /// Where a device is that does not say so.
 const InnerDevice* default_place() { return registry().gpus.devices.empty() ? nullptr : registry().gpus.devices.front(); }
 
+std::string lower(std::string text) {
+    for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    return text;
+}
+
+/// Where caches are, and how to have them elsewhere.
+std::string place_text() {
+    const Gpus& gpus = registry().gpus;
+    if (gpus.devices.empty()) return "on the CPU (" + gpus.none + ")";
+    std::string text = "on " + gpus.devices.front()->name() + " where no place is named";
+    for (const InnerDevice* gpu : gpus.devices) text += ", on " + gpu->name() + " as turbo4-" + lower(gpu->name());
+    return text + ", on the CPU as turbo4-cpu";
+}
+
 /// A device more, on a GPU, or on the CPU (null).
 Device& add_device(std::string name, const KvSpec& spec, const InnerDevice* gpu) {
     Registry& r = registry();
@@ -69,21 +83,50 @@ ggml_backend_dev_t find_or_make_device(const char* text, char* error, size_t err
     }
 }
 
-ggml_backend_dev_t new_device() {
+ggml_backend_dev_t new_own_device(const InnerDevice* gpu) {
     Registry& r = registry();
     const std::scoped_lock lock(r.mutex);
-    Device& d = add_device("turboquant-own", KvSpec{}, default_place());
+    // llama.cpp tells buffer types apart by name: those of a model's devices must not be the same.
+    Device& d = add_device("turboquant-own-" + (gpu ? lower(gpu->name()) : "cpu"), KvSpec{}, gpu);
     d.respecifiable = true;
     return &d.device;
+}
+
+ggml_backend_dev_t new_device() { return new_own_device(default_place()); }
+
+ggml_backend_dev_t new_device_at(const char* place, char* error, size_t error_size) {
+    try {
+        const std::string name = place ? place : "";
+        if (name.empty()) return new_own_device(default_place());
+        if (name == "cpu") return new_own_device(nullptr);
+        const Gpus& gpus = registry().gpus;
+        for (const InnerDevice* gpu : gpus.devices)
+            if (lower(gpu->name()) == name) return new_own_device(gpu);
+        throw std::invalid_argument("there is no '" + name + "'" + (gpus.devices.empty() ? ": " + gpus.none : ", but " + place_text()));
+    } catch (const std::exception& e) {
+        tell(e, error, error_size);
+        return nullptr;
+    }
+}
+
+const char* device_place(ggml_backend_dev_t dev) {
+    static thread_local std::string text;
+    const Gpus& gpus = registry().gpus;
+    if (const InnerDevice* gpu = device_of(dev).gpu)
+        text = gpu->name() + " (" + ggml_backend_dev_description(gpu->wrapped()) + ")";
+    else
+        text = gpus.devices.empty() ? "CPU (" + gpus.none + ")" : "CPU";
+    return text.c_str();
 }
 
 bool set_spec(ggml_backend_dev_t dev, const char* text, char* error, size_t error_size) {
     try {
         Device& d = device_of(dev);
         if (!d.respecifiable) throw std::invalid_argument("only a device of turboquant_new_device changes its SPEC");
-        const Config config = parse_config(text ? text : "");
+        if (!text) return d.plain_caches = true;
+        const Config config = parse_config(text);
         if (!config.spec || config.plan) throw std::invalid_argument("a SPEC is wanted, or auto:BITS");
-        d.spec = *config.spec, d.auto_bits = config.auto_bits;
+        d.spec = *config.spec, d.auto_bits = config.auto_bits, d.plain_caches = false;
         return true;
     } catch (const std::exception& e) {
         tell(e, error, error_size);
@@ -111,6 +154,8 @@ void* get_proc_address(ggml_backend_reg_t, const char* name) {
     if (is("ggml_backend_set_abort_callback")) return reinterpret_cast<void*>(&set_abort_callback);
     if (is("turboquant_device")) return reinterpret_cast<void*>(static_cast<turboquant_device_t>(&find_or_make_device));
     if (is("turboquant_new_device")) return reinterpret_cast<void*>(static_cast<turboquant_new_device_t>(&new_device));
+    if (is("turboquant_new_device_at")) return reinterpret_cast<void*>(static_cast<turboquant_new_device_at_t>(&new_device_at));
+    if (is("turboquant_place")) return reinterpret_cast<void*>(static_cast<turboquant_place_t>(&device_place));
     if (is("turboquant_set_spec")) return reinterpret_cast<void*>(static_cast<turboquant_set_spec_t>(&set_spec));
     if (is("turboquant_kv_stats"))
         return reinterpret_cast<void*>(
@@ -118,11 +163,6 @@ void* get_proc_address(ggml_backend_reg_t, const char* name) {
     if (is("turboquant_last_error")) return reinterpret_cast<void*>(static_cast<turboquant_last_error_t>(&device_last_error));
     if (is("turboquant_config")) return reinterpret_cast<void*>(static_cast<turboquant_config_t>(&device_config));
     return nullptr;
-}
-
-std::string lower(std::string text) {
-    for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    return text;
 }
 
 /// All devices of one place.
@@ -143,15 +183,6 @@ void list_devices(const Config& config, const std::string& suffix, const InnerDe
         d.auto_bits = w.bits;
         d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
     }
-}
-
-/// Where caches are, and how to have them elsewhere.
-std::string place_text() {
-    const Gpus& gpus = registry().gpus;
-    if (gpus.devices.empty()) return "on the CPU (" + gpus.none + ")";
-    std::string text = "on " + gpus.devices.front()->name() + " where no place is named";
-    for (const InnerDevice* gpu : gpus.devices) text += ", on " + gpu->name() + " as turbo4-" + lower(gpu->name());
-    return text + ", on the CPU as turbo4-cpu";
 }
 
 ggml_backend_reg_t make_registry() {

@@ -44,7 +44,6 @@ Calibration generate_text(llama_model* model, int n_sequences, int n_tokens, std
     params.n_seq_max = static_cast<std::uint32_t>(n_sequences);
     params.n_batch = params.n_ubatch = params.n_seq_max;
     params.n_threads = params.n_threads_batch = n_threads;
-    params.offload_kqv = false;  // llama.cpp's own cache, also where the model has a device of ours
     params.no_perf = true;
     take_log_problems();
     const std::unique_ptr<llama_context, decltype(&llama_free)> context(llama_init_from_model(model, params), llama_free);

@@ -60,13 +60,12 @@ std::optional<StreamTensor> stream_tensor(const ggml_tensor* t) {
 
 KvProbe::KvProbe(ModelFile& file, int n_ctx, int n_threads, int n_batch) : model_(file.model()), n_ctx_(n_ctx) {
     llama_model* const model = model_.get();
-    if (file.has_device()) file.plugin()->set_spec(file.device(), parse_cache_spec("raw"));
+    file.set_caches({});
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<std::uint32_t>(n_ctx);
     params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(std::min(n_ctx, n_batch));
     params.n_threads = params.n_threads_batch = n_threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;  // without it the values are cached transposed
-    params.offload_kqv = file.has_device();
     params.swa_full = false;
     params.no_perf = true;
     params.cb_eval = see_node;
@@ -192,7 +191,9 @@ void KvProbe::learn(const ggml_tensor* t) {
 
 void KvProbe::emit(KvRows rows, const ggml_tensor* t) {
     if (t->type != GGML_TYPE_F32 || t->nb[0] != sizeof(float)) return;
-    rows.data = static_cast<const float*>(t->data);
+    copy_.resize((ggml_nbytes(t) + sizeof(float) - 1) / sizeof(float));
+    ggml_backend_tensor_get(t, copy_.data(), 0, ggml_nbytes(t));
+    rows.data = copy_.data();
     (*sink_)(rows);
 }
 

@@ -51,8 +51,7 @@ class KvProbe {
     static constexpr int kBatch = 256;       ///< takes little memory
     static constexpr int kUsualBatch = 512;  ///< n_ubatch of llama.cpp's tools by default
 
-    /// A context of llama.cpp's own f16 cache; where the model has a device of ours, of `raw` rows there, since tensors that cross from one device
-    /// to another are copies that carry no names. Throws Error if it cannot be made or the model's cache is of a kind that is not understood.
+    /// A context of llama.cpp's own f16 cache, where the model's weights are. Throws Error if it cannot be made or the model's cache is of a kind that is not understood.
     /// `n_batch`: a layer with a sliding window has cells for that and a batch. No memory of a user's context is to be told from the default.
     KvProbe(ModelFile& file, int n_ctx, int n_threads, int n_batch = kBatch);
     KvProbe(const KvProbe&) = delete;  // llama.cpp holds a pointer to this object
@@ -81,6 +80,7 @@ class KvProbe {
     /// keys, else -1.
     std::map<std::pair<std::string, int>, int> wanted_;
     std::set<const ggml_tensor*> computed_;
+    std::vector<float> copy_;  ///< of a tensor that is shown: it may be a GPU's
     const std::function<void(const KvRows&)>* sink_ = nullptr;
 };
 

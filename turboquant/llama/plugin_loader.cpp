@@ -35,18 +35,25 @@ Plugin::Plugin(const std::string& path) {
         proc = reinterpret_cast<std::remove_reference_t<decltype(proc)>>(ggml_backend_reg_get_proc_address(reg, name));
         if (!proc) throw Error(fmt::format("the backend library lacks '{}'; it is no libggml-turboquant, or of another version", name));
     };
-    get(new_device_, "turboquant_new_device");
+    get(new_device_, "turboquant_new_device_at");
+    get(place_, "turboquant_place");
     get(set_spec_, "turboquant_set_spec");
     get(stats_, "turboquant_kv_stats");
     get(last_error_, "turboquant_last_error");
     get(config_, "turboquant_config");
 }
 
-ggml_backend_dev_t Plugin::new_device() const { return new_device_(); }
+ggml_backend_dev_t Plugin::new_device(const std::string& place) const {
+    std::array<char, 512> error{};
+    ggml_backend_dev_t dev = new_device_(place.c_str(), error.data(), error.size());
+    if (!dev) throw Error(error.data());
+    return dev;
+}
 
 void Plugin::set_spec(ggml_backend_dev_t dev, const CacheSpec& spec) const {
     std::array<char, 512> error{};
-    if (!set_spec_(dev, device_text(spec).c_str(), error.data(), error.size())) throw Error(error.data());
+    const std::string text = spec.ours ? device_text(spec) : "";
+    if (!set_spec_(dev, spec.ours ? text.c_str() : nullptr, error.data(), error.size())) throw Error(error.data());
 }
 
 turboquant_kv_stats Plugin::stats(ggml_backend_dev_t dev) const {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "llama.h"
 #include "turboquant/llama/cache_spec.h"
@@ -32,16 +33,20 @@ struct KvMemory {
     double bits_per_value = 0;
 };
 
+inline constexpr int kAllThatCan = -1;
+
 struct ModelOptions {
-    std::string backend_path{};  ///< libggml-turboquant.so; empty: beside the program
-    Monitor monitor{};           ///< of all work on this model
-    bool f16_weights = false;    ///< use the weights dequantized (f16_weights.h)
-    std::string weights_file{};  ///< where those are kept; empty: nowhere
-    int n_threads = 0;           ///< that dequantize; 0: as many as the machine runs at once
+    std::string backend_path{};      ///< libggml-turboquant.so; empty: beside the program
+    std::string gpu_backend{};       ///< llama.cpp's CUDA backend; empty: where it usually is (gpu_backend.h)
+    int n_gpu_layers = kAllThatCan;  ///< the last so many on the GPU, weights and cache; kAllThatCan: all, where there is a GPU
+    Monitor monitor{};               ///< of all work on this model
+    bool f16_weights = false;        ///< use the weights dequantized (f16_weights.h)
+    std::string weights_file{};      ///< where those are kept; empty: nowhere
+    int n_threads = 0;               ///< that dequantize; 0: as many as the machine runs at once
 };
 
-/// A model file, loaded once for all caches: our device belongs to the loaded model, but its SPEC changes from context to context, and caches of
-/// llama.cpp's own types stay beside it in the CPU's memory.
+/// A model file, loaded once for all caches: our devices belong to the loaded model, but their SPEC changes from context to context, and caches of
+/// llama.cpp's own types lie there too. Two devices, one on the CPU and one on the GPU, where only some layers are on the GPU.
 class ModelFile {
   public:
     /// Throws Error if the file is missing, or cannot be dequantized.
@@ -52,11 +57,22 @@ class ModelFile {
     /// To be called before model() where caches of ours are to come: otherwise the model is loaded a second time for them. Throws Error if there
     /// is no backend library.
     void use_device();
-    bool has_device() const { return device_ != nullptr; }
+    bool has_device() const { return !devices_.empty(); }
+    /// Of caches made from now on; nothing without a device. Throws Error.
+    void set_caches(const CacheSpec& spec) const;
+    /// Bytes that the formats of all caches alive take.
+    double cache_bytes() const;
+    /// What our devices refused last, "" if nothing.
+    std::string last_error() const;
+    /// Formats and windows of the cache that is alive, in words; "" without a device.
+    std::string cache_config() const;
+    /// Whether exact windows can be residuals (spec/windows.h) where the caches are: not on a GPU.
+    bool takes_residuals() const;
+    /// Where weights and caches are, in words: "CPU", "CUDA0 (NVIDIA H100 80GB HBM3), all layers".
+    std::string place() const;
 
-    const Plugin* plugin() const { return plugin_.get(); }
-    ggml_backend_dev_t device() const { return device_; }
     const std::string& path() const { return path_; }
+    const ModelOptions& options() const { return options_; }
     const Monitor& monitor() const { return options_.monitor; }
     /// Of what is loaded: llama.cpp rounds activations to 8 bits before it multiplies with such.
     bool quantized() const { return quantized_; }
@@ -66,8 +82,10 @@ class ModelFile {
     ModelOptions options_;
     WeightsFile weights_;
     bool quantized_ = false;
+    bool gpu_ = false;  ///< llama.cpp has a CUDA backend
     std::unique_ptr<Plugin> plugin_;
-    ggml_backend_dev_t device_ = nullptr;
+    std::vector<ggml_backend_dev_t> devices_;  ///< of the first layers first
+    std::vector<float> split_;                 ///< layers of each, where there are two
     std::shared_ptr<llama_model> model_;
 };
 

@@ -145,8 +145,8 @@ std::vector<EvalResult> evaluate(llama::ModelFile& file, EvalOptions o) {
     std::vector<std::optional<Plan>> plans;
     std::vector<llama::CacheSpec> specs =
         arguments.resolve(file, o.context.n_ctx, {.calib_file = o.calib_file, .n_threads = o.context.n_threads}, &plans);
-    const bool with_floor =
-        file.quantized() && file.has_device() && std::ranges::none_of(specs, [](const llama::CacheSpec& s) { return s.name == "raw"; });
+    const bool with_floor = file.quantized() && arguments.need_device() &&
+                            std::ranges::none_of(specs, [](const llama::CacheSpec& s) { return s.name == "raw"; });
     if (with_floor) specs.push_back(llama::parse_cache_spec("raw")), plans.emplace_back();
 
     const auto n_ctx = static_cast<std::size_t>(o.context.n_ctx), n_chunks = tokens.size() / n_ctx;

@@ -78,6 +78,7 @@ Inspection inspect(llama::ModelFile& file, InspectOptions o) {
         length = std::clamp(static_cast<int>(llama::tokenize(vocab, llama::read_text_file(o.text_file), false).size()), kShortestInspected,
                             length);
     const int n_sequences = std::max(1, o.n_tokens / length);
+    file.set_caches({});  // f16
     const llama::Calibration text = o.text_file.empty() ? llama::generate_text(model, n_sequences, length, 1, o.n_threads, file.monitor())
                                                         : llama::text_from_file(vocab, o.text_file, n_sequences, length);
     Inspection r;

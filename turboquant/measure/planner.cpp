@@ -123,7 +123,12 @@ void Planner::choose_text(int n_sequences, int length, int longer) {
     const int pieces = std::max(n_sequences, kLookedAt) + 1;
     llama::Calibration all;
     if (options_.calib_file.empty()) {
-        llama::ModelFile as_it_is(file_->path(), {});  // dequantized weights are several times slower to write with, and say the same
+        const llama::ModelOptions& o = file_->options();
+        llama::ModelFile as_it_is(
+            file_->path(),
+            {.backend_path = o.backend_path,
+             .gpu_backend = o.gpu_backend,
+             .n_gpu_layers = o.n_gpu_layers});  // dequantized weights are several times slower to write with, and say the same
         all = llama::generate_text(as_it_is.model().get(), pieces, longer, options_.seed, options_.n_threads, file_->monitor());
     } else {
         const auto there = static_cast<int>(llama::tokenize(vocab, llama::read_text_file(options_.calib_file), false).size());
@@ -162,7 +167,8 @@ double Planner::n_runs() const {
 void Planner::measure_all(int n_ctx) {
     write_text();
     const int length = static_cast<int>(text_.sequences[0].size());
-    const WindowSizes wanted = options_.spec.windows.resolve(n_ctx), at_least = options_.spec.windows.resolve(length);
+    const bool residuals = file_->takes_residuals();
+    const WindowSizes wanted = options_.spec.windows.resolve(n_ctx, residuals), at_least = options_.spec.windows.resolve(length, residuals);
     const auto held = [&](int given, int most, int least) {
         return given != WindowSizes::kAuto ? given : std::max(least, std::min(most, length / kWindowShare));
     };
