@@ -5,6 +5,7 @@
 #include <cmath>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -124,9 +125,9 @@ class Threads final : public Executor {
 enum class Move { save, restore, shift };
 
 /// Rows of a whole stream. bytes_per_second counts nominal rows: fp16.
-void move_rows(benchmark::State& state, SimdLevel level, CodecId codec, Move move, int threads) {
+void move_rows(benchmark::State& state, SimdLevel level, CodecId codec, Side side, Move move, int threads) {
     constexpr int kCells = 4096;
-    const TileShape shape{codec, Side::key, kDim};
+    const TileShape shape{codec, side, kDim};
     std::vector<std::uint8_t> memory = filled_tiles(shape, kCells);
     const StreamTiles tiles({shape, memory.data(), tile_bytes(shape), kHeadsKv * tile_bytes(shape)}, memory.data(), kHeadsKv);
     const std::size_t row = 2 * kHeadsKv * kDim;
@@ -165,11 +166,16 @@ void register_all() {
             add("encode_key", [=](benchmark::State& s) { encode_batch(s, level, codec.id, Side::key, 512); });
             add("encode_value", [=](benchmark::State& s) { encode_batch(s, level, codec.id, Side::value, 512); });
             if (is_composite(codec.id)) continue;
-            for (const auto& [name, move] : {std::pair("save", Move::save), {"restore", Move::restore}, {"shift", Move::shift}})
+            for (const auto& [name, side, move] : {std::tuple("save", Side::key, Move::save),
+                                                   {"restore", Side::key, Move::restore},
+                                                   {"shift", Side::key, Move::shift},
+                                                   {"save_value", Side::value, Move::save},
+                                                   {"restore_value", Side::value, Move::restore}})
                 for (const int threads : {1, 2}) {
                     const Move m = move;
+                    const Side kept = side;
                     benchmark::RegisterBenchmark((std::string(name) + "/" + std::to_string(threads) + tail).c_str(),
-                                                 [=](benchmark::State& s) { move_rows(s, level, codec.id, m, threads); })
+                                                 [=](benchmark::State& s) { move_rows(s, level, codec.id, kept, m, threads); })
                         ->MinTime(0.2)
                         ->UseRealTime();
                 }

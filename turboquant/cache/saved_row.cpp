@@ -70,13 +70,8 @@ bool read_place(const std::uint8_t* p, std::size_t n_pieces, PackedHeader& out) 
     return true;
 }
 
-RowPlaces divide(std::size_t n_embd, const PackedHeader& h) {
-    const std::size_t n_head = n_embd / h.head_dim, header = header_bytes(version(h), n_head);
-    std::size_t codes = h.codecs.mixed() ? 0 : n_head * h.head_bytes(0);
-    for (int i = 0; h.codecs.mixed() && i < static_cast<int>(n_head); i++) codes += h.head_bytes(i);
-    const std::size_t residual = h.residual ? n_head * residual_bytes(h.head_dim) : 0, taken = header + codes + residual;
-    const std::size_t piece = taken < 2 * n_embd ? 2 * n_embd - taken : 0;
-    return {header, codes, residual, piece, piece ? (2 * n_embd + piece - 1) / piece : 0};
+const RowPlaces& known_places(std::size_t n_embd, const PackedHeader& h, RowPlaces& made) {
+    return h.places.header ? h.places : made = row_places(n_embd, h);
 }
 
 /// Formats named in a header that may be damaged.
@@ -92,6 +87,15 @@ std::optional<HeadCodecs> codecs_of(std::span<const std::uint8_t> ids) {
 
 }  // namespace
 
+RowPlaces row_places(std::size_t n_embd, const PackedHeader& h) {
+    const std::size_t n_head = n_embd / h.head_dim, header = header_bytes(version(h), n_head);
+    std::size_t codes = h.codecs.mixed() ? 0 : n_head * h.head_bytes(0);
+    for (int i = 0; h.codecs.mixed() && i < static_cast<int>(n_head); i++) codes += h.head_bytes(i);
+    const std::size_t residual = h.residual ? n_head * residual_bytes(h.head_dim) : 0, taken = header + codes + residual;
+    const std::size_t piece = taken < 2 * n_embd ? 2 * n_embd - taken : 0;
+    return {header, codes, residual, piece, piece ? (2 * n_embd + piece - 1) / piece : 0};
+}
+
 std::uint32_t hash_mu(std::span<const std::uint16_t> mu) {
     Fnv1a<std::uint32_t> hash;
     for (const std::uint16_t v : mu) hash.add(v & 0xff), hash.add(v >> 8);
@@ -100,7 +104,8 @@ std::uint32_t hash_mu(std::span<const std::uint16_t> mu) {
 
 std::span<std::uint8_t> pack_row(std::span<std::uint16_t> row, const PackedHeader& header, std::span<const std::uint16_t> mu) {
     auto* p = reinterpret_cast<std::uint8_t*>(row.data());
-    const RowPlaces d = divide(row.size(), header);
+    RowPlaces made;
+    const RowPlaces& d = known_places(row.size(), header, made);
     std::memset(p, 0, d.header);
     row[0] = kMark;
     p[4] = version(header), p[5] = static_cast<std::uint8_t>(header.codecs.of(0)),
@@ -139,7 +144,7 @@ std::optional<PackedHeader> packed_header(std::span<const std::uint16_t> row) {
     const auto codecs = codecs_of(v == kMixedVersion ? std::span(p + kScaledHeaderBytes, n_head) : std::span(p + 5, 1));
     if (!codecs) return std::nullopt;
     h.codecs = *codecs;
-    h.places = divide(row.size(), h);
+    h.places = row_places(row.size(), h);
     if (v != version(h) || h.places.piece == 0 || !read_place(p, h.places.n_pieces, h)) return std::nullopt;
     return h;
 }
@@ -157,23 +162,27 @@ bool next_packed_header(std::span<const std::uint16_t> row, PackedHeader& header
 }
 
 std::span<const std::uint8_t> packed_codes(std::span<const std::uint16_t> row, const PackedHeader& header) {
-    const RowPlaces d = divide(row.size(), header);
+    RowPlaces made;
+    const RowPlaces& d = known_places(row.size(), header, made);
     return {reinterpret_cast<const std::uint8_t*>(row.data()) + d.header, d.codes};
 }
 
 std::span<const std::uint8_t> packed_residual(std::span<const std::uint16_t> row, const PackedHeader& header) {
-    const RowPlaces d = divide(row.size(), header);
+    RowPlaces made;
+    const RowPlaces& d = known_places(row.size(), header, made);
     return {reinterpret_cast<const std::uint8_t*>(row.data()) + d.header + d.codes, d.residual};
 }
 
 std::span<std::uint8_t> packed_residual(std::span<std::uint16_t> row, const PackedHeader& header) {
-    const RowPlaces d = divide(row.size(), header);
+    RowPlaces made;
+    const RowPlaces& d = known_places(row.size(), header, made);
     return {reinterpret_cast<std::uint8_t*>(row.data()) + d.header + d.codes, d.residual};
 }
 
 void MuPieces::add(std::span<const std::uint16_t> row, const PackedHeader& header) {
     if (header.mu_hash == 0 || header.pos < 0) return;
-    const RowPlaces d = divide(row.size(), header);
+    RowPlaces made;
+    const RowPlaces& d = known_places(row.size(), header, made);
     if (hash_ != header.mu_hash || seen_.empty()) hash_ = header.mu_hash, seen_.assign(2 * mu_.size(), false);
     const std::size_t piece = static_cast<std::size_t>(header.piece) % d.n_pieces, first = piece * d.piece;
     const std::size_t n = std::min(d.piece, 2 * mu_.size() - first);

@@ -43,10 +43,13 @@ struct PackedHeader {
     /// Number of the piece of mu, taken modulo their number when packed; -1: the position's (as 0.1.0 chose it).
     int piece = -1;
     bool residual = false;  ///< one comes with the codes
-    RowPlaces places;       ///< of a row that was read
+    RowPlaces places;       ///< of a row that was read; row_places() where many rows are packed; empty: worked out for each row
 
     std::size_t head_bytes(int head) const { return row_bytes(codecs.of(head), head_dim); }
 };
+
+/// How rows of n_embd values with this header are divided: depends on n_embd, formats, head size, scales and `residual`.
+RowPlaces row_places(std::size_t n_embd, const PackedHeader& header);
 
 /// FNV-1a of the fp16 values, never 0.
 std::uint32_t hash_mu(std::span<const std::uint16_t> mu);

@@ -15,13 +15,16 @@ void SavedRowWriter::write(std::int64_t i, const RowSnapshot& snapshot) {
 std::uint8_t* SavedRowWriter::begin(std::int64_t i, const RowSnapshot& snapshot) {
     if (snapshot.kind == RowKind::plain) return reinterpret_cast<std::uint8_t*>(row(i).data());
     const RowForm& f = *snapshot.form;
-    if (header_.codecs != f.codecs) header_.codecs = f.codecs;  // assigned once a call: it has memory of its own
-    header_.head_dim = f.head_dim, header_.scale_hash = f.scale_hash;
+    const bool residual = !snapshot.residual.empty();
+    if (header_.codecs != f.codecs || header_.head_dim != f.head_dim || header_.scale_hash != f.scale_hash ||
+        header_.residual != residual || !header_.places.header) {  // once a call, mostly
+        header_.codecs = f.codecs, header_.head_dim = f.head_dim, header_.scale_hash = f.scale_hash, header_.residual = residual;
+        header_.places = row_places(n_embd_, header_);
+    }
     header_.pos = snapshot.pos, header_.mu_hash = snapshot.mu_hash;
     header_.piece = snapshot.pos >= 0 ? order_.number(first_row_ + i, snapshot.sequence) : -1;
-    header_.residual = !snapshot.residual.empty();
     std::uint8_t* codes = pack_row(row(i), header_, snapshot.mu).data();
-    std::ranges::copy(snapshot.residual, packed_residual(row(i), header_).begin());
+    if (residual) std::ranges::copy(snapshot.residual, packed_residual(row(i), header_).begin());
     return codes;
 }
 
@@ -42,8 +45,10 @@ std::span<const std::uint16_t> CarriedOffsets::find(std::uint32_t hash) const {
 }
 
 RowSnapshot SavedRowReader::read(std::int64_t i) {
-    constexpr std::int64_t kAhead = 8;  // rows lie far apart for a hardware prefetcher
-    __builtin_prefetch(in_ + (i + kAhead) * static_cast<std::int64_t>(n_embd_));
+    constexpr std::int64_t kAhead = 16, kLine = 64;  // rows lie far apart for a hardware prefetcher
+    const auto* ahead = reinterpret_cast<const char*>(in_ + (i + kAhead) * static_cast<std::int64_t>(n_embd_));
+    const auto taken = static_cast<std::int64_t>(header_.places.mu());
+    for (std::int64_t at = 0; at <= taken; at += kLine) __builtin_prefetch(ahead + at);
     const std::span<const std::uint16_t> row(in_ + i * n_embd_, n_embd_);
     RowSnapshot s;
     if (next_packed_header(row, header_)) {

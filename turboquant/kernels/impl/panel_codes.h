@@ -41,12 +41,9 @@ inline void pack_unit_codes(const uint8_t* in, uint8_t* codes) {
             codes[o] = static_cast<uint8_t>((in[o] & 3) | (in[64 + o] & 3) << 2 | (in[128 + o] & 3) << 4 | in[192 + o] << 6);
     }
     for (int b = low; b < bits; ++b)
-        for (int at = 0; at < 256; at += 8) {
-            uint64_t x;
-            memcpy(&x, in + at, 8);
-            // The lowest bit of each byte, gathered in the highest byte, the first byte's lowest.
-            codes[32 * b + at / 8] = static_cast<uint8_t>((x >> b & 0x0101010101010101u) * 0x0102040810204080u >> 56);
-        }
+        for (int at = 0; at < 256; at += Simd::kBytes)
+            Simd::store_less(codes + 32 * b + at / 8, Simd::splat_bytes(0),
+                             Simd::and_bytes(Simd::load_bytes(in + at), static_cast<uint8_t>(1 << b)));
 }
 
 // f.operator()<low, bits>() for how a format's planes are cut; false for formats that have planes of another cut (turbo5, turbo6) or none.
@@ -116,6 +113,25 @@ inline void pick_slot(const CodecTables& t, Side side, const uint8_t* panel, int
 }
 inline void put_slot(const CodecTables& t, Side side, const uint8_t* in, int slot, uint8_t* panel) {
     for_slot(t, side, slot, [&](int at, int dim, int n) { memcpy(panel + at, in + dim, n); });
+}
+
+// Four slots of values with int8 levels, of which `first` (a multiple of 4) is the lowest: each dim's four bytes lie together in a panel.
+inline void put_four_slots(const CodecTables& t, const uint8_t* const* in, int first, uint8_t* panel) {
+    uint8_t* out = panel + first * t.head_dim;
+    int i = 0;
+    for (; i + Simd::kBytes <= t.head_dim; i += Simd::kBytes) {
+        Simd::B even[2], odd[2];
+        Simd::interleave(Simd::load_bytes(in[0] + i), Simd::load_bytes(in[2] + i), even, even + 1);
+        Simd::interleave(Simd::load_bytes(in[1] + i), Simd::load_bytes(in[3] + i), odd, odd + 1);
+        for (int h = 0; h < 2; ++h) {
+            Simd::B low, high;
+            Simd::interleave(even[h], odd[h], &low, &high);
+            Simd::store_bytes(out + 4 * i + 2 * h * Simd::kBytes, low);
+            Simd::store_bytes(out + 4 * i + (2 * h + 1) * Simd::kBytes, high);
+        }
+    }
+    for (; i < t.head_dim; ++i)
+        for (int k = 0; k < 4; ++k) out[4 * i + k] = in[k][i];
 }
 
 // 8 codes, a byte each, to 8*bits bits, lowest first; and back.

@@ -27,14 +27,27 @@ inline void get_rows(const TileRows& a, const CodecTables& t) {
 
 // Many rows of a tile: its planes are unpacked (unless all of it is replaced) and packed once, instead of bits changed slot by slot.
 inline void set_panel_rows(const TileRows& a, const CodecTables& t) {
-    alignas(64) uint8_t panel[kMaxPanel], codes[kMaxDim];
+    alignas(64) uint8_t panel[kMaxPanel], codes[4][kMaxDim];
+    const bool in_fours = t.i8 && a.shape.side == Side::value;
+    const auto slot_of = [&](int i) { return static_cast<int>(a.cells[i] % kTileKeys); };
     if (a.n < kTileKeys) unpack_codes(t, a.tile, panel);
-    for (int i = 0; i < a.n; ++i) {
-        const int slot = static_cast<int>(a.cells[i] % kTileKeys);
-        const uint8_t* row = a.rows + i * a.row_stride;
-        for_bits(t.bits, [&]<int bits>() { unpack_row<bits>(row, t.head_dim, codes); });
-        put_slot(t, a.shape.side, codes, slot, panel);
-        memcpy(a.tile + scales_at(t) + 2 * slot, row + t.head_dim * t.bits / 8, 2);
+    for (int i = 0, n; i < a.n; i += n) {
+        const int slot = slot_of(i);
+        n = in_fours && slot % 4 == 0 && i + 4 <= a.n && slot_of(i + 1) == slot + 1 && slot_of(i + 2) == slot + 2 &&
+                    slot_of(i + 3) == slot + 3
+                ? 4
+                : 1;
+        for (int k = 0; k < n; ++k) {
+            const uint8_t* row = a.rows + (i + k) * a.row_stride;
+            for_bits(t.bits, [&]<int bits>() { unpack_row<bits>(row, t.head_dim, codes[k]); });
+            memcpy(a.tile + scales_at(t) + 2 * (slot + k), row + t.head_dim * t.bits / 8, 2);
+        }
+        if (n == 4) {
+            const uint8_t* const four[] = {codes[0], codes[1], codes[2], codes[3]};
+            put_four_slots(t, four, slot, panel);
+        } else {
+            put_slot(t, a.shape.side, codes[0], slot, panel);
+        }
     }
     pack_panel(t, panel, a.tile);
 }
