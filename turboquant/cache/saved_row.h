@@ -43,7 +43,7 @@ struct PackedHeader {
     /// Number of the piece of mu, taken modulo their number when packed; -1: the position's (as 0.1.0 chose it).
     int piece = -1;
     bool residual = false;  ///< one comes with the codes
-    RowPlaces places;       ///< of a row that was read; row_places() where many rows are packed; empty: worked out for each row
+    RowPlaces places = {};  ///< of a row that was read; row_places() where many rows are packed; empty: worked out for each row
 
     std::size_t head_bytes(int head) const { return row_bytes(codecs.of(head), head_dim); }
 };
