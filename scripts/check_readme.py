@@ -57,7 +57,7 @@ def commands_of(markdown: str) -> list:
             exports, python = [], (number, [])
         elif fence == "python":
             python[1].append(line)
-        elif fence is not None or (line.startswith("    ") and re.match(r" {4}(turboquant|llama-\w+|make|scripts/)", line)):
+        elif fence is not None or (line.startswith("    ") and re.match(r" {4}(export|turboquant|llama-\w+|make|scripts/)", line)):
             text = re.sub(r"(^|\s)#.*", "", line).strip()
             if text.startswith("export "):
                 exports.append(text)
@@ -246,6 +246,12 @@ def check_tool(_, command, result):
     return announced(result.all, re.search(r"-dev (\S+)", command.text)[1])
 
 
+def check_cli(workspace, command, _):
+    """llama-cli shows errors only, unless it is asked for warnings."""
+    result = workspace.run(command.text, command.exports, {"LLAMA_ARG_LOG_VERBOSITY": "2"})
+    return check_tool(workspace, command, result) if result.code == 0 else (f"ended with {result.code}", result.all[-1500:])
+
+
 ELSEWHERE = "runs by hand"
 # What a command must match, where it runs ("tools": with --tools), whether the check runs it itself, and the check.
 RULES = [
@@ -264,7 +270,8 @@ RULES = [
     (r"(build/bin/)?turboquant report ", "tools", False, check_report),
     (r"(build/bin/)?turboquant bench ", "here", False, check_bench),
     (r"llama-server ", "tools", True, check_server),
-    (r"llama-(cli|perplexity) ", "tools", False, check_tool),
+    (r"llama-cli ", "tools", True, check_cli),
+    (r"llama-perplexity ", "tools", False, check_tool),
 ]
 
 

@@ -140,7 +140,9 @@ TEST(Registration, DevicesOfOnesOwnAreWhereOneSays) {
         EXPECT_EQ(at_usual, at_cpu);
     }
     // llama.cpp tells buffer types apart by name.
-    if (on_gpu()) EXPECT_STRNE(ggml_backend_dev_name(cpu), ggml_backend_dev_name(usual));
+    if (on_gpu()) {
+        EXPECT_STRNE(ggml_backend_dev_name(cpu), ggml_backend_dev_name(usual));
+    }
     EXPECT_FALSE(make("cuda99", error, sizeof error));
     EXPECT_NE(std::string(error).find("cuda99"), std::string::npos) << error;
 }

@@ -88,7 +88,7 @@ Layout make_layout(const AttentionPlan& plan, const AttentionArgs& a) {
     c.v_panel = take(c.dim_v * kTileKeys * v_size);
     c.exact_list = take((on_top ? kTileKeys : a.exact.n) * sizeof(std::int32_t));
     const std::size_t tile_floats = on_top ? rows * kTileKeys : 0;
-    c.residual = take(on_top ? (kResidualGroup * std::max(c.k->head_dim, c.dim_v) + kWidestVector) * sizeof(float) : 0);
+    c.residual = take(on_top ? kResidualGroup * std::max(c.k->head_dim, c.dim_v) + kWidestVector * sizeof(float) : 0);
     c.added = take(tile_floats * sizeof(float));
     c.taken = take(tile_floats * sizeof(float));
     l.in_scratch = plan.n_chunks == 1;

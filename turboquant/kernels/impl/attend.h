@@ -14,7 +14,8 @@ struct Scratch {
     uint8_t* weights;  // [rows][64] bytes or floats
     uint8_t *k_panel, *v_panel;
     int32_t* exact_list;
-    float *residual, *added, *taken;  // decoded rows; [rows][64] each: what they add to scores, weights of their values
+    uint8_t* residual;     // decoded rows
+    float *added, *taken;  // [rows][64] each: what they add to scores, weights of their values
     TermScratch term;
 
     Scratch(const AttentionCall& c, uint8_t* p)
@@ -29,7 +30,7 @@ struct Scratch {
           k_panel(p + c.k_panel),
           v_panel(p + c.v_panel),
           exact_list(reinterpret_cast<int32_t*>(p + c.exact_list)),
-          residual(reinterpret_cast<float*>(p + c.residual)),
+          residual(p + c.residual),
           added(reinterpret_cast<float*>(p + c.added)),
           taken(reinterpret_cast<float*>(p + c.taken)),
           term(c, p) {}
@@ -54,12 +55,15 @@ inline float quantize_query(const float* q, int n, int8_t* q8, int* sum) {
     return max / 127;
 }
 
+// Whether residuals meet the queries' integers: attend_residual.h.
+inline bool integer_scores(const AttentionCall& c);
+
 inline void load_row(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int r) {
     const AttentionArgs& a = *c.args;
     const auto [t, h] = place(c, u.kv_head, u.row_begin + r);
     const int d = c.k->head_dim;
     const float* q = a.q + t * a.q_token_stride + h * a.q_head_stride;
-    float* qf = s.qf + static_cast<size_t>(c.k->i8 && !c.k_residual ? 0 : r) * d;
+    float* qf = s.qf + static_cast<size_t>(c.k->i8 && (!c.k_residual || integer_scores(c)) ? 0 : r) * d;
     if (c.k->rotated)
         rotate(*c.k, q, qf, 1, false);
     else
@@ -181,8 +185,8 @@ inline void attend_exact(const AttentionCall& c, const AttentionUnit& u, const S
 // Residuals on top of a tile: attend_residual.h. Those that some row of the block wants go to s.exact_list, their number is returned; `next`
 // goes on to the first one behind the tile.
 inline int wanted_residuals(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int tile, int* next);
-inline void add_residual_scores(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int n);
-inline void add_residual_values(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, int n, float* acc);
+inline void add_residual_scores(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, const Lut& lut, int n);
+inline void add_residual_values(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, const Lut& lut, int n, float* acc);
 
 // Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see. Keys and values at different
 // times, since the queue of outstanding lines is short.
@@ -197,6 +201,8 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
     for (int r = 0; r < u.n_rows; ++r) load_row(c, u, s, r);
 
     const Lut k_lut = c.k->i8 ? load_lut(*c.k, Simd::kPanelBias) : Lut{}, v_lut = c.v->i8 ? load_lut(*c.v, 0) : Lut{};
+    const Lut key_residuals = c.k_residual ? load_lut(*c.k_residual, integer_scores(c) ? Simd::kPanelBias : 0) : Lut{};
+    const Lut value_residuals = c.k_residual ? load_lut(*c.v_residual, 0) : Lut{};
     const size_t k_bytes = static_cast<size_t>(8) * c.k->bits * c.k->head_dim, v_bytes = static_cast<size_t>(8) * c.v->bits * c.v->head_dim;
     TileScales scales;
     int next_residual = 0;
@@ -208,14 +214,14 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
         if (i + 1 < u.tile_end) prefetch_tile(k_tile + a.k.tile_stride, k_bytes);
         unpack_scales(*c.k, k_tile, scales.k);
         unpack_scales(*c.v, v_tile, scales.v);
+        const int n_window = c.k_residual ? wanted_residuals(c, u, s, i, &next_residual) : 0;
         scores(c, s, k_lut, k_tile, u.n_rows);
         if (a.term.n_freq) score_terms(s.term, a.term, cell, n_cells, u.n_rows, u.term_panels_built);
         if (i + 1 < u.tile_end && !a.v_is_k) prefetch_tile(v_tile + a.v.tile_stride, v_bytes);
-        const int n_window = c.k_residual ? wanted_residuals(c, u, s, i, &next_residual) : 0;
-        if (n_window) add_residual_scores(c, u, s, n_window);
+        if (n_window) add_residual_scores(c, u, s, key_residuals, n_window);
         softmax(c, s, scales, u.n_rows, i, n_cells, n_window > 0);
         accumulate(c, s, v_lut, v_tile, u.n_rows, acc);
-        if (n_window) add_residual_values(c, u, s, n_window, acc);
+        if (n_window) add_residual_values(c, u, s, value_residuals, n_window, acc);
     }
     save_state(c, s, u.n_rows, state);
     if (u.exact_state) attend_exact(c, u, s, u.exact_state);

@@ -14,9 +14,9 @@ inline const uint16_t* exact_vector(const uint8_t* base, size_t stride, int32_t 
 }
 
 inline Simd::F load_values(const uint16_t* p) { return Simd::load_halves(p); }
-inline Simd::F load_values(const float* p) { return Simd::load(p); }
+inline Simd::F load_values(const int8_t* p) { return Simd::load_int8(p); }
 
-// scores[r][k] of R rows x K keys, of halves or floats.
+// scores[r][k] of R rows x K keys, of halves or int8.
 template <int R, int K, class T>
 inline void exact_dots(const float* const* q, const T* const* keys, int d, float* scores) {
     Simd::F sum[R][K];

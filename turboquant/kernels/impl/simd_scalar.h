@@ -223,6 +223,9 @@ struct Simd {
     static F load_halves(const uint16_t* p) {
         return each([&](int i) { return from_half(p[i]); });
     }
+    static F load_int8(const int8_t* p) {
+        return each([&](int i) { return static_cast<float>(p[i]); });
+    }
     static void store_halves(uint16_t* p, const F& v) {
         for (int i = 0; i < kFloats; ++i) p[i] = to_half(v.v[i]);
     }
