@@ -75,6 +75,8 @@ void Device::begin_context() {
     context_++;
     take_unservable();
     placement_.begin();
+    // Such a context asks a GPU next to nothing. (On the CPU its operations are seen, and whether it has a cache at all.)
+    if (!on_host() && !has_layers) log_warning(name + ": " + placement_.none_here());
 }
 
 int Device::context() const {

@@ -19,7 +19,19 @@ std::string ranges_text(const std::set<int>& numbers) {
     return text;
 }
 
+constexpr const char* kRemedy =
+    " To have it compressed offload all layers (-ngl 99; n_gpu_layers=-1 in Python) and leave out -nkvo; if --fit moved the layers, ask "
+    "for a "
+    "smaller context or give -fit off";
+
 }  // namespace
+
+std::string Placement::none_here() {
+    told_ = true;
+    return std::string(
+               "the cache of all layers is NOT compressed: it lies elsewhere, as f16 or what -ctk and -ctv say, since no layer is here.") +
+           kRemedy;
+}
 
 std::string Placement::see(const ggml_tensor* tensor, const std::set<int>& ours) {
     if (told_ || (!seen_.empty() && seen_.back() == tensor)) return {};
@@ -39,9 +51,7 @@ std::string Placement::see(const ggml_tensor* tensor, const std::set<int>& ours)
     char size[32];
     std::snprintf(size, sizeof size, "%.1f", mib);
     return "the cache of " + std::to_string(foreign.size()) + " of " + std::to_string(all.size()) + " layers (" + ranges_text(foreign) +
-           ") is NOT compressed: it lies elsewhere, as " + ggml_type_name(tensor->type) + ", " + size +
-           " MiB. To have it compressed offload all layers (-ngl 99; n_gpu_layers=-1 in Python) and leave out -nkvo; if --fit moved the "
-           "layers, ask for a smaller context or give -fit off";
+           ") is NOT compressed: it lies elsewhere, as " + ggml_type_name(tensor->type) + ", " + size + " MiB." + kRemedy;
 }
 
 }  // namespace turboquant::ggml

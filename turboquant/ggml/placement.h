@@ -15,6 +15,8 @@ class Placement {
   public:
     /// A context begins.
     void begin() { seen_.clear(), told_ = false; }
+    /// Nothing of the model is here: the warning; there will be no other.
+    std::string none_here();
     /// Takes the KV tensor that a SET_ROWS of a graph writes, in a buffer that is not ours; `ours` are the layers that are. Returns the
     /// warning once all of a graph's were seen (a graph is shown more than once, in its order), else "".
     std::string see(const ggml_tensor* tensor, const std::set<int>& ours);
