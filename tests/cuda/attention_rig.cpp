@@ -1,6 +1,10 @@
 #include "tests/cuda/attention_rig.h"
 
 #ifdef TQ_HAS_CUDA
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
 #include "turboquant/codec/rotation.h"
 
 namespace turboquant::cuda::test {
@@ -43,6 +47,19 @@ double exact_window_error(const std::vector<turboquant::test::Problem*>& compres
     rig.args.exact_k = rig.tiles_of(beside, &turboquant::AttentionArgs::k);
     rig.args.exact_v = rig.tiles_of(beside, &turboquant::AttentionArgs::v);
     rig.args.exact_n = rig.keep(n)->as<std::int32_t>();
+    if (beside[0]->mask) {
+        // Rows of slots that hold nothing are hidden.
+        const std::size_t stride = static_cast<std::size_t>(*std::ranges::max_element(n) + kTileKeys - 1) / kTileKeys * kTileKeys;
+        const int n_tokens = calls[0]->n_tokens;
+        std::vector<std::uint16_t> mask(beside.size() * n_tokens * stride, kMaskHidden);
+        for (std::size_t i = 0; i < beside.size(); ++i)
+            for (int t = 0; t < n_tokens; ++t)
+                std::copy_n(beside[i]->mask + t * beside[i]->mask_token_stride, n[i], mask.data() + (i * n_tokens + t) * stride);
+        rig.args.exact_mask = rig.keep(mask)->as<std::uint16_t>();
+        rig.args.exact_mask_token_stride = stride, rig.args.exact_mask_seq_stride = n_tokens * stride;
+        rig.summarize(static_cast<int>(stride / kTileKeys));
+        EXPECT_EQ(rig.plan.prefill.n_splits > 0, n_tokens > 8);
+    }
     return error_of(rig.run(), expected);
 }
 

@@ -86,6 +86,7 @@ class Rig {
             const std::size_t n = static_cast<std::size_t>(a.n_tokens) * a.mask_token_stride;
             args.mask = keep(std::vector<std::uint16_t>(a.mask, a.mask + n))->as<std::uint16_t>();
             args.mask_token_stride = a.mask_token_stride, args.mask_head_stride = a.mask_head_stride, args.mask_heads = a.mask_heads;
+            if (a.mask_heads == 1) summarize();
         }
         if (a.term.n_freq) take_term(a);
         lse_ = keep(static_cast<std::size_t>(n_seq_) * a.n_tokens * a.n_head * sizeof(float)), args.lse = lse_->as<float>();
@@ -141,6 +142,20 @@ class Rig {
             keep(bytes)->as<std::uint8_t>(), seq_stride, head_at.size() > 1 ? head_at[1] : 0, head_end, view.shape.codec, nullptr, nullptr};
         if (view.heads) t.head_at = keep(head_at)->as<std::size_t>(), t.head_format = keep(head_format)->as<std::uint8_t>();
         return t;
+    }
+
+    /// What the masks say of tiles; of `exact_tiles` tiles of exact rows too.
+    void summarize(int exact_tiles = 0) {
+        const auto n_tiles = [](int n) { return static_cast<std::size_t>(n + kTileKeys - 1) / kTileKeys; };
+        const auto of = [&](const std::uint16_t* mask, std::size_t seq_stride, std::size_t token_stride, int n) {
+            auto* out = keep(n_seq_ * plan.n_tokens * n_tiles(n))->template as<std::uint8_t>();
+            must(summarize_mask({mask, seq_stride, token_stride, n_seq_, plan.n_tokens, n, out}, stream_));
+            return out;
+        };
+        if (args.mask) args.mask_tiles = of(args.mask, args.mask_seq_stride, args.mask_token_stride, plan.n_kv);
+        if (!exact_tiles) return;
+        args.exact_tiles = exact_tiles;
+        args.exact_mask_tiles = of(args.exact_mask, args.exact_mask_seq_stride, args.exact_mask_token_stride, exact_tiles * kTileKeys);
     }
 
     template <class T>

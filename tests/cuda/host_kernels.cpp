@@ -164,7 +164,8 @@ Status spread_turns(const float* digits, int n_freq, const RopeLayout& rope, int
 Status copy_tiles(void* dst, const void* src, std::size_t bytes, Stream) { return std::memcpy(dst, src, bytes), Status{}; }
 Status clear_tiles(void* tiles, std::size_t bytes, Stream) { return std::memset(tiles, 0, bytes), Status{}; }
 
-Status keep_rows(const KeepRows& a, Stream) {
+Status keep_rows(const KeepRows& a, Stream stream, const KeepRows* also) {
+    if (also) (void)keep_rows(*also, stream, nullptr);
     for (int i = 0; i < a.n; ++i)
         for (int h = 0; h < a.n_head; ++h) {
             std::vector<float> kept(a.head_dim), signed_kept(a.head_dim);
@@ -199,19 +200,13 @@ Status patch_mask(const PatchMask& a, Stream) {
         for (int j = 0; j < a.n_kv; ++j) patch_value(a, t, j);
     return {};
 }
-Status merge_results(const MergeResults& a, Stream) {
-    for (int t = 0; t < a.n_tokens; ++t)
-        for (int h = 0; h < a.n_head; ++h)
-            for (int i = 0; i < a.head_dim; ++i) merge_value(a, t, h, i);
-    return {};
-}
-
 std::size_t attention_table_bytes(int) { return 256; }
 Status upload_attention_tables(AttentionTables& tables, int head_dim, void*, Stream) { return tables.head_dim = head_dim, Status{}; }
 int format_index(CodecId codec) { return fragment_codec_index(codec); }
 /// The reference takes the table that the CPU has.
 std::vector<float> make_term_turns(std::span<const double> frequencies, int) { return make_turns(frequencies); }
 std::vector<std::uint32_t> make_term_panel(std::span<const double>) { return {0}; }
+Status summarize_mask(const MaskTiles&, Stream) { return {}; }
 Status summarize_positions(const Term&, int, int, const std::int32_t*, std::int32_t*, Stream) { return {}; }
 
 Status plan_attention(const Device&, const AttentionShape& s, AttentionPlan& p) {
@@ -280,7 +275,9 @@ Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, St
             if (a.exact_n) a.exact_k.tiles += s * a.exact_k.seq_stride, a.exact_v.tiles += s * a.exact_v.seq_stride;
             if (a.mask) a.mask += s * a.mask_seq_stride;
             if (a.lse) a.lse += s * p.n_tokens * p.n_head;
-            if (a.term.n_freq) a.term.q_term += s * a.term.q_seq_stride, a.term.cell_pos += s * a.term.cell_seq_stride;
+            if (a.term.n_freq && a.term.q_term) a.term.q_term += s * a.term.q_seq_stride;
+            if (a.term.n_freq && a.term.ids) a.term.ids += s * a.term.n_terms;
+            if (a.term.n_freq) a.term.cell_pos += s * a.term.cell_seq_stride;
             if (a.term.n_freq && a.term.cell_term) a.term.cell_term += s * a.term.cell_seq_stride;
             if (const Status status = run_attention(one, a, nullptr, stream); !status.ok()) return status;
         }
@@ -300,7 +297,19 @@ Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, St
     else
         c.mask = a.mask, c.mask_token_stride = a.mask_token_stride, c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
     c.scale = a.scale, c.logit_softcap = a.logit_softcap, c.max_bias = a.max_bias, c.sinks = a.sinks, c.lse = a.lse;
-    if (a.term.n_freq) c.term = {a.term.n_freq, a.term.q_term, a.term.turns, a.term.cell_pos, a.term.n_terms, a.term.cell_term};
+    std::vector<float> q_term;
+    if (a.term.n_freq && !a.term.q_term) {
+        TransformQueries t;
+        t.q = a.q, t.token_stride = a.q_token_stride, t.head_stride = a.q_head_stride;
+        t.n_tokens = p.n_tokens, t.n_head = p.n_head, t.n_head_kv = p.n_head_kv, t.head_dim = d;
+        t.mu = a.term.mu, t.mu_stride = a.term.mu_stride, t.ids = a.term.ids, t.n_terms = a.term.n_terms;
+        t.n_freq = a.term.n_freq, t.rope = a.term.rope;
+        q_term.resize(static_cast<std::size_t>(t.n_terms) * t.n_tokens * t.n_head * 2 * t.n_freq), t.terms = q_term.data();
+        if (const Status status = transform_queries(t, stream); !status.ok()) return status;
+    }
+    if (a.term.n_freq)
+        c.term = {a.term.n_freq,   q_term.empty() ? a.term.q_term : q_term.data(), a.term.turns, a.term.cell_pos, a.term.n_terms,
+                  a.term.cell_term};
     std::vector<std::uint16_t> exact_k, exact_v, exact_mask;
     std::vector<std::int32_t> slots;
     if (p.exact_windows) {

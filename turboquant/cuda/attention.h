@@ -13,6 +13,7 @@
 
 #include "turboquant/codec/codec.h"
 #include "turboquant/cuda/impl/format_table.h"
+#include "turboquant/cuda/rows.h"
 #include "turboquant/cuda/status.h"
 
 namespace turboquant::cuda {
@@ -85,8 +86,14 @@ int format_index(CodecId codec);
 
 /// Score term (attention/attention.h) with its frequencies' tables (make_term_*).
 struct Term {
-    int n_freq = 0;                                        ///< 0: none
-    const float* q_term = nullptr;                         ///< [seq][n_terms][n_tokens][n_head][2*n_freq]
+    int n_freq = 0;                 ///< 0: none
+    const float* q_term = nullptr;  ///< [seq][n_terms][n_tokens][n_head][2*n_freq]; or null, and these:
+    /// Offsets, from which the kernels make q_term themselves where all pairs of RoPE have one frequency each (n_freq = n_dims/2):
+    /// mu + ids[seq*n_terms + k]*mu_stride, [n_head_kv][2][head_dim] (step.h, TransformQueries).
+    const float* mu = nullptr;
+    std::size_t mu_stride = 0;
+    const std::int32_t* ids = nullptr;
+    RopeLayout rope;
     std::size_t q_seq_stride = 0;                          ///< floats between sequences
     int n_terms = 1;                                       ///< at most kMaxTerms
     const float* turns = nullptr;                          ///< make_term_turns
@@ -108,6 +115,16 @@ constexpr int term_pad(int n_freq) { return (n_freq + 15) / 16 * 16; }
 std::vector<float> make_term_turns(std::span<const double> frequencies, int max_position);
 /// The constant operand: 512*term_pad bytes.
 std::vector<std::uint32_t> make_term_panel(std::span<const double> frequencies);
+/// What a mask says of every tile to every query token: [seq][token][tile], tile < ceil(n_kv/64). Kernels pass over tiles that nobody of a
+/// block sees, and read no mask where it is zero. Once per step, for all layers. `mask`: as in AttentionArgs, of one head.
+struct MaskTiles {
+    const std::uint16_t* mask = nullptr;
+    std::size_t seq_stride = 0, token_stride = 0;
+    int n_seq = 1, n_tokens = 0, n_kv = 0;
+    std::uint8_t* out = nullptr;  ///< [n_seq][n_tokens][tiles]
+};
+Status summarize_mask(const MaskTiles& args, Stream stream);
+
 /// For each tile its first position, if its cells (those < n_kv) have successive ones and one term, else -1. Once per step, for all layers.
 /// cell_pos, cell_term, tile_pos: as in Term. seq_n_kv: [n_seq] or null: n_kv each.
 Status summarize_positions(const Term& term, int n_seq, int n_kv, const std::int32_t* seq_n_kv, std::int32_t* tile_pos, Stream stream);
@@ -133,6 +150,12 @@ struct AttentionArgs {
     const std::uint16_t* mask = nullptr;  ///< fp16, added; -infinity hides
     std::size_t mask_seq_stride = 0, mask_token_stride = 0, mask_head_stride = 0;  ///< in halves
     int mask_heads = 1;
+    /// Of the masks, by summarize_mask for plan.n_kv and for exact_tiles tiles; or null. Not with masks of several heads.
+    const std::uint8_t *mask_tiles = nullptr, *exact_mask_tiles = nullptr;
+    int exact_tiles = 0;
+    /// Exact rows are made by the launch that is the last before this one on the stream (keep_rows), and nothing else that this call reads
+    /// is: all but the parts of exact rows may begin beside it (programmatic dependent launch, sm_90).
+    bool beside_keeping = false;
     float scale = 1, logit_softcap = 0;
     float max_bias = 0;            ///< ALiBi: the mask's values times each head's slope, as in ggml; nothing without a mask
     const float* sinks = nullptr;  ///< [n_head] logits

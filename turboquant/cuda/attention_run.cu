@@ -6,6 +6,7 @@
 
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/impl/instances.h"
+#include "turboquant/cuda/impl/launch.h"
 #include "turboquant/cuda/impl/params.h"
 #include "turboquant/cuda/impl/shared_layout.h"
 #include "turboquant/cuda/prefill.h"
@@ -35,7 +36,9 @@ const char* problem_of(const AttentionPlan& plan, const AttentionArgs& a, const 
     if (a.max_bias != 0 && !a.mask) return "attention: ALiBi (max_bias) is applied to a mask, and there is none";
     if (a.mask && a.mask_heads < 1) return "attention: mask without heads";
     const Term& t = a.term;
-    if (t.n_freq < 0 || (t.n_freq > 0 && (!t.q_term || !t.turns || !t.panel || !t.tile_pos || !t.cell_pos))) return "attention: incomplete score term";
+    if (t.n_freq < 0 || (t.n_freq > 0 && (!(t.q_term || (t.mu && t.ids)) || !t.turns || !t.panel || !t.tile_pos || !t.cell_pos))) return "attention: incomplete score term";
+    if (t.n_freq > 0 && !t.q_term && t.rope.n_dims != 2 * t.n_freq) return "attention: a term with dims that are not rotated needs q_term";
+    if (a.mask_heads > 1 && a.mask_tiles) return "attention: what is said of tiles is of one mask";
     if (t.n_freq > 0 && (t.n_terms < 1 || t.n_terms > kMaxTerms)) return "attention: 1 to 4 key offsets can be served in one call";
     return nullptr;
 }
@@ -89,11 +92,12 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
     p.n_seq = plan.n_seq, p.n_compressed = plan.n_items - (plan.exact_windows ? plan.n_seq : 0);
     p.splits_each = plan.splits_each, p.has_exact = plan.exact_windows, p.causal = a.causal, p.window = a.window;
     p.mask = a.mask, p.mask_seq_stride = a.mask_seq_stride, p.mask_token_stride = a.mask_token_stride, p.mask_head_stride = a.mask_head_stride;
-    p.mask_heads = a.mask_heads;
+    p.mask_heads = a.mask_heads, p.mask_tiles = a.mask ? a.mask_tiles : nullptr;
+    p.exact_mask_tiles = a.exact_mask ? a.exact_mask_tiles : nullptr, p.exact_tiles = a.exact_tiles;
     p.exact_mask = a.exact_mask, p.exact_mask_seq_stride = a.exact_mask_seq_stride, p.exact_mask_token_stride = a.exact_mask_token_stride;
     p.scale = a.scale, p.softcap = a.logit_softcap, p.max_bias = a.max_bias, p.sinks = a.sinks;
     if (const Term& t = a.term; t.n_freq > 0)
-        p.term = {t.n_freq, term_pad(t.n_freq), t.n_terms, t.q_term, t.q_seq_stride, reinterpret_cast<const float2*>(t.turns),
+        p.term = {t.n_freq, term_pad(t.n_freq), t.n_terms, t.q_term, t.mu, t.mu_stride, t.ids, t.rope.n_dims / 2, t.rope.n_offset, t.rope.adjacent, t.q_seq_stride, reinterpret_cast<const float2*>(t.turns),
                   static_cast<const uint4*>(t.panel), t.tile_pos, t.cell_pos, t.cell_term, t.tile_seq_stride, t.cell_seq_stride, t.offset, t.dim_freq};
     p.signs_in = a.tables->signs_in, p.signs_out = a.tables->signs_out, p.hartley = a.tables->hartley, p.lut = a.tables->lut;
     std::copy(std::begin(a.tables->formats), std::end(a.tables->formats), p.table);
@@ -111,7 +115,7 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
     void* args[] = {&p};
     const int of_head = plan.n_items * plan.n_row_blocks;
     const dim3 grid = plan.exact_windows ? dim3(of_head * plan.n_head_kv) : dim3(of_head, plan.n_head_kv);
-    return status_of(cudaLaunchKernel(kernel, grid, dim3(32 * kWarps), args, shared, static_cast<cudaStream_t>(stream)), "attention: launch");
+    return launch(kernel, grid, dim3(32 * kWarps), args, shared, stream, a.beside_keeping && plan.exact_windows, "attention: launch");
 }
 
 }  // namespace turboquant::cuda

@@ -7,11 +7,12 @@
 namespace turboquant::cuda {
 
 /// Whether a plan of this shape gets a prefill part: sm_90, head sizes to 128, more than 8 query tokens, formats that are known and whose
-/// levels are single bytes, no exact rows.
+/// levels are single bytes.
 bool prefill_plans(const Device& device, const AttentionShape& shape);
 /// Fills plan.prefill and lengthens the workspace. Sizes are checked already. `wide`: keys of 15 bits.
 void plan_prefill(const Device& device, AttentionPlan& plan, bool wide);
-/// Whether a call can take it: a score term must be planned for and come with its offset.
+inline constexpr int kMostExactTiles = 2048;
+/// Whether a call can take it: a score term must be planned for and come with its offset, exact rows with what their mask says of tiles.
 bool prefill_serves(const AttentionPlan& plan, const AttentionArgs& args);
 /// Enqueues the call. `p`: as for the decode kernels, but for their own parts of the workspace.
 Status run_prefill(const AttentionPlan& plan, const AttentionParams& p, void* workspace, Stream stream);

@@ -18,7 +18,7 @@ bool bytes_hold(CodecId id) {
 
 bool prefill_plans(const Device& device, const AttentionShape& s) {
     const bool sizes = s.head_dim == 64 || s.head_dim == 80 || s.head_dim == 96 || s.head_dim == 112 || s.head_dim == 128;
-    return device.compute_capability == 90 && sizes && s.n_tokens > 8 && !s.exact_windows && !s.formats.empty() &&
+    return device.compute_capability == 90 && sizes && s.n_tokens > 8 && !s.formats.empty() &&
            std::all_of(s.formats.begin(), s.formats.end(), bytes_hold);
 }
 
@@ -40,17 +40,19 @@ void plan_prefill(const Device& device, AttentionPlan& plan, bool wide) {
         at += (bytes + 255) / 256 * 256;
         return from;
     };
+    const int n_parts = f.n_splits + plan.exact_windows;
     const std::size_t units = static_cast<std::size_t>(heads), rows = static_cast<std::size_t>(f.n_groups) * kGroupRows;
     f.panels = take(units * f.n_panels * panel_layout(plan.head_dim, wide).bytes);
     f.queries = take(units * f.n_groups * 2 * kQueryPlane);
     f.units = take(units * rows * sizeof(float));
-    f.part = take(units * f.n_splits * rows * plan.head_dim * sizeof(float));
-    f.part_ml = take(units * f.n_splits * rows * 2 * sizeof(float));
+    f.part = take(units * n_parts * rows * plan.head_dim * sizeof(float));
+    f.part_ml = take(units * n_parts * rows * 2 * sizeof(float));
     plan.prefill = f, plan.workspace_bytes = at;
 }
 
 bool prefill_serves(const AttentionPlan& plan, const AttentionArgs& a) {
     if (!plan.prefill.n_splits) return false;
+    if (plan.exact_windows && (!a.exact_mask || !a.exact_mask_tiles || a.exact_tiles > kMostExactTiles)) return false;
     if (a.term.n_freq > 0 && !(plan.prefill.wide && a.term.offset && a.term.dim_freq)) return false;
     return (a.k.head_format || bytes_hold(a.k.codec)) && (a.v.head_format || bytes_hold(a.v.codec));
 }

@@ -1,5 +1,4 @@
-// What a cache asks of the GPU around encoding and attention: rows kept exactly, what becomes of queries, masks with exact cells hidden,
-// results of two attention calls as one. Raw pointers, nothing allocated, capturable, as encode.h.
+// What a cache asks of the GPU around encoding and attention: rows kept exactly, what becomes of queries, masks with exact cells hidden. Raw pointers, nothing allocated, capturable, as encode.h.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +28,11 @@ struct KeepRows {
     /// And rotated, fp16, in tiles of raw in fragment order: head h of slot s in tile s/64, at h tiles. Or null.
     std::uint8_t* tiles = nullptr;
     std::size_t tile_stride = 0;  ///< bytes from a tile of all heads to the next
+    /// The launch before on the stream keeps other rows, and makes nothing that this one reads: both may be under way at a time.
+    bool beside_keeping = false;
 };
-Status keep_rows(const KeepRows& args, Stream stream);
+/// `also`: others, in the same launch where they are alike.
+Status keep_rows(const KeepRows& args, Stream stream, const KeepRows* also = nullptr);
 
 /// The mean of keys before RoPE (cache/key_offset.h): of n rows, rows[places[i]] at positions whose cosines and sines are turns (spread_turns).
 /// Rounded to fp16. n_head blocks.
@@ -84,15 +86,5 @@ struct PatchMask {
     std::size_t out_stride = 0;
 };
 Status patch_mask(const PatchMask& args, Stream stream);
-
-/// Takes the result b into a: attention over the cells of both, by the logarithms of their denominators (attention.h, merge_results).
-struct MergeResults {
-    float* a = nullptr;  ///< a[t*a_token_stride + h*a_head_stride + i]
-    std::size_t a_token_stride = 0, a_head_stride = 0;
-    const float *a_lse = nullptr, *b_lse = nullptr;  ///< [t][h]
-    const float* b = nullptr;                        ///< [t][h][head_dim]
-    int n_tokens = 0, n_head = 0, head_dim = 0;
-};
-Status merge_results(const MergeResults& args, Stream stream);
 
 }  // namespace turboquant::cuda

@@ -71,8 +71,11 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
     marks_.clear();
     if (piece.own.empty()) return forward(from_, piece.end, queue_->stream()), GGML_STATUS_SUCCESS;
     queue_->defer([this] { catch_up(); });
-    for (const int i : piece.own) {
+    for (int next = piece.from; const int i : piece.own) {
         at_ = i;
+        if (std::any_of(nodes_ + next, nodes_ + i, [this](const ggml_tensor* node) { return !is_view_op(ops_, node); }))
+            queue_->other_work();
+        next = i + 1;
         if (!queue_->deferring()) begin_inner(i, queue_->lanes());
         wrote_ = true;
         if ((abort_ && abort_(abort_data_)) || !run(nodes_[i], executor_)) {

@@ -1,4 +1,4 @@
-// Attention of a store on a GPU: an attention call of the host's kind becomes one or two of the GPU's.
+// Attention of a store on a GPU: an attention call of the host's kind becomes one of the GPU's.
 #include <algorithm>
 #include <vector>
 
@@ -12,6 +12,13 @@ constexpr int kDecodeTokens = 8;  // up to so many query tokens exact rows are o
 using Calls = std::span<const TileStore::StreamCall>;
 
 std::size_t tiles_of(int n_kv) { return (static_cast<std::size_t>(n_kv) + kTileKeys - 1) / kTileKeys; }
+
+const std::uint8_t* summarize(Queue& q, cuda::DeviceArray& memory, cuda::MaskTiles m) {
+    q.reserve(memory, static_cast<std::size_t>(m.n_seq) * m.n_tokens * tiles_of(m.n_kv));
+    m.out = memory.as<std::uint8_t>();
+    q.launch([m](const Lanes& lanes) { return cuda::summarize_mask(m, lanes.main); });
+    return m.out;
+}
 
 /// Masks of the exact rows by slot: slots that no row of the call lies in are hidden.
 void set_exact_rows(Queue& q, Calls calls, Queue::Step& s) {
@@ -27,12 +34,16 @@ void set_exact_rows(Queue& q, Calls calls, Queue::Step& s) {
     for (const auto& [a, queries, plan] : calls)
         for (int t = 0; t < n_tokens; t++, row += s.exact_stride)
             for (int i = 0; i < a.exact.n; i++) row[a.exact.k_slots[i]] = a.exact.mask[static_cast<std::size_t>(t) * a.exact.n + i];
-    q.refresh(s.exact_mask, mask.data(), mask.size());
-    n.push_back(0);  // of a call over no tiles
+    const std::uint16_t* there = q.refresh(s.exact_mask, mask.data(), mask.size());
+    s.exact_mask_tiles = n_tokens <= kDecodeTokens
+                             ? nullptr
+                             : summarize(q, s.of_exact_mask,
+                                         {there, n_tokens * s.exact_stride, s.exact_stride, static_cast<int>(calls.size()), n_tokens,
+                                          static_cast<int>(s.exact_stride)});
     q.refresh(s.exact_n, n.data(), n.size());
 }
 
-void set_mask(Queue& q, Calls calls, Queue::Step& s) {
+void patch_mask(Queue& q, Calls calls, Queue::Step& s) {
     const AttentionArgs& a = calls[0].args;
     s.mask = a.mask, s.mask_stride = a.mask_token_stride, s.own_mask = false;
     s.mask_seq_stride = calls.size() > 1 && a.mask ? calls[1].args.mask - a.mask : 0;
@@ -62,22 +73,37 @@ void set_mask(Queue& q, Calls calls, Queue::Step& s) {
     s.mask = p.out, s.mask_stride = p.out_stride, s.mask_seq_stride = a.n_tokens * p.out_stride, s.own_mask = true;
 }
 
+void set_mask(Queue& q, Calls calls, Queue::Step& s) {
+    patch_mask(q, calls, s);
+    const AttentionArgs& a = calls[0].args;
+    s.mask_tiles = nullptr;
+    if (s.mask && (s.own_mask || a.mask_heads == 1))
+        s.mask_tiles =
+            summarize(q, s.of_mask, {s.mask, s.mask_seq_stride, s.mask_stride, static_cast<int>(calls.size()), a.n_tokens, a.n_kv});
+}
+
 void set_cells(Queue& q, Calls calls, Queue::Step& s) {
     const AttentionArgs& a = calls[0].args;
     s.max_position = -1, s.cell_seq_stride = tiles_of(a.n_kv) * kTileKeys;
     if (std::ranges::none_of(calls, [](const auto& c) { return c.args.term.n_freq > 0; })) return;
-    std::vector<std::int32_t> pos(calls.size() * s.cell_seq_stride, -1);
-    std::vector<std::uint8_t> term(pos.size());
-    for (std::size_t i = 0; i < calls.size(); i++) {
-        const ScoreTerm& t = calls[i].args.term;
-        if (!t.n_freq) continue;
-        std::copy_n(t.cell_pos, a.n_kv, pos.data() + i * s.cell_seq_stride);
-        std::copy_n(t.cell_term, a.n_kv, term.data() + i * s.cell_seq_stride);
-        s.max_position = std::max(s.max_position, *std::max_element(t.cell_pos, t.cell_pos + a.n_kv));
-    }
     cuda::Term t;
-    t.cell_pos = q.refresh(s.cell_pos, pos.data(), pos.size());
-    t.cell_term = q.refresh(s.cell_term, term.data(), term.size());
+    const auto take = [&](const std::int32_t* pos, const std::uint8_t* term, std::size_t n) {
+        s.max_position = *std::max_element(pos, pos + n);
+        t.cell_pos = q.refresh(s.cell_pos, pos, n), t.cell_term = q.refresh(s.cell_term, term, n);
+    };
+    if (calls.size() == 1) {
+        take(a.term.cell_pos, a.term.cell_term, a.n_kv);
+    } else {
+        std::vector<std::int32_t> pos(calls.size() * s.cell_seq_stride, -1);
+        std::vector<std::uint8_t> term(pos.size());
+        for (std::size_t i = 0; i < calls.size(); i++) {
+            const ScoreTerm& of = calls[i].args.term;
+            if (!of.n_freq) continue;
+            std::copy_n(of.cell_pos, a.n_kv, pos.data() + i * s.cell_seq_stride);
+            std::copy_n(of.cell_term, a.n_kv, term.data() + i * s.cell_seq_stride);
+        }
+        take(pos.data(), term.data(), pos.size());
+    }
     t.cell_seq_stride = s.cell_seq_stride, t.tile_seq_stride = tiles_of(a.n_kv);
     q.reserve(s.tile_pos, calls.size() * t.tile_seq_stride * sizeof(std::int32_t));
     q.launch([t, n_kv = a.n_kv, n_seq = static_cast<int>(calls.size()), out = s.tile_pos.as<std::int32_t>()](const Lanes& lanes) {
@@ -85,8 +111,9 @@ void set_cells(Queue& q, Calls calls, Queue::Step& s) {
     });
 }
 
-void launch_attention(Queue& q, const cuda::AttentionShape& shape, const cuda::AttentionArgs& args) {
+void launch_attention(Queue& q, const cuda::AttentionShape& shape, cuda::AttentionArgs args) {
     const Queue::PlannedAttention& p = q.plan(shape);
+    args.beside_keeping = q.keeping();
     q.launch([plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>()](const Lanes& lanes) {
         static_cast<void>(number);  // tells plans apart that lie in the same place, one after the other
         return cuda::run_attention(*plan, args, workspace, lanes.main);
@@ -121,9 +148,14 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, Attenti
         for (const StreamCall& call : calls)
             for (std::size_t i = 0; i < most; i++) ids.push_back(i < call.queries->ids.size() ? call.queries->ids[i] : any);
         t.ids = q.upload<std::int32_t>(Queue::Use::term_ids, ids);
-        t.terms = q.memory<float>(Queue::Use::terms, calls.size() * n_terms * rows * 2 * t.n_freq);
         const DeviceTables::Term tables = q.tables().term(keys.rope.frequencies, step.max_position);
-        c.term.n_freq = t.n_freq, c.term.q_term = t.terms, c.term.n_terms = n_terms, c.term.q_seq_stride = n_terms * rows * 2 * t.n_freq;
+        c.term.n_freq = t.n_freq, c.term.n_terms = n_terms;
+        if (keys.scales || t.rope.n_dims != 2 * t.n_freq) {
+            t.terms = q.memory<float>(Queue::Use::terms, calls.size() * n_terms * rows * 2 * t.n_freq);
+            c.term.q_term = t.terms, c.term.q_seq_stride = n_terms * rows * 2 * t.n_freq;
+        } else {
+            c.term.mu = t.mu, c.term.mu_stride = t.mu_stride, c.term.ids = t.ids, c.term.rope = t.rope;
+        }
         c.term.turns = tables.turns, c.term.panel = tables.panel;
         c.term.cell_pos = step.cell_pos.array.as<std::int32_t>(), c.term.cell_term = step.cell_term.array.as<std::uint8_t>();
         c.term.tile_pos = step.tile_pos.as<std::int32_t>(), c.term.dim_freq = dim_freq_.as<std::uint8_t>();
@@ -139,7 +171,7 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, Attenti
             c.term.offset = all;
         }
     }
-    q.launch([t](const Lanes& lanes) { return cuda::transform_queries(t, lanes.main); });
+    if (t.scaled || t.terms) q.launch([t](const Lanes& lanes) { return cuda::transform_queries(t, lanes.main); });
     return true;
 }
 
@@ -165,7 +197,7 @@ const char* CudaStore::attend_streams(StoreContext& ctx, const TileStore& values
     return together ? attend_together(ctx, values, first_stream, calls) : TileStore::attend_streams(ctx, values, first_stream, calls);
 }
 
-/// One call, or one and another for exact rows.
+/// One call of the GPU.
 const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& values, std::int64_t stream, Calls calls) const {
     const auto& v = static_cast<const CudaStore&>(values);
     AttentionArgs a = calls[0].args;
@@ -174,7 +206,7 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     if (v.layout_.head_dim() != layout_.head_dim()) return "keys and values with heads of different sizes: take the CPU's device";
     if (any_exact && a.mask_heads > 1) return "exact windows with a mask per head: switch the windows off (sink=0,recent=0)";
     Queue& q = Queue::of(ctx, device_);
-    if (std::ranges::any_of(calls, [](const StreamCall& c) { return c.args.exact.n == 0; })) q.settle();
+    if (q.rows_move() || std::ranges::any_of(calls, [](const StreamCall& c) { return c.args.exact.n == 0; })) q.settle();
     std::vector<std::uint64_t> numbers;
     for (const StreamCall& c : calls) numbers.push_back(c.plan);
     Queue::Step& step =
@@ -204,6 +236,8 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
         c.exact_mask_seq_stride = a.n_tokens * step.exact_stride;
     }
     // A mask of the step's own is of one head.
+    c.mask_tiles = step.mask_tiles, c.exact_mask_tiles = step.exact_mask_tiles;
+    c.exact_tiles = static_cast<int>(step.exact_stride / kTileKeys);
     c.mask = step.mask, c.mask_token_stride = step.mask_stride, c.mask_seq_stride = step.mask_seq_stride;
     if (!step.own_mask) c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
     c.scale = a.scale, c.logit_softcap = a.logit_softcap, c.max_bias = a.max_bias, c.sinks = a.sinks;
@@ -211,26 +245,9 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     std::vector<CodecId> formats = formats_;
     formats.insert(formats.end(), v.formats_.begin(), v.formats_.end());
     const std::vector<int> n_kv(calls.size(), a.n_kv);
-    const bool apart = step.n_slots && a.n_tokens > kDecodeTokens;
-    cuda::AttentionShape shape{layout_.head_dim(),         a.n_head, a.n_head_kv, a.n_tokens,       n_kv,
-                               step.n_slots > 0 && !apart, true,     formats,     c.term.n_freq > 0};
-    const std::size_t rows = static_cast<std::size_t>(a.n_tokens) * a.n_head;
-    if (apart) c.lse = q.memory<float>(Queue::Use::lse, rows);
-    launch_attention(q, shape, c);
-    if (!apart) return nullptr;
-
-    // Many queries: exact rows by a call of their own over no tiles, since tensor cores take the tiles alone.
-    cuda::AttentionArgs e = c;
-    cuda::MergeResults m;
-    m.a = c.out, m.a_token_stride = c.out_token_stride, m.a_head_stride = c.out_head_stride, m.a_lse = c.lse;
-    e.lse = q.memory<float>(Queue::Use::other_lse, rows), e.out = q.memory<float>(Queue::Use::other, rows * layout_.head_dim());
-    m.b = e.out, m.b_lse = e.lse, m.n_tokens = a.n_tokens, m.n_head = a.n_head, m.head_dim = layout_.head_dim();
-    e.out_head_stride = layout_.head_dim(), e.out_token_stride = a.n_head * e.out_head_stride;
-    e.seq_n_kv = c.exact_n + calls.size(), e.sinks = nullptr, e.term = {};
-    const int none[] = {kTileKeys};
-    shape.n_kv = none, shape.exact_windows = true, shape.formats = {}, shape.term = false;
-    launch_attention(q, shape, e);
-    q.launch([m](const Lanes& lanes) { return cuda::merge_results(m, lanes.main); });
+    launch_attention(q, {layout_.head_dim(), a.n_head, a.n_head_kv, a.n_tokens, n_kv, step.n_slots > 0, true, formats, c.term.n_freq > 0},
+                     c);
+    q.give_later();
     return nullptr;
 }
 

@@ -138,7 +138,7 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
         k.matrix = rotation.matrix, k.signs = rotation.signs, k.plain = plain_heads_.as<std::uint8_t>();
         k.halves = exact_halves_.as<std::uint16_t>(), k.tiles = exact_memory_.as<std::uint8_t>(), k.tile_stride = exact_plan_.tile_stride;
     }
-    q.launch([k](const Lanes& lanes) { return cuda::keep_rows(k, lanes.main); });
+    q.keep(k);
     return k.out;
 }
 
@@ -182,8 +182,11 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
     }
     if (!rows.aside.empty()) return write_aside(q, rows, e), true;
     const std::size_t lane = keys ? 0 : 1;
-    if (later) q.fork(lane);
-    q.launch([plan = plan_, e, lane, later](const Lanes& lanes) { return cuda::encode(plan, e, later ? lanes.side[lane] : lanes.main); });
+    if (!later) {
+        q.launch([plan = plan_, e](const Lanes& lanes) { return cuda::encode(plan, e, lanes.main); });
+        return true;
+    }
+    q.later(lane, [plan = plan_, e, lane](const Lanes& lanes) { return cuda::encode(plan, e, lanes.side[lane]); });
     return true;
 }
 
@@ -299,12 +302,16 @@ void CudaStore::move_exact(StoreContext& ctx, std::span<const SlotMove> moves, s
     const int n = static_cast<int>(moves.size());
     const auto *a = q.upload<std::int64_t>(Queue::Use::from, from), *b = q.upload<std::int64_t>(Queue::Use::to, to);
     auto* rows = q.memory<std::uint8_t>(Queue::Use::form, n * exact_plan_.row_bytes);
-    q.launch(
-        [plan = exact_plan_, halves = exact_halves_.as<std::uint16_t>(), n_embd = layout_.n_embd(), a, b, n, rows](const Lanes& lanes) {
-            cuda::Status s = cuda::move_rows(halves, n_embd, a, b, n, lanes.main);
-            if (s.ok()) s = cuda::get_rows(plan, a, n, rows, plan.row_bytes, lanes.main);
-            return s.ok() ? cuda::set_rows(plan, b, n, rows, plan.row_bytes, lanes.main) : s;
-        });
+    // After a batch nobody waits for them; before attention (rows that were restored) it does.
+    q.moving();
+    q.later(0,
+            [plan = exact_plan_, halves = exact_halves_.as<std::uint16_t>(), n_embd = layout_.n_embd(), a, b, n, rows](const Lanes& lanes) {
+                const cuda::Stream lane = lanes.side[0];
+                cuda::Status s = cuda::move_rows(halves, n_embd, a, b, n, lane);
+                if (s.ok()) s = cuda::get_rows(plan, a, n, rows, plan.row_bytes, lane);
+                return s.ok() ? cuda::set_rows(plan, b, n, rows, plan.row_bytes, lane) : s;
+            });
+    q.give_later();
 }
 
 void CudaStore::set_outliers(int, std::span<const std::uint8_t>, std::span<const std::int64_t>) {

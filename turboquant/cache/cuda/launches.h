@@ -32,6 +32,14 @@ class Launches {
         std::memcpy(to, &f, sizeof(F));
         clear_padding(static_cast<F*>(to));
     }
+    void drop_last() {
+        held_.resize(entries_.back().at);
+        entries_.pop_back();
+    }
+    void append(const Launches& other) {
+        for (const Entry& e : other.entries_) entries_.push_back({e.run, held_.size() + e.at});
+        held_.insert(held_.end(), other.held_.begin(), other.held_.end());
+    }
     std::size_t size() const { return entries_.size(); }
     void clear() { entries_.clear(), held_.clear(); }
 

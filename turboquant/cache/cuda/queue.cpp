@@ -137,15 +137,36 @@ Queue::Copy& Queue::uploaded(Use use, std::span<const std::uint8_t> data) {
     return copy;
 }
 
-void Queue::fork(std::size_t lane) {
-    launch([forked = forked_, lane](const Lanes& lanes) {
-        const cuda::Status s = cuda::record(forked, lanes.main);
-        return s.ok() ? cuda::wait_for(lanes.side[lane], forked) : s;
-    });
-    side_busy_[lane] = true;
+void Queue::keep(cuda::KeepRows rows) {
+    if (keeping_ && may_join_ && deferring_) {
+        waiting_.drop_last();
+        launch([first = kept_, rows](const Lanes& lanes) { return cuda::keep_rows(first, lanes.main, &rows); });
+        may_join_ = false;
+    } else {
+        rows.beside_keeping = keeping_;
+        launch([rows](const Lanes& lanes) { return cuda::keep_rows(rows, lanes.main); });
+        kept_ = rows, may_join_ = deferring_;
+    }
+    keeping_ = true;
+}
+
+void Queue::give_later() {
+    if (later_.size() == 0) return;
+    for (std::size_t lane = 0; lane < side_.size(); lane++) {
+        if (!std::exchange(later_on_[lane], false)) continue;
+        launch([forked = forked_, lane](const Lanes& lanes) {
+            const cuda::Status s = cuda::record(forked, lanes.main);
+            return s.ok() ? cuda::wait_for(lanes.side[lane], forked) : s;
+        });
+        side_busy_[lane] = true;
+    }
+    deferring_ ? waiting_.append(later_) : must(later_.run(0, later_.size(), lanes()));
+    later_.clear();
 }
 
 void Queue::settle() {
+    give_later();
+    moving_ = false;
     for (std::size_t lane = 0; lane < side_.size(); lane++) {
         if (!std::exchange(side_busy_[lane], false)) continue;
         side_slots_.clear();

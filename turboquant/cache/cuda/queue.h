@@ -68,8 +68,15 @@ class Queue {
     /// f(lanes): Launches::add.
     template <class F>
     void launch(const F& f) {
+        keeping_ = false;
         deferring_ ? waiting_.add(f) : must(f(lanes()));
     }
+    /// Keeps rows: in one launch with those before, or beside them, if nothing else was given to the main stream since; and whether nothing was
+    /// (AttentionArgs::beside_keeping).
+    void keep(cuda::KeepRows rows);
+    bool keeping() const { return keeping_; }
+    /// Others give work to their stream that ours waits for.
+    void other_work() { keeping_ = false; }
     /// At least so many bytes; contents are lost.
     void reserve(cuda::DeviceArray& a, std::size_t bytes) {
         if (bytes <= a.bytes()) return;
@@ -92,9 +99,6 @@ class Queue {
         queries,
         terms,
         offsets,
-        lse,
-        other_lse,
-        other,
         from,
         to,
         term_ids,
@@ -126,8 +130,17 @@ class Queue {
     const T* upload(Use use, std::span<const T> data) {
         return uploaded(use, {reinterpret_cast<const std::uint8_t*>(data.data()), data.size_bytes()}).array.template as<T>();
     }
-    /// Another stream (Lanes::side), for work that nothing waits for before the graph's end: it begins after all given to the main one so far.
-    void fork(std::size_t lane);
+    /// f(lanes) on another stream (Lanes::side), for work that nothing waits for before the graph's end: it begins after all that is given to
+    /// the main one until give_later(), which settle() calls.
+    template <class F>
+    void later(std::size_t lane, const F& f) {
+        later_.add(f);
+        later_on_[lane] = true;
+    }
+    void give_later();
+    /// Exact rows move there: attention over them must not begin before. Until settle().
+    void moving() { moving_ = true; }
+    bool rows_move() const { return moving_; }
     /// The main stream goes on after the others. Called by all that touches what they may be working on.
     void settle();
 
@@ -147,11 +160,12 @@ class Queue {
         std::vector<std::uint64_t> numbers{};
         const std::uint16_t* mask = nullptr;  ///< as the call's, or with exact cells hidden
         std::size_t mask_stride = 0, mask_seq_stride = 0;
+        const std::uint8_t *mask_tiles = nullptr, *exact_mask_tiles = nullptr;  ///< or null
         bool own_mask = false;
         int n_slots = 0;  ///< of exact rows, at most
         std::size_t exact_stride = 0, cell_seq_stride = 0;
         int max_position = 0;
-        cuda::DeviceArray patched, tile_pos;
+        cuda::DeviceArray patched, tile_pos, of_mask, of_exact_mask;
         Copy tile, halves, exact_mask, exact_n, cell_pos, cell_term;
     };
     /// That of numbers (TileStore::attend), of one or of all sequences, filled in by `make` if they are others than were there, or 0.
@@ -188,15 +202,17 @@ class Queue {
     DeviceTables* tables_;
     cuda::Stream stream_ = nullptr;
     std::array<cuda::Stream, 2> side_{};
-    std::array<bool, 2> side_busy_{};
+    std::array<bool, 2> side_busy_{}, later_on_{};
     std::array<void*, 2> side_done_{};
     void* forked_ = nullptr;
     std::array<cuda::DeviceArray, kUses> arrays_;
     std::array<Uploads, kUses> uploads_;
     std::uint32_t* not_finite_ = nullptr;  ///< memory of the host
-    bool deferring_ = false;
+    bool deferring_ = false, keeping_ = false, moving_ = false;
     std::function<void()> catch_up_;
-    Launches waiting_;
+    Launches waiting_, later_;
+    cuda::KeepRows kept_;  ///< by the last launch, if that may take in others
+    bool may_join_ = false;
     std::deque<PlannedAttention> plans_;
     std::uint64_t clock_ = 0;
     std::deque<Step> steps_;

@@ -29,6 +29,8 @@ struct Attend : Queries<D, kGroups> {
         // Warps take tiles in turn; with a term, pairs of them, if there are enough for all. Strides are 4, 4, .. or 1, 7, 1, 7, ..
         const bool pairs = has_term && tile_end - tile_begin > kWarps;
         const int first = visible_from(tile_begin + (pairs ? 2 * warp : warp));
+        TileMask tile_mask(*this);
+        tile_mask.look_ahead(*this, first);
         int stride = pairs ? 1 : kWarps;
         const int32_t* tile_pos = p.term.tile_pos + item.seq * p.term.tile_seq_stride;
         const int pos_first = has_term && tile_begin < tile_end ? tile_pos[tile_begin] : -1;
@@ -56,7 +58,7 @@ struct Attend : Queries<D, kGroups> {
         __syncthreads();
         this->make_operands(l, k.format);
         if (kFormat != kAnyFormat && thread < 32) lut[thread] = p.table[k.format].prmt[thread & 7];
-        wait_for_copies();
+        if (has_term) this->wait_for_panel(l);
         __syncthreads();
         QueryOperand<D, kGroups> q;
         q.shared = reinterpret_cast<const uint32_t*>(shared + l.operands) + lane;
@@ -74,7 +76,7 @@ struct Attend : Queries<D, kGroups> {
         // Factors of the lane's rows, t of each group: integer score * scale of the key * unit = logit in units of log2.
         float unit[kGroups];
         const uint16_t* mask = exact ? p.exact_mask : p.mask;
-        const bool bent = mask || p.softcap != 0, general = has_term || bent;
+        const bool general = has_term || mask || p.softcap != 0;
 #pragma unroll
         for (int s = 0; s < kGroups; ++s) {
             const float top = reinterpret_cast<const float*>(shared + l.row_top)[4 * s + t];
@@ -95,6 +97,14 @@ struct Attend : Queries<D, kGroups> {
             const uint8_t* k_next = k_tile + static_cast<std::size_t>(k_stride) * steps;
             const uint8_t* v_next = v_tile + static_cast<std::size_t>(v_stride) * steps;
             stride = 2 * kWarps - stride;
+            const unsigned seen = tile_mask.take();
+            tile_mask.look_ahead(*this, next_tile);
+            if (!(seen & kMaskShows)) {
+                if (has_term) terms.pass(tile_pos, next_tile, tile_end, lane);
+                if (next_tile < tile_end) keys.load(k, k_next, lane);
+                tile = next_tile, k_tile = k_next, v_tile = v_next;
+                continue;
+            }
             if (has_term) ready_terms(terms, l, tile_pos, tile, next_tile);
             values.load(v, v_tile, lane);
             float x[kGroups][8];
@@ -123,7 +133,7 @@ struct Attend : Queries<D, kGroups> {
 #pragma unroll
                     for (int j = 0; j < 8; ++j) x[s][j] = fmaf(x[s][j], unit[s], e[j]);
                 }
-                if (bent) bend(mask, tile, s, x[s]);
+                if ((mask && seen & kMaskCounts) || p.softcap != 0) bend(seen & kMaskCounts ? mask : nullptr, tile, s, x[s]);
                 if (edge) {
                     const int row = min(first_row + 4 * s + t, p.n_rows - 1), begin = this->visible_begin(row), end = this->visible_end(row);
 #pragma unroll
@@ -211,6 +221,23 @@ struct Attend : Queries<D, kGroups> {
         for (int at = 128 * lane; at <= code_bytes; at += 128 * 32) prefetch_l2(tile + at);
     }
 
+    /// What the mask says of a tile to the rows of the block, asked for a tile ahead.
+    struct TileMask {
+        int at = -1;  // in p.mask_tiles, of this lane's token
+        unsigned seen = kMaskCounts | kMaskShows;
+
+        __device__ __forceinline__ explicit TileMask(const Attend& a) {
+            if ((kMayBeExact && a.exact) || !a.p.mask_tiles) return;
+            const int token = a.first_row / a.p.group + a.lane, last = (min(a.first_row + kRows, a.p.n_rows) - 1) / a.p.group;
+            seen = 0;
+            if (token <= last) at = (a.item.seq * a.p.n_tokens + token) * ((a.p.n_kv + kTileKeys - 1) / kTileKeys);
+        }
+        __device__ __forceinline__ void look_ahead(const Attend& a, int tile) {
+            if (at >= 0 && tile < a.tile_end) seen = __ldg(a.p.mask_tiles + at + tile);
+        }
+        __device__ __forceinline__ unsigned take() const { return __reduce_or_sync(~0u, seen); }
+    };
+
     /// The terms that wait in shared memory.
     struct Terms {
         TermLane at_lane;
@@ -221,6 +248,11 @@ struct Attend : Queries<D, kGroups> {
 
         __device__ __forceinline__ void look_ahead(const int32_t* tile_pos, int tile, int tile_end, int lane) {
             if (tile < tile_end) pos = tile_pos[min(tile + (lane & 1), tile_end - 1)];
+        }
+        /// A tile that nobody sees.
+        __device__ __forceinline__ void pass(const int32_t* tile_pos, int next_tile, int tile_end, int lane) {
+            second = false;
+            look_ahead(tile_pos, next_tile, tile_end, lane);
         }
         __device__ __forceinline__ static uint4* at(uint8_t* memory, const SharedLayout& l, int n_pad, int warp, int group) {
             return reinterpret_cast<uint4*>(memory + l.staged + (warp * kGroups + group) * staged_bytes(n_pad));
@@ -260,7 +292,7 @@ struct Attend : Queries<D, kGroups> {
                     make.template operator()<0>();
             } else {
                 float e[8];
-                scattered_term(p, item.seq, kv_head, tile, n_kv, first_row + 4 * s, lane, e);
+                scattered_term<D>(p, item.seq, kv_head, tile, n_kv, first_row + 4 * s, lane, e);
                 put_terms(Terms::at(shared, l, p.term.n_pad, warp, s), 0, lane, e);
             }
         }
@@ -292,6 +324,7 @@ __global__ void __launch_bounds__(32 * kWarps, kernel_blocks(D, kGroups, kFormat
     extern __shared__ __align__(16) uint8_t shared[];
     Block<D, kGroups> block(p, shared);
     block.find_work();
+    if (block.exact) wait_for_launch_before();
     float o[kGroups][D / 8], most[kGroups], sum[kGroups], step;
     if (kFormat != kAnyFormat && block.exact)
         step = Attend<D, kGroups, fragment_codec_index(CodecId::raw), false>(block).run(o, most, sum);

@@ -22,7 +22,12 @@ struct SideParams {
 struct TermParams {
     int n_freq, n_pad;  // 0: no term; padded to 16
     int n_terms;
-    const float* q_term;            // [seq][n_terms][token][head][2*n_freq]
+    const float* q_term;  // [seq][n_terms][token][head][2*n_freq]; null: of the queries and these, in the kernel
+    const float* mu;      // attention.h, QueryTerms
+    std::size_t mu_stride;
+    const std::int32_t* ids;
+    int rope_pairs, rope_offset;
+    bool rope_adjacent;
     std::size_t seq_stride;         // in floats
     const float2* turns;            // attention.h, make_term_turns
     const uint4* panel;             // make_term_panel; null: it does not fit in shared memory, the term is made key by key
@@ -33,6 +38,9 @@ struct TermParams {
     const float* offset;           // [n_terms][kv head][cosine, sine][head_dim] or null
     const std::uint8_t* dim_freq;  // [head_dim]
 };
+
+/// What a mask says to a query of a tile's cells, as bits: some value is not zero, some cell is visible.
+enum MaskTile : std::uint8_t { kMaskCounts = 1, kMaskShows = 2 };
 
 /// Item of a call: a range of one sequence's tiles, or its exact rows.
 struct AttentionItem {
@@ -54,6 +62,8 @@ struct AttentionParams {
     bool has_exact, causal;
     int window;
     const std::uint16_t *mask, *exact_mask;
+    const std::uint8_t *mask_tiles, *exact_mask_tiles;  // [seq][token][tile]: MaskTile; null: not known
+    int exact_tiles;                                    // of the latter
     std::size_t mask_seq_stride, mask_token_stride, mask_head_stride, exact_mask_seq_stride, exact_mask_token_stride;  // in halves
     int mask_heads;
     float scale, softcap, max_bias;

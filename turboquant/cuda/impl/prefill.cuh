@@ -23,9 +23,28 @@ struct PrefillWork {
         kv_head = blockIdx.y, seq = blockIdx.z / p.n_splits, split = blockIdx.z % p.n_splits;
         n_kv = p.a.seq_n_kv ? min(p.a.seq_n_kv[seq], p.a.n_kv) : p.a.n_kv;
         const int last_row = min(first_row + kPrefillRows, p.a.n_rows) - 1;
-        const int begin = visible_begin(min(first_row, last_row)) / kPanelKeys, end = (visible_end(last_row) + kPanelKeys - 1) / kPanelKeys;
+        const int begin = visible_begin(min(first_row, last_row)) / kPanelKeys;
+        const int end = last_shown((visible_end(last_row) + kPanelKeys - 1) / kPanelKeys, first_row / p.a.group, last_row / p.a.group);
         const int n = max(0, end - begin);
         panel_begin = begin + n * split / p.n_splits, panel_end = begin + n * (split + 1) / p.n_splits;
+    }
+    /// The end of the panels that some query of the block sees by the mask, at most `end`: of the batch's own cells the first see few.
+    __device__ __forceinline__ int last_shown(int end, int token, int last_token) const {
+        if (!p.a.mask_tiles) return end;
+        const int n_tiles = (p.a.n_kv + kTileKeys - 1) / kTileKeys, lane = threadIdx.x & 31;
+        const uint8_t* flags = p.a.mask_tiles + static_cast<std::size_t>(seq * p.a.n_tokens + token) * n_tiles;
+        for (; end > 0; end -= 32) {
+            unsigned seen = 0;
+            const int tile = 2 * (end - 1 - lane);
+#pragma unroll 4
+            for (int i = 0; tile >= 0 && i <= last_token - token; ++i) {
+                seen |= flags[i * n_tiles + tile];
+                if (tile + 1 < n_tiles) seen |= flags[i * n_tiles + tile + 1];
+            }
+            const unsigned shown = __ballot_sync(~0u, (seen & kMaskShows) != 0);
+            if (shown) return end - (__ffs(static_cast<int>(shown)) - 1);
+        }
+        return 0;
     }
     __device__ __forceinline__ int position_of(int row) const { return n_kv - p.a.n_tokens + row / p.a.group; }
     __device__ __forceinline__ int visible_end(int row) const { return p.a.causal ? min(n_kv, position_of(row) + 1) : n_kv; }
@@ -128,8 +147,20 @@ struct PrefillRows {
         barrier_wait(ring.queries(), 0);
         int stage = 0;
         uint32_t parity = 0;
+        // What the mask says of a panel to the rows of this warp: lanes have a token and one of the panel's tiles each.
+        const int warp_row = first_of_group + thread / 32 * 16, lane = thread & 31, token = min(warp_row, last) / p.group + lane / 2,
+                  n_tiles = (p.n_kv + kTileKeys - 1) / kTileKeys;
+        const bool asks = kGeneral && p.mask_tiles && token <= min(warp_row + 15, last) / p.group;
+        const uint8_t* flags = p.mask_tiles + static_cast<std::size_t>(work.seq * p.n_tokens + token) * n_tiles + (lane & 1);
+        const auto ask = [&](int panel) -> unsigned {
+            if (!kGeneral || !p.mask_tiles) return kMaskCounts;
+            return asks && 2 * panel + (lane & 1) < n_tiles && panel < work.panel_end ? flags[2 * panel] : 0;
+        };
+        unsigned ahead = ask(work.panel_begin);
 #pragma unroll 1
         for (int panel = work.panel_begin; panel < work.panel_end; ++panel) {
+            const unsigned seen = kGeneral ? __reduce_or_sync(~0u, ahead) : 0;
+            ahead = ask(panel + 1);
             float x[64];
             {
                 int high[64], low[64];
@@ -160,7 +191,7 @@ struct PrefillRows {
             }
             leave(ring.empty(stage, false));
 
-            if constexpr (kGeneral) bend(panel, unit, x);
+            if constexpr (kGeneral) bend(panel, unit, x, (seen & kMaskCounts) != 0);
             const float by[2] = {kGeneral ? 1.f : unit[0], kGeneral ? 1.f : unit[1]};
             if (panel * kPanelKeys < full_begin || (panel + 1) * kPanelKeys > full_end) {
 #pragma unroll
@@ -250,25 +281,31 @@ struct PrefillRows {
     }
 
     /// What is done to a logit beyond its product: soft-cap and mask; x becomes a logit in units of log2.
-    __device__ __forceinline__ void bend(int panel, const float (&unit)[2], float (&x)[64]) const {
+    __device__ __forceinline__ void bend(int panel, const float (&unit)[2], float (&x)[64], bool mask_counts) const {
         const AttentionParams& p = work.p.a;
-        const float cap = p.softcap * 1.4426950408889634f, inverse_cap = p.softcap != 0 ? 1 / cap : 0;
+        // Step by step: a branch around one logit's part would cost each its own fetch of instructions.
+#pragma unroll
+        for (int i = 0; i < 64; ++i) x[i] *= unit[i / 2 % 2];
+        if (p.softcap != 0) {
+            const float cap = p.softcap * 1.4426950408889634f, inverse_cap = 1 / cap;
+#pragma unroll
+            for (int i = 0; i < 64; ++i) x[i] = cap * tanhf(x[i] * inverse_cap);
+        }
+        if (!p.mask || !mask_counts) return;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int at = min(row[r], p.n_rows - 1);
-            const float slope = p.mask ? slope_of(at) : 0;
-            const uint16_t* m = p.mask ? p.mask + work.seq * p.mask_seq_stride + at / p.group * p.mask_token_stride +
-                                             (work.kv_head * p.group + at % p.group) % p.mask_heads * p.mask_head_stride + panel * kPanelKeys
-                                       : nullptr;
+            const float slope = slope_of(at);
+            const uint16_t* m = p.mask + work.seq * p.mask_seq_stride + at / p.group * p.mask_token_stride +
+                                (work.kv_head * p.group + at % p.group) % p.mask_heads * p.mask_head_stride + panel * kPanelKeys;
+            const int n = work.n_kv - panel * kPanelKeys;
 #pragma unroll
             for (int j = 0; j < 16; ++j)
 #pragma unroll
                 for (int c = 0; c < 2; ++c) {
-                    float y = x[4 * j + 2 * r + c] * unit[r];
-                    if (p.softcap != 0) y = cap * tanhf(y * inverse_cap);
                     const int cell = cell_at(j, c);
-                    if (m && panel * kPanelKeys + cell < work.n_kv) y = fmaf(__half2float(__ushort_as_half(m[cell])), slope, y);
-                    x[4 * j + 2 * r + c] = y;
+                    float& y = x[4 * j + 2 * r + c];
+                    if (cell < n) y = fmaf(__half2float(__ushort_as_half(m[cell])), slope, y);
                 }
         }
     }
@@ -279,7 +316,7 @@ struct PrefillRows {
         const uint8_t* codec = p.a.v.head_codec;
         const float step = p.a.table[codec ? codec[work.kv_head] : p.a.v.codec].step;
         const std::size_t first =
-            ((static_cast<std::size_t>(work.seq) * p.n_splits + work.split) * p.a.n_head_kv + work.kv_head) * p.n_groups * kGroupRows;
+            ((static_cast<std::size_t>(work.seq) * p.n_parts + work.split) * p.a.n_head_kv + work.kv_head) * p.n_groups * kGroupRows;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             sum[r] += __shfl_xor_sync(~0u, sum[r], 1), sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
@@ -301,7 +338,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) prefill_kernel(const __gri
         for (int i = 0; i < ring.kStages; ++i)
             for (const bool values : {false, true}) barrier_init(ring.full(i, values), 1), barrier_init(ring.empty(i, values), 4 * kPrefillGroups);
         barrier_init(ring.queries(), 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_ready();
     }
     __syncthreads();
     const PrefillWork work(p);

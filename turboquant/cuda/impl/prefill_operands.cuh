@@ -8,6 +8,9 @@
 
 namespace turboquant::cuda {
 
+inline constexpr int kWideWarps = 8;
+constexpr int panel_warps(bool wide) { return wide ? kWideWarps : 4; }
+
 /// Formats whose levels are single bytes: those that panels can hold.
 constexpr bool has_byte_levels(CodecId f) { return operands_of(f) != Operands::wide && operands_of(f) != Operands::halves; }
 
@@ -153,7 +156,7 @@ __device__ __forceinline__ bool is_trellis_index(int format) {
 }
 
 /// Keys of a panel, decoded, become wide: levels times scales plus the offset at the cells' positions, in units of the format's step.
-/// A warp has 32 rows; x: D floats of its own.
+/// Warps have the same number of rows; x: D floats of a warp's own.
 template <int D>
 __device__ __forceinline__ void widen_keys(const PrefillParams& p, int seq, int head, int panel, int n_kv, int warp, int lane, uint8_t* keys, float* scales, float* x) {
     constexpr int kEach = (D + 31) / 32;
@@ -162,7 +165,7 @@ __device__ __forceinline__ void widen_keys(const PrefillParams& p, int seq, int 
     const float inverse_step = 1 / p.a.table[format].step;
     const bool trellis = is_trellis_index(format);
 #pragma unroll 1
-    for (int row = 32 * warp; row < 32 * warp + 32; ++row) {
+    for (int row = kPanelKeys / kWideWarps * warp; row < kPanelKeys / kWideWarps * (warp + 1); ++row) {
         const int cell = panel * kPanelKeys + row / kTileKeys * kTileKeys + cell_of_position(row % kTileKeys);
         const std::size_t at = seq * term.cell_seq_stride + cell;
         const int pos = term.n_freq > 0 && cell < n_kv ? term.cell_pos[at] : -1;
@@ -209,9 +212,10 @@ __device__ __forceinline__ void widen_keys(const PrefillParams& p, int seq, int 
     }
 }
 
-/// One panel per block of four warps: two of them have a tile of keys each, two of values. grid: panels, kv heads, sequences.
+/// One panel per block: of its first four warps two have a tile of keys each, two of values. Wide keys are the work of all.
+/// grid: panels, kv heads, sequences.
 template <int D, bool kWide>
-__global__ void __launch_bounds__(128) make_panels(const __grid_constant__ PrefillParams p) {
+__global__ void __launch_bounds__(32 * panel_warps(kWide)) make_panels(const __grid_constant__ PrefillParams p) {
     constexpr PanelLayout l = panel_layout(D, kWide);
     extern __shared__ __align__(16) uint8_t memory[];
     uint8_t* image = memory;
@@ -220,12 +224,12 @@ __global__ void __launch_bounds__(128) make_panels(const __grid_constant__ Prefi
     const int n_kv = cells_of(p.a, seq), half = warp & 1, first_cell = panel * kPanelKeys + half * kTileKeys;
     if (panel * kPanelKeys >= n_kv) return;
     if (p.a.window > 0 && (panel + 1) * kPanelKeys <= n_kv - p.a.n_tokens + 1 - p.a.window) return;  // no row sees it
-    const bool is_value = warp >= 2;
+    const bool is_value = warp >= 2, decodes = warp < 4;
     const SideParams& side = is_value ? p.a.v : p.a.k;
     const HeadTilesAt from(side, seq, head);
     const int format = __shfl_sync(~0u, from.format, 0);
     const uint8_t* tile = from.tiles + (first_cell / kTileKeys) * side.tile_stride;
-    if (format == fragment_codec_index(CodecId::tcq5)) {
+    if (decodes && format == fragment_codec_index(CodecId::tcq5)) {
         for (int i = lane + 32 * half; i < 256; i += 64) lut[256 * is_value + i] = p.a.lut[format * 256 + i];
     }
     if constexpr (D < kPanelRow) {  // what pads the keys' rows
@@ -235,7 +239,8 @@ __global__ void __launch_bounds__(128) make_panels(const __grid_constant__ Prefi
     }
     __syncthreads();
     float scale[2] = {};
-    if (first_cell < n_kv) {
+    if (!decodes) {
+    } else if (first_cell < n_kv) {
         for_byte_format(format, [&]<CodecId F>() {
             const uint32_t* table = p.a.table[fragment_codec_index(F)].prmt;
             if (is_value)
@@ -255,9 +260,9 @@ __global__ void __launch_bounds__(128) make_panels(const __grid_constant__ Prefi
         for (int i = lane; i < kTileKeys * D / 4; i += 32) put_word(image + l.keys, kTileKeys * half + i / (D / 4), i % (D / 4), 0);
     }
     float* to = reinterpret_cast<float*>(image + (is_value ? l.value_scales + 16 : l.key_scales)) + kTileKeys * half;
-    to[lane] = scale[0], to[lane + 32] = scale[1];
+    if (decodes) to[lane] = scale[0], to[lane + 32] = scale[1];
     __syncthreads();
-    if (is_value) {
+    if (decodes && is_value) {
         const float* all = reinterpret_cast<const float*>(image + l.value_scales + 16);
         float top = fmaxf(fmaxf(all[lane], all[lane + 32]), fmaxf(all[lane + 64], all[lane + 96]));
 #pragma unroll
@@ -274,7 +279,7 @@ __global__ void __launch_bounds__(128) make_panels(const __grid_constant__ Prefi
     }
     __syncthreads();
     uint4* out = reinterpret_cast<uint4*>(p.panels + ((static_cast<std::size_t>(seq) * p.a.n_head_kv + head) * p.n_panels + panel) * l.bytes);
-    for (int i = threadIdx.x; i < l.bytes / 16; i += 128) out[i] = reinterpret_cast<const uint4*>(image)[i];
+    for (int i = threadIdx.x; i < l.bytes / 16; i += 32 * panel_warps(kWide)) out[i] = reinterpret_cast<const uint4*>(image)[i];
 }
 
 /// One query row per warp, eight per block. grid: rows (padded) / 8, kv heads, sequences.
@@ -325,10 +330,10 @@ __global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ Prefi
     if (row >= p.a.n_rows) return;
     const int token = row / p.a.group, head = kv_head * p.a.group + row - token * p.a.group;
     const std::size_t step = static_cast<std::size_t>(p.a.n_head_kv) * p.n_groups * kGroupRows,
-                      first = (static_cast<std::size_t>(seq) * p.n_splits * p.a.n_head_kv + kv_head) * p.n_groups * kGroupRows + row;
+                      first = (static_cast<std::size_t>(seq) * p.n_parts * p.a.n_head_kv + kv_head) * p.n_groups * kGroupRows + row;
     constexpr int kEach = (D + 31) / 32;
     float top = -1e30f, all = 0, v[kEach] = {};
-    for (int s = 0; s < p.n_splits; ++s) {
+    for (int s = 0; s < p.n_parts; ++s) {
         const float2 ml = p.part_ml[first + s * step];
         const float now = fmaxf(top, ml.x), before = exp2_fast(top - now), by = exp2_fast(ml.x - now);
         all = fmaf(all, before, ml.y * by), top = now;

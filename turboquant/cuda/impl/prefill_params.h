@@ -8,6 +8,7 @@
 // Rows are 128 bytes in the swizzle that warpgroup instructions read (wgmma.cuh); keys and queries are padded to that.
 #pragma once
 
+#include "turboquant/codec/shape.h"
 #include "turboquant/cuda/impl/params.h"
 
 namespace turboquant::cuda {
@@ -66,9 +67,9 @@ struct PrefillParams {
     std::uint8_t* queries;  // [seq][kv head][group of 64 rows][high, low][row]
     float* units;           // [seq][kv head][row, padded]: logit in units of log2 of an integer score times its key's scale
     int n_groups;           // of 64 rows, even
-    int n_splits;
-    float* part;      // [seq][split][kv head][row, padded][head_dim]
-    float2* part_ml;  // [seq][split][kv head][row, padded]
+    int n_splits, n_parts;  // the exact rows' part is the last
+    float* part;            // [seq][part][kv head][row, padded][head_dim]
+    float2* part_ml;        // [seq][part][kv head][row, padded]
 };
 
 }  // namespace turboquant::cuda

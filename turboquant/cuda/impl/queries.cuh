@@ -2,6 +2,7 @@
 #pragma once
 
 #include "turboquant/cuda/impl/block.cuh"
+#include "turboquant/cuda/impl/bulk_copy.cuh"
 #include "turboquant/cuda/impl/rotate.cuh"
 #include "turboquant/cuda/impl/term.cuh"
 
@@ -86,31 +87,48 @@ struct Queries : Block<D, kGroups> {
         }
     }
 
-    /// The panel of the score term on its way to shared memory; wait_for_copies() waits.
-    __device__ __forceinline__ void fetch_panel(const SharedLayout& l) {
-        if (!p.term.panel || tile_begin >= tile_end) return;
+    /// The panel of the score term on its way to shared memory, and its arrival; a barrier of the block must lie between the two.
+    __device__ __forceinline__ void fetch_panel(const SharedLayout& l) const {
+        if (!has_panel()) return;
+#if __CUDA_ARCH__ >= 900
+        if (thread == 0) {  // other loads do not stand in line behind it
+            auto* arrived = reinterpret_cast<uint64_t*>(shared + l.arrived);
+            barrier_init(arrived, 1);
+            barriers_ready();
+            barrier_expect(arrived, 512 * p.term.n_pad);
+            copy_bulk(shared + l.panel, p.term.panel, 512 * p.term.n_pad, arrived);
+        }
+#else
         uint4* panel = reinterpret_cast<uint4*>(shared + l.panel);
 #pragma unroll 4
         for (int i = thread; i < 32 * p.term.n_pad; i += 32 * kWarps) copy_async(panel + i, p.term.panel + i);
+#endif
+    }
+    __device__ __forceinline__ void wait_for_panel(const SharedLayout& l) const {
+        if (!has_panel()) return;
+#if __CUDA_ARCH__ >= 900
+        barrier_wait(reinterpret_cast<uint64_t*>(shared + l.arrived), 0);
+#else
+        wait_for_copies();
+#endif
     }
 
     /// Coefficients of the score term, turned to the middle of two tiles of which the first begins at p0 % 64. Returns that, -1 if
     /// successive_terms serves no tile.
     __device__ __forceinline__ int make_term(const SharedLayout& l, int p0) {
         const TermParams& term = p.term;
-        if (!term.panel || tile_begin >= tile_end) return -1;
+        if (!has_panel()) return -1;
         const int residue = p0 >= 0 ? p0 & 63 : 0;
         float2* ab = reinterpret_cast<float2*>(shared + l.ab);
         const float scale = p.scale * kLog2e;
 #pragma unroll 1
         for (int r = warp; r < term.n_terms * kRows; r += kWarps) {
-            const int row = first_row + r % kRows, token = row / p.group;
-            const float* q = term.q_term + item.seq * term.seq_stride +
-                             ((static_cast<std::size_t>(r / kRows) * p.n_tokens + token) * p.n_head + kv_head * p.group + row - token * p.group) * 2 * term.n_freq;
+            const int row = first_row + r % kRows;
 #pragma unroll 2
             for (int f = lane; f < term.n_pad; f += 32) {
                 const bool there = f < term.n_freq && row < p.n_rows;
-                const float2 x = there ? make_float2(q[f] * scale, q[term.n_freq + f] * scale) : make_float2(0, 0);
+                float2 x = there ? term_coefficients<D>(p, item.seq, r / kRows, row, kv_head, f) : make_float2(0, 0);
+                x.x *= scale, x.y *= scale;
                 ab[r * term_row_stride(term.n_pad) + f] =
                     turned(turned(x, __ldg(term.turns + residue * term.n_pad + f)), __ldg(term.turns + 64 * term.n_pad + f));
             }
@@ -119,6 +137,7 @@ struct Queries : Block<D, kGroups> {
     }
 
   private:
+    __device__ __forceinline__ bool has_panel() const { return p.term.panel && tile_begin < tile_end; }
     /// Largest of a warp's magnitudes.
     __device__ __forceinline__ void put_top(float* to, float most) const {
 #pragma unroll

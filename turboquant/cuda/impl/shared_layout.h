@@ -56,8 +56,8 @@ constexpr std::size_t staged_bytes(int term_pad) { return term_pad / 16 * 512 > 
 
 /// Offsets in bytes. Two phases share the memory: up to the last tile, and the merge.
 struct SharedLayout {
-    std::size_t rows, operands, row_top, lut, ab, panel, staged;  // first
-    std::size_t of_warps, state, result, total, last, weights;    // second
+    std::size_t rows, operands, row_top, lut, ab, panel, staged, arrived;  // first
+    std::size_t of_warps, state, result, total, last, weights;             // second
     std::size_t bytes;
 };
 constexpr SharedLayout shared_layout(int head_dim, int groups, int term_pad, int n_terms, int n_splits) {
@@ -77,6 +77,7 @@ constexpr SharedLayout shared_layout(int head_dim, int groups, int term_pad, int
         l.ab = take(n_terms * rows * (term_pad + 2) * 8);
         l.panel = take(term_pad * std::size_t{512});
         l.staged = take(kWarps * groups * staged_bytes(term_pad));
+        l.arrived = take(8);
     }
     const std::size_t first = at;
     at = 0;

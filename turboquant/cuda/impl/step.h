@@ -49,6 +49,44 @@ TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j, const float
     reinterpret_cast<std::uint16_t*>(tile + fragment_word_offset(a.head_dim, at.lane, at.word))[at.shift / 16] = half_bits(v);
 }
 
+/// keep_value of a head by one warp, whose lane has the values lane + 32 k (`x`, the batch's), for head sizes that are powers of two.
+template <int n>
+TQ_DEVICE void keep_head(const KeepRows& a, int i, int head, int lane, const float (&x)[n]) {
+    const int head_dim = 32 * n, n_embd = a.n_head * head_dim, slot = a.slots ? a.slots[i] : -1;
+    const bool rounded = a.rounded && a.rounded[i], turned = a.tiles && slot >= 0 && (!a.plain || !a.plain[head]);
+    float y[n];
+    for (int k = 0; k < n; ++k) {
+        const int j = lane + 32 * k, dim = head * head_dim + j;
+        std::uint16_t half = half_bits(x[k]);
+        if (a.keys && rounded && dim < kTagged && n_embd >= 64) half &= 0xfffe;
+        y[k] = half_value(half);
+        if (a.out) a.out[static_cast<std::size_t>(i) * n_embd + dim] = rounded ? y[k] : x[k];
+        if (slot >= 0) a.halves[static_cast<std::size_t>(slot) * n_embd + dim] = half;
+        if (turned) y[k] *= a.signs[j];
+    }
+    if (!a.tiles || slot < 0) return;
+    if (turned) {
+        for (int h = 1; h < n; h *= 2)
+            for (int k = 0; k < n; ++k)
+                if (!(k & h)) {
+                    const float p = y[k], q = y[k + h];
+                    y[k] = p + q, y[k + h] = p - q;
+                }
+        for (int d = 1; d < 32; d *= 2)
+            for (int k = 0; k < n; ++k) {
+                const float other = shfl_xor(y[k], d);
+                y[k] = lane & d ? other - y[k] : y[k] + other;
+            }
+        for (int k = 0; k < n; ++k) y[k] *= a.signs[head_dim + lane + 32 * k];
+    }
+    std::uint8_t* tile = a.tiles + slot / 64 * a.tile_stride + static_cast<std::size_t>(head) * 128 * head_dim;
+    for (int k = 0; k < n; ++k) {
+        const FragmentBit at =
+            fragment_bit(FragmentFormat{Family::raw, 16}, a.keys ? Side::key : Side::value, head_dim, slot % 64, lane + 32 * k, 0);
+        reinterpret_cast<std::uint16_t*>(tile + fragment_word_offset(head_dim, at.lane, at.word))[at.shift / 16] = half_bits(y[k]);
+    }
+}
+
 /// Value i of a head's mean.
 TQ_DEVICE void mean_value(const MeasureMean& a, int head, int i) {
     const int at = i - a.rope.n_offset, pairs = a.rope.n_dims / 2, apart = a.rope.adjacent ? 1 : pairs;
@@ -110,15 +148,6 @@ TQ_DEVICE void patch_value(const PatchMask& a, int t, int cell) {
     a.out[t * a.out_stride + cell] = patch >= 0 ? a.halves[(static_cast<std::size_t>(patch) * each + t - seq * each) * 64 + cell % 64]
                                      : a.mask   ? a.mask[seq * a.seq_stride + (t - seq * each) * a.token_stride + cell]
                                                 : std::uint16_t{0};
-}
-
-TQ_DEVICE void merge_value(const MergeResults& a, int t, int h, int i) {
-    const std::size_t row = static_cast<std::size_t>(t) * a.n_head + h;
-    const float la = a.a_lse[row], lb = a.b_lse[row], top = la > lb ? la : lb;
-    if (!(top > -3e38f)) return;  // nothing is visible in either: a is zero already
-    const float wa = expf(la - top), wb = expf(lb - top);
-    float& out = a.a[t * a.a_token_stride + h * a.a_head_stride + i];
-    out = ((wa > 0 ? wa * out : 0) + (wb > 0 ? wb * a.b[row * a.head_dim + i] : 0)) / (wa + wb);
 }
 
 }  // namespace turboquant::cuda

@@ -117,7 +117,24 @@ __device__ __forceinline__ void successive_terms(const TermParams& p, const Term
     put_terms(staged, 0, lane, before), put_terms(staged, 1, lane, after);
 }
 
+/// Coefficients of frequency f < n_freq for a query row and the offset `id`: as they were made before (Term::q_term), or now, as query_term
+/// (step.h) does.
+template <int D>
+__device__ __forceinline__ float2 term_coefficients(const AttentionParams& p, int seq, int id, int row, int kv_head, int f) {
+    const TermParams& term = p.term;
+    const int token = row / p.group, head = kv_head * p.group + row - token * p.group;
+    if (term.q_term) {
+        const float* q = term.q_term + seq * term.seq_stride + ((static_cast<std::size_t>(id) * p.n_tokens + token) * p.n_head + head) * 2 * term.n_freq;
+        return make_float2(__ldg(q + f), __ldg(q + term.n_freq + f));
+    }
+    const float *q = p.q + seq * p.q_seq_stride + token * p.q_token_stride + head * p.q_head_stride,
+                *mu = term.mu + term.ids[seq * term.n_terms + id] * term.mu_stride + 2 * D * kv_head;
+    const int a = term.rope_offset + (term.rope_adjacent ? 2 * f : f), b = a + (term.rope_adjacent ? 1 : term.rope_pairs);
+    return make_float2(q[a] * mu[a] + q[b] * mu[b], q[a] * mu[D + a] + q[b] * mu[D + b]);
+}
+
 /// The same for positions of any kind, key by key: slow. `first_row`: of the four; rows from n_rows on are not there.
+template <int D>
 __device__ __forceinline__ void scattered_term(const AttentionParams& p, int seq, int kv_head, int tile, int n_kv, int first_row, int lane,
                                             float (&e)[8]) {
     const TermParams& term = p.term;
@@ -140,9 +157,8 @@ __device__ __forceinline__ void scattered_term(const AttentionParams& p, int seq
                 for (int r = 0; r < 4; ++r) {
                     const int row = first_row + r;
                     if (row >= p.n_rows) continue;
-                    const float* q = term.q_term + seq * term.seq_stride +
-                                     ((static_cast<std::size_t>(id) * p.n_tokens + row / p.group) * p.n_head + kv_head * p.group + row % p.group) * 2 * term.n_freq;
-                    sum[r] = fmaf(__ldg(q + f), c, fmaf(__ldg(q + term.n_freq + f), s, sum[r]));
+                    const float2 x = term_coefficients<D>(p, seq, id, row, kv_head, f);
+                    sum[r] = fmaf(x.x, c, fmaf(x.y, s, sum[r]));
                 }
             }
         float mine = 0;

@@ -41,8 +41,23 @@ __device__ __forceinline__ void prefetch_l2(const uint8_t* p) { asm volatile("pr
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
 }
+/// Those since the last call are a group; until all groups but the last are there.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_copies_but_last() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 /// Until this thread's copies are there.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+/// Programmatic dependent launch: the next launch on the stream, if it was made so, may begin; and: what is before this one is done.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ uint32_t movmatrix(uint32_t a) {
     uint32_t r;

@@ -3,11 +3,11 @@
 // addresses that are multiples of 1024. Source of the layouts: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 #pragma once
 
+#include "turboquant/cuda/impl/bulk_copy.cuh"
+
 #include <cstdint>
 
 namespace turboquant::cuda {
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 /// Of an operand whose rows begin at `address`; 32 bytes deeper is + 2, eight rows further + 64.
 __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
@@ -82,30 +82,6 @@ __device__ __forceinline__ void wgmma_u8(int (&d)[16], const uint32_t (&a)[4], u
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]),
           "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
-
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-    asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
-    asm volatile("{.reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;}" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
-    asm volatile(
-        "{.reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-        "@!done bra again;}" ::"r"(shared_address(barrier)),
-        "r"(parity)
-        : "memory");
-}
-/// `bytes` (a multiple of 16) from global to shared memory; the barrier hears of them.
-__device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from),
-                 "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
 }
 
 template <int kRegisters>

@@ -1,0 +1,34 @@
+#include "turboquant/cuda/impl/launch.h"
+
+#include <map>
+#include <mutex>
+
+namespace turboquant::cuda {
+namespace {
+
+/// Whether a kernel, as it was loaded, has the instructions that wait.
+bool can_wait(const void* kernel) {
+    static std::mutex mutex;
+    static std::map<std::pair<int, const void*>, bool> known;
+    int device = 0;
+    if (cudaGetDevice(&device)) return false;
+    const std::scoped_lock lock(mutex);
+    const auto [at, made] = known.try_emplace({device, kernel}, false);
+    cudaFuncAttributes a{};
+    if (made && cudaFuncGetAttributes(&a, kernel) == cudaSuccess) at->second = a.ptxVersion >= 90 && a.binaryVersion >= 90;
+    return at->second;
+}
+
+}  // namespace
+
+Status launch(const void* kernel, dim3 grid, dim3 block, void** args, std::size_t shared, Stream stream, bool beside, const char* what) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = static_cast<cudaStream_t>(stream);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    if (beside && can_wait(kernel)) config.attrs = &attribute, config.numAttrs = 1;
+    return status_of(cudaLaunchKernelExC(&config, kernel, args), what);
+}
+
+}  // namespace turboquant::cuda
