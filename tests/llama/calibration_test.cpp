@@ -31,7 +31,9 @@ TEST(Calibration, TextOfPartsHoldsOfEveryPartItsShare) {
                 for (std::size_t i = s * each; i < (s + 1) * each; i++) {
                     std::vector<llama_token> part = tokenize(vocab, calibration_parts()[i], false);
                     const std::span<const llama_token> beginning = std::span(part).subspan(1, length / each / 4);
-                    EXPECT_NE(std::ranges::search(text.sequences[s], beginning).begin(), text.sequences[s].end()) << "part " << i;
+                    EXPECT_NE(std::search(text.sequences[s].begin(), text.sequences[s].end(), beginning.begin(), beginning.end()),
+                              text.sequences[s].end())
+                        << "part " << i;
                 }
             }
         }

@@ -46,6 +46,7 @@ void round_row(Side side, std::span<float> x) {
 
 void ExactRows::resize(std::size_t n_slots) {
     slots_.resize(n_slots, -1);
+    n_slots_.store(n_slots, std::memory_order_relaxed);
     written_.resize(n_slots);
 }
 
@@ -85,6 +86,7 @@ const ExactRows::Step& ExactRows::once(Steps& steps, const CellPositions& cells,
             s.clock_before != clock_ || s.slots_before != slots_ || s.written_before != written_ || !std::ranges::equal(s.rows, rows))
             continue;
         slots_ = s.slots_after, written_ = s.written_after;
+        n_slots_.store(slots_.size(), std::memory_order_relaxed);
         return s;
     }
     Step& s = steps.all[steps.next++ % steps.all.size()];
@@ -206,6 +208,7 @@ ExactRows::Arrangement ExactRows::arrange(std::span<const std::int64_t> slots) {
         beyond++;
     }
     slots_ = std::move(rows), written_ = std::move(written);
+    n_slots_.store(slots_.size(), std::memory_order_relaxed);
     return a;
 }
 

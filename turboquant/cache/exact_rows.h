@@ -16,6 +16,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -76,8 +77,8 @@ class ExactRows {
     /// The same of rows first..first+n-1.
     std::vector<std::int32_t> find(std::int64_t first, std::int64_t n) const;
 
-    /// Bytes now, and with all windows full (as many sequences as there are streams).
-    std::size_t bytes() const { return slots_.size() * row_bytes_; }
+    /// Bytes now (any thread may ask), and with all windows full (as many sequences as there are streams).
+    std::size_t bytes() const { return n_slots_.load(std::memory_order_relaxed) * row_bytes_; }
     std::size_t full_bytes() const {
         return static_cast<std::size_t>(std::min<std::int64_t>(windows_.sink + windows_.recent, n_cells_) * n_streams_) * row_bytes_;
     }
@@ -110,7 +111,8 @@ class ExactRows {
     std::size_t row_bytes_;
     std::int64_t n_cells_, n_streams_;
     std::vector<std::int64_t> slots_;
-    std::vector<std::uint64_t> written_;  ///< time at which a slot was written
+    std::atomic<std::size_t> n_slots_ = 0;  ///< of slots_, for those who look on
+    std::vector<std::uint64_t> written_;    ///< time at which a slot was written
     std::uint64_t clock_ = 0;
     std::vector<SlotMove> moves_;
 };

@@ -34,9 +34,10 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     auto& buffer = *static_cast<KvBuffer*>(root(t)->buffer->context);
     buffer.settle(static_cast<int>(head_dim));
     if (!e->refused.empty() || (e->bound() && e->kv().head_dim() == head_dim)) return;
-    // Rows were shown in another shape than attention reads: that is the one that counts.
-    if (e->bound() && !e->written) e->layer->set_tensor(KvGeometry(e->kv().geometry()), d.inner().store_in(e->memory));
     try {
+        const auto lock = buffer.changing();
+        // Rows were shown in another shape than attention reads: that is the one that counts.
+        if (e->bound() && !e->written) e->layer->set_tensor(KvGeometry(e->kv().geometry()), d.inner().store_in(e->memory));
         const KvSpec& spec = buffer.spec();
         const auto scales = spec.k_scales.find(kv_layer(root(t)->name));
         LayerCache::KeyTreatment keys{spec.offset, {}};

@@ -84,6 +84,8 @@ class KvBuffer final : public DeviceBuffer {
     /// Holds the cache against the device's plan, or chooses formats within its budget. Called with the first operation on the cache, whose
     /// heads have head_dim values: then all layers are there. If the plan or the budget does not fit, all tensors are refused.
     void settle(int head_dim);
+    /// To be held while a tensor is made anew or learns its head size: others ask for its figures.
+    [[nodiscard]] std::unique_lock<std::mutex> changing() const { return std::unique_lock(lists_); }
     std::set<std::pair<int, Side>> slots() const override;
     CacheShape cache_shape() const override;
     /// Says in one line what this cache is, as soon as the head sizes of all its layers are known.
