@@ -51,7 +51,11 @@ class Outcome:
 
 def run(runner, name: str, device: str) -> Outcome:
     """`runner` is llama_tests.Runner."""
-    code, log = runner.run("test-llama-archs", "-a", f"^{re.escape(name)}$", "-b", device, "-s", 1, "-v", 4)
+    for _ in range(4):
+        code, log = runner.run("test-llama-archs", "-a", f"^{re.escape(name)}$", "-b", device, "-s", 1, "-v", 4)
+        # The program does not wait for its log when it gives up: on a busy machine the last lines are lost at times.
+        if name not in REFUSED or code in (0, None) or "turboquant: " in cause_in(log):
+            break
     # A row of the test's table ends with the difference to the CPU's logits, and whether the saved model gives the same ones, bit for bit.
     rows = re.findall(r"(\(toggle\) +)?\((\d\.\d+e[-+]\d+)\)\| *(OK|FAIL|SKIP)", log)
     if code == 0 and not rows and "Summary: no tests executed" in log:

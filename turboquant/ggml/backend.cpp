@@ -70,6 +70,7 @@ ggml_status run(Backend& b, ggml_cgraph* graph, int first, int end) {
         return guarded(b, [&] { return compute(b.ctx, node); });
     });
     b.own.clear();
+    b.ctx.cache.store.executor = &b.inner->executor();  // that of a node is gone with it
     return b.failure != GGML_STATUS_SUCCESS ? b.failure : status;
 }
 
