@@ -27,9 +27,10 @@ class Runner:
     def run(self, program, *options, timeout=120):
         """(exit code, negative for a signal, None for too long; output without colours)."""
         env = {**self.stock.env, "LD_PRELOAD": str(self.preload), "OMP_WAIT_POLICY": "passive"}
-        command = [str(self.stock.bin / program), *map(str, options)]
+        command = [str(Path(self.stock.bin).resolve() / program), *(str(o.resolve() if isinstance(o, Path) else o) for o in options)]
         try:
-            done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=timeout, stdin=subprocess.DEVNULL)
+            done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=timeout, stdin=subprocess.DEVNULL,
+                                  cwd=self.preload.parent)  # they leave files
         except subprocess.TimeoutExpired:
             return None, ""
         return done.returncode, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
