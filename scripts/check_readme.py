@@ -257,6 +257,7 @@ ELSEWHERE = "runs by hand"
 RULES = [
     (r"make demo$", "tools", True, check_demo),
     (r"make test$", "here", True, dry("scripts/test")),
+    (r"make test-gpu", "here", True, dry("scripts/test-gpu")),
     (r"make build (LLAMA_PREFIX|CUDA)=", "here", True, dry("cmake --build")),
     (r"make build$", "here", True, dry("cmake --build")),
     (r"make install PREFIX=", "here", True, dry("cmake --install")),
