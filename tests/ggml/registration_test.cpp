@@ -17,7 +17,8 @@ TEST(Registration, OneDevicePerWordInOrder) {
     const ggml_backend_reg_t reg = plugin();
     EXPECT_STREQ(ggml_backend_reg_name(reg), "turboquant");
     std::vector<std::string> words(kFormats.begin(), kFormats.end());
-    words.insert(words.end(), {"auto4", "auto3", "auto2"});
+    words.insert(words.end(), {"auto3", "auto2"});
+    words.insert(on_gpu() ? words.end() - 2 : words.begin(), "auto4");
     ASSERT_EQ(ggml_backend_reg_dev_count(reg), words.size());
     for (size_t i = 0; i < words.size(); i++) {
         const ggml_backend_dev_t dev = ggml_backend_reg_dev_get(reg, i);
@@ -227,7 +228,7 @@ Probe probe(const std::string& setting, const std::string& device_name) {
 TEST(Configuration, VariableMakesTheFirstDevice) {
     const Probe plain = probe("", "default");
     ASSERT_EQ(plain.exit_code, 0) << plain.text;
-    EXPECT_NE(plain.text.find("first device turbo4\n"), std::string::npos) << plain.text;
+    EXPECT_NE(plain.text.find("first device auto4\n"), std::string::npos) << plain.text;
     EXPECT_NE(plain.text.find("bits 4."), std::string::npos) << plain.text;
 
     const Probe mixed = probe("TURBOQUANT_KV=k=turbo4,v=turbo2", "default");

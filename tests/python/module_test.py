@@ -36,18 +36,19 @@ class Module(unittest.TestCase):
     def test_the_cache_is_compressed(self):
         code, out, log = run("print(turboquant.load(library)[:2]); print(turboquant.load(library)[0]); use(n_gpu_layers=-1)")
         self.assertEqual(code, 0, log)
-        self.assertIn("['turbo4', 'turbo3']\nturbo4\nanswer True", out)
+        self.assertIn("['auto4', 'turbo4']\nauto4\nanswer True", out)
         name, mib, bits, f16 = cache_line(log) or self.fail(log)
-        self.assertEqual(name, "turbo4")
-        self.assertTrue(4 < bits < 4.5, bits)
+        self.assertEqual(name, "auto4")
+        self.assertTrue(4 < bits <= 4.25, bits)
         self.assertAlmostEqual(mib / f16, bits / 16, delta=0.02)
         sizes = [float(x) for x in re.findall(r"KV buffer size = +([\d.]+) MiB", log)]
-        self.assertTrue(sizes and sum(sizes) < 0.3 * f16, f"llama.cpp's own figure: {sizes}")
+        # Of a budget what it could come to at most is reserved (and not touched) until the formats are chosen.
+        self.assertTrue(sizes and sum(sizes) < 0.45 * f16, f"llama.cpp's own figure: {sizes}")
 
     def test_other_formats(self):
         code, out, log = run("print(turboquant.load(library, kv='k=tcq3,v=tcq2')[:2]); use(n_gpu_layers=-1)")
         self.assertEqual(code, 0, log)
-        self.assertIn("['turboquant', 'turbo4']", out)
+        self.assertIn("['turboquant', 'auto4']", out)
         self.assertIn("keys tcq3, values tcq2", log)
 
     def test_flash_attention_off_is_refused_with_the_remedy(self):

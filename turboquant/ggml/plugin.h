@@ -1,7 +1,8 @@
 /* What libggml-turboquant.so offers beyond ggml's backend interface, through ggml_backend_reg_get_proc_address(reg, NAME). Plain C.
  *
- * The registry is named "turboquant"; its devices are named by SPEC words: turbo4 (first, the default), turbo3, turbo2, turbo5, turbo6,
- * turbo8, raw, tcq4, tcq3, tcq2, tcq5, tcq1, and auto4, auto3, auto2: formats chosen by rules within 4.25, 3.25, 2.25 bits a value. If the environment variable TURBOQUANT_KV is set when the library is loaded, a device
+ * The registry is named "turboquant"; its devices are named by SPEC words: turbo4, turbo3, turbo2, turbo5, turbo6, turbo8, raw, tcq4, tcq3,
+ * tcq2, tcq5, tcq1, and auto4, auto3, auto2: formats chosen by rules within 4.25, 3.25, 2.25 bits a value. The first is the default: auto4 on
+ * a CPU, turbo4 on a GPU. If the environment variable TURBOQUANT_KV is set when the library is loaded, a device
  * "turboquant" with that SPEC, plan file or auto:BITS (config.h) comes first.
  */
 #pragma once

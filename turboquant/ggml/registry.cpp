@@ -4,6 +4,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <span>
 
 #include "turboquant/ggml/backend.h"
 #include "turboquant/ggml/config.h"
@@ -165,24 +166,28 @@ void* get_proc_address(ggml_backend_reg_t, const char* name) {
     return nullptr;
 }
 
-/// All devices of one place.
+/// All devices of one place. The first is the default: what the configuration says; else the best that can be had without measuring, but on
+/// a GPU turbo4, whose kernels are the fastest there.
 void list_devices(const Config& config, const std::string& suffix, const InnerDevice* gpu) {
     if (config.spec) {
         Device& d = add_device("turboquant" + suffix, *config.spec, gpu);
         d.plan = config.plan, d.auto_bits = config.auto_bits;
         if (config.auto_bits > 0) d.description = "TurboQuant KV cache, " + auto_name(config.auto_bits);
     }
+    const auto add_unmeasured = [&](const UnmeasuredWord& w) {
+        Device& d = add_device(std::string(w.word) + suffix, uniform_spec(CodecId::raw, CodecId::raw), gpu);
+        d.auto_bits = w.bits;
+        d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
+    };
+    const std::span<const UnmeasuredWord> unmeasured(kUnmeasured);
+    if (!gpu) add_unmeasured(unmeasured.front());
     for (const CodecInfo& c : kCodecs) {
         if (is_composite(c.id)) continue;  // for comparison: through the configuration variable and turboquant_device only
         KvSpec spec;
         spec.k = spec.v = c.id;
         add_device(std::string(c.name) + suffix, spec, gpu);
     }
-    for (const UnmeasuredWord& w : kUnmeasured) {
-        Device& d = add_device(std::string(w.word) + suffix, uniform_spec(CodecId::raw, CodecId::raw), gpu);
-        d.auto_bits = w.bits;
-        d.description = "TurboQuant KV cache, " + auto_name(w.bits) + " without measurements";
-    }
+    for (const UnmeasuredWord& w : unmeasured.subspan(gpu ? 0 : 1)) add_unmeasured(w);
 }
 
 ggml_backend_reg_t make_registry() {
