@@ -208,9 +208,12 @@ ggml_backend_reg_t make_registry() {
         for (const InnerDevice* gpu : r.gpus.devices) list_devices(config, "-" + lower(gpu->name()), gpu);
     }
     r.n_listed = r.devices.size();
-    log_info(std::string("KV cache formats ") +
-             (config.spec ? "turboquant (" + (config.auto_bits > 0 ? auto_name(config.auto_bits) : brief_text(*config.spec)) + "), " : "") +
-             known_codec_words() + "; default " + r.devices.front().name + "; " + place_text() + "; simd " +
+    std::string formats = known_codec_words();
+    if (config.spec)
+        formats.insert(0, std::string("turboquant (")
+                              .append(config.auto_bits > 0 ? auto_name(config.auto_bits) : brief_text(*config.spec))
+                              .append("), "));
+    log_info("KV cache formats " + formats + "; default " + r.devices.front().name + "; " + place_text() + "; simd " +
              std::string(simd_level_name(kernels_level(kernels()))));
     return &r.reg;
 }
