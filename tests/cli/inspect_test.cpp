@@ -17,6 +17,7 @@ TEST(InspectCommand, JsonHasTheKeys) {
     const json j = json::parse(r.out);
     EXPECT_TRUE(j["plan"].is_null());
     EXPECT_EQ(j["tokens"], 256);
+    EXPECT_EQ(j["text"], "text of several kinds") << "what ships, not what the model writes";
     ASSERT_EQ(j["layers"].size(), 6u);
     double k_norm = 0, v_norm = 0;
     for (const json& l : j["layers"]) {

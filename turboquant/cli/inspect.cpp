@@ -49,7 +49,7 @@ void add_inspect(CLI::App& app, const GlobalOptions& global) {
     auto o = std::make_shared<Options>();
     CLI::App* cmd = app.add_subcommand("inspect", "Norms, outlier channels and the constant part of a model's keys and values");
     cmd->add_option("-m,--model", o->model, "Model file (GGUF)")->required();
-    cmd->add_option("-f,--file", o->inspect.text_file, "Text to run through the model (default: the model writes one)");
+    cmd->add_option("-f,--file", o->inspect.text_file, "Text to run through the model (default: one that ships with turboquant)");
     cmd->add_option("-n,--tokens", o->inspect.n_tokens, "Tokens of it, at most")
         ->check(CLI::Range(kShortestInspected, 1 << 24))
         ->capture_default_str();

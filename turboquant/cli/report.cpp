@@ -146,7 +146,7 @@ void add_report(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--kv", o->eval.kv,
                     "KV cache formats, as for eval (default: f16 q8_0 q5_0 q4_0 turbo4 turbo3 turbo2 tcq3 auto:4.25 auto:3.25)");
     add_window_options(*cmd, o->eval.windows);
-    cmd->add_option("--calib", o->eval.calib_file, "Text for the statistics and for auto: (default: the model writes one)");
+    cmd->add_option("--calib", o->eval.calib_file, "Text for the statistics and for auto: (default: one that ships with turboquant)");
     cmd->add_option("--bits", o->bits, "Budget of the plan to show if --kv has none")->check(CLI::Range(1.0, 32.0))->capture_default_str();
     cmd->add_flag("--no-plan", o->no_plan, "Make no plan for that");
     cmd->add_option("-c,--ctx-size", o->eval.context.n_ctx, "Tokens per chunk; the default depths end there, too")

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "fmt/format.h"
+#include "turboquant/llama/calibration_text.h"
 #include "turboquant/llama/error.h"
 #include "turboquant/llama/model_id.h"
 #include "turboquant/llama/text.h"
@@ -12,7 +13,8 @@
 namespace turboquant::measure {
 namespace {
 
-constexpr int kSequence = 256;  // several side by side are written faster than a long one
+constexpr int kPiece = 256;  // of a file: several spread over it tell more than its beginning
+constexpr int kShortestOfParts = 64;
 
 /// key_noise at which keys are told apart badly, and hardly at all.
 constexpr double kSuffers = 0.3, kFails = 1;
@@ -26,6 +28,20 @@ std::optional<int> bits_needed(const std::vector<LayerStatistics>& layers) {
         if (std::ranges::all_of(layers, [&](const LayerStatistics& l) { return key_noise(l, codec) < kSuffers; }))
             return codec_info(codec).bits;
     return std::nullopt;
+}
+
+/// Sequences of at most `longest` tokens. Without a file never what the model writes: that may be caught in a loop, and says little then of its
+/// keys on any other text (docs/planner.md).
+llama::Calibration choose_text(const llama_vocab* vocab, const InspectOptions& o, int longest) {
+    if (o.text_file.empty()) {
+        llama::Calibration text =
+            llama::text_of_parts(vocab, llama::calibration_parts(), o.n_tokens / longest, std::max(longest, kShortestOfParts));
+        for (auto& tokens : text.sequences) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(longest)));
+        return text;
+    }
+    const auto there = static_cast<int>(llama::tokenize(vocab, llama::read_text_file(o.text_file), false).size());
+    const int length = std::clamp(there, kShortestInspected, std::min(kPiece, longest));
+    return llama::text_from_file(vocab, o.text_file, std::max(1, o.n_tokens / length), length);
 }
 
 }  // namespace
@@ -72,20 +88,15 @@ Inspection inspect(llama::ModelFile& file, InspectOptions o) {
     const std::shared_ptr<llama_model> owner = file.model();
     llama_model* model = owner.get();
     const llama_vocab* vocab = llama_model_get_vocab(model);
-    int length = std::min(kSequence, o.n_tokens);
-    if (const int trained = llama_model_n_ctx_train(model); trained > 0) length = std::min(length, trained);
-    if (!o.text_file.empty())
-        length = std::clamp(static_cast<int>(llama::tokenize(vocab, llama::read_text_file(o.text_file), false).size()), kShortestInspected,
-                            length);
-    const int n_sequences = std::max(1, o.n_tokens / length);
+    const int trained = llama_model_n_ctx_train(model), longest = trained > 0 ? std::min(trained, o.n_tokens) : o.n_tokens;
     file.set_caches({});  // f16
-    const llama::Calibration text = o.text_file.empty() ? llama::generate_text(model, n_sequences, length, 1, o.n_threads, file.monitor())
-                                                        : llama::text_from_file(vocab, o.text_file, n_sequences, length);
+    const llama::Calibration text = choose_text(vocab, o, longest);
     Inspection r;
     r.model = llama::identify_model(file.path()).name, r.text = text.source, r.n_tokens = static_cast<int>(text.n_tokens());
     r.outlier_ratio = o.outlier_ratio;
     KvStatistics statistics;
     {
+        const auto length = static_cast<int>(text.sequences[0].size());
         llama::KvProbe probe(file, length, o.n_threads);  // gone before the plan: its cache takes as much as the model's own
         for (const auto& tokens : text.sequences) probe.run(tokens, [&](const llama::KvRows& rows) { statistics.add(rows); });
     }

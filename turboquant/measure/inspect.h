@@ -14,7 +14,7 @@ namespace turboquant::measure {
 constexpr int kShortestInspected = 16;  ///< tokens
 
 struct InspectOptions {
-    std::string text_file{};  ///< empty: text that the model writes
+    std::string text_file{};  ///< empty: the text that ships with the library
     int n_tokens = 512;       ///< at most
     double outlier_ratio = 3;
     double bits = 0;  ///< of a plan; 0: none is made
