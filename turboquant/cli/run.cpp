@@ -27,7 +27,7 @@ struct RunOptions {
     int n_predict = 128, top_k = 40;
     float temp = 0, top_p = 0.95f, min_p = 0.05f;
     std::uint32_t seed = 1;
-    bool ignore_eos = false;
+    bool ignore_eos = false, echo = false;
 };
 
 using SamplerPtr = std::unique_ptr<llama_sampler, decltype(&llama_sampler_free)>;
@@ -94,6 +94,10 @@ void run(RunOptions o, const GlobalOptions& global) {
     if (static_cast<std::size_t>(trained) < needed)
         fmt::print(stderr, "warning: the model was trained on contexts of {} tokens; text beyond that may be poor\n", trained);
 
+    if (o.echo) {
+        std::fwrite(prompt.data(), 1, prompt.size(), stdout);
+        std::fflush(stdout);  // it is read while the prompt is computed
+    }
     const std::int64_t start = llama_time_us();
     const int last = static_cast<int>(tokens.size()) - 1;
     session.feed(tokens, 0, last, last + 1, 0, nullptr, [](int, int, const float*) {});
@@ -148,6 +152,7 @@ void add_run(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("--min-p", o->min_p, "Least share of the top probability; 0: off")->check(CLI::Range(0.0, 1.0))->capture_default_str();
     cmd->add_option("--seed", o->seed, "Random seed")->capture_default_str();
     cmd->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
+    cmd->add_flag("--echo", o->echo, "Print the prompt before the text");
     cmd->callback([o, &global] { run(*o, global); });
 }
 
