@@ -270,45 +270,52 @@ def speed_picture(speeds, family):
 
 
 def page(doc):
-    rows, speeds, inspect = doc["eval"]["rows"], doc["speed"]["rows"], doc["inspect"]
-    layers = inspect["layers"]
+    """Of what was measured: a document may have some of its parts only."""
+    evaluated, inspect, plans, speeds = doc.get("eval"), doc.get("inspect"), doc.get("plans"), (doc.get("speed") or {}).get("rows")
+    rows = evaluated["rows"] if evaluated else []
     e = html.escape
+    text = f"evaluated on {e(evaluated['text'])}, context {evaluated['n_ctx']}, {evaluated['tokens']} tokens scored; " if evaluated else ""
     parts = [
         f"<h1>KV cache report: {e(doc['model'])}</h1>",
-        f"<p class=note>{e(doc['file'])}; evaluated on {e(doc['eval']['text'])}, context {doc['eval']['n_ctx']}, {doc['eval']['tokens']} tokens scored; "
-        f"{doc['threads']} threads; ggml {e(doc['ggml'])}.</p>",
-        f"<p class=verdict>{e(inspect['verdict'])}</p>",
-        "<h2>Quality against bits</h2>",
-        kld_picture(rows),
-        table(
-            ["format", "bits/value", "KV MiB", "perplexity", "mean KLD", "+-", "median KLD", "99 % KLD", "99.9 % KLD", "1 - TV", "same top token"],
-            [
-                [r["kv"] + (" (floor)" if r.get("floor") else ""), number(r["bits_per_value"], 3), number(r["kv_bytes"] / 2**20, 2), number(r["ppl"], 3)]
-                + [number(r.get(k), 5) for k in ("mean_kld", "mean_kld_error", "median_kld", "kld_99", "kld_999")]
-                + [percent(r.get("overlap")), percent(r["same_top"])]
-                for r in rows
-            ],
-        ),
+        f"<p class=note>{e(doc['file'])}; {text}{doc['threads']} threads; ggml {e(doc['ggml'])}.</p>",
     ]
+    if inspect:
+        parts.append(f"<p class=verdict>{e(inspect['verdict'])}</p>")
+    if evaluated:
+        parts += [
+            "<h2>Quality against bits</h2>",
+            kld_picture(rows),
+            table(
+                ["format", "bits/value", "KV MiB", "perplexity", "mean KLD", "+-", "median KLD", "99 % KLD", "99.9 % KLD", "1 - TV", "same top token"],
+                [
+                    [r["kv"] + (" (floor)" if r.get("floor") else ""), number(r["bits_per_value"], 3), number(r["kv_bytes"] / 2**20, 2), number(r["ppl"], 3)]
+                    + [number(r.get(k), 5) for k in ("mean_kld", "mean_kld_error", "median_kld", "kld_99", "kld_999")]
+                    + [percent(r.get("overlap")), percent(r["same_top"])]
+                    for r in rows
+                ],
+            ),
+        ]
     if rows:
         parts.append(f"<p class=note>Perplexity with llama.cpp's f16 cache: {rows[0]['ppl_f16']:.3f}. KLD in nats against the same.</p>")
-    parts += ["<h2>Keys and values</h2>", norm_picture(layers), share_picture(layers, inspect.get("outlier_ratio", 3))]
-    total = ["all", number(inspect["k_norm"], 3), number(inspect["v_norm"], 3), number(inspect["ratio"], 2)] + [""] * 5
-    parts.append(
-        table(
-            ["layer", "K norm", "V norm", "K/V", "K RMS max", "K RMS median", "K outliers", "V outliers", "K offset"],
-            [
-                [l["layer"], number(l["k_norm"], 3), number(l["v_norm"], 3), number(l["ratio"], 2), number(l["k_max_rms"], 3), number(l["k_median_rms"], 3)]
-                + [percent(l[k]) for k in ("k_outlier_share", "v_outlier_share", "k_offset_share")]
-                for l in layers
-            ]
-            + [total],
+    if inspect:
+        layers = inspect["layers"]
+        parts += ["<h2>Keys and values</h2>", norm_picture(layers), share_picture(layers, inspect.get("outlier_ratio", 3))]
+        total = ["all", number(inspect["k_norm"], 3), number(inspect["v_norm"], 3), number(inspect["ratio"], 2)] + [""] * 5
+        parts.append(
+            table(
+                ["layer", "K norm", "V norm", "K/V", "K RMS max", "K RMS median", "K outliers", "V outliers", "K offset"],
+                [
+                    [l["layer"], number(l["k_norm"], 3), number(l["v_norm"], 3), number(l["ratio"], 2), number(l["k_max_rms"], 3), number(l["k_median_rms"], 3)]
+                    + [percent(l[k]) for k in ("k_outlier_share", "v_outlier_share", "k_offset_share")]
+                    for l in layers
+                ]
+                + [total],
+            )
         )
-    )
-    if inspect.get("text"):
-        parts.append(f"<p class=note>{inspect['tokens']} tokens; text {e(inspect['text'])}.</p>")
-    if doc["plans"]:
-        parts += ["<h2>Plan</h2>", plan_pictures(doc["plans"], doc["format_bits"])]
+        if inspect.get("text"):
+            parts.append(f"<p class=note>{inspect['tokens']} tokens; text {e(inspect['text'])}.</p>")
+    if plans:
+        parts += ["<h2>Plan</h2>", plan_pictures(plans, doc["format_bits"])]
     if speeds:
         depths = sorted({r["depth"] for r in speeds})
         speed = {(r["kv"], r["depth"]): r["tokens_per_s"] for r in speeds}

@@ -1,4 +1,6 @@
 // `turboquant report`: everything that is measured on a model, on one page.
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -14,6 +16,7 @@
 #include "turboquant/cli/kv_options.h"
 #include "turboquant/cli/report_page.h"
 #include "turboquant/llama/kv_probe.h"
+#include "turboquant/llama/model_id.h"
 #include "turboquant/llama/text.h"
 #include "turboquant/measure/decode_speed.h"
 #include "turboquant/measure/evaluate.h"
@@ -27,6 +30,8 @@ using namespace measure;
 
 using nlohmann::ordered_json;
 
+constexpr std::array<const char*, 4> kParts{"eval", "inspect", "plan", "speed"};
+
 struct ReportOptions {
     EvalOptions eval;
     std::vector<int> depths;  ///< empty: default_depths
@@ -35,6 +40,9 @@ struct ReportOptions {
     WeightOptions weights;
     GpuOptions gpu;
     std::string model, output, json, python;
+    std::vector<std::string> parts{kParts.begin(), kParts.end()};
+
+    bool has(std::string_view part) const { return std::ranges::find(parts, part) != parts.end(); }
 };
 
 /// Without --kv. Types of llama.cpp's whose blocks do not fit into this model's heads are left out: llama.cpp would refuse them.
@@ -60,50 +68,71 @@ const char* family(const EvalResult& r) {
     return r.plan ? "planned" : "turboquant";
 }
 
-/// One document: `inspect`, `plans`, `eval` and `speed` as docs/cli.md has them.
-ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
-    EvalOptions& e = o.eval;
-    if (e.context.n_threads == 0) e.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    ModelFile file = open_model(o.model, global, o.gpu, o.weights, e.context.n_threads);
-    if (e.kv.empty()) e.kv = default_formats(file, e.context.n_threads);
+/// What the formats cost. Gives the formats and their plans back, for the other parts.
+ordered_json evaluation(ModelFile& file, const EvalOptions& e, std::vector<CacheSpec>& specs, std::vector<std::optional<Plan>>& plans) {
     const std::vector<EvalResult> results = evaluate(file, e);
-    ordered_json rows = to_json(results), plans = ordered_json::array();
-    std::vector<CacheSpec> specs;
+    ordered_json rows = to_json(results);
     for (std::size_t i = 0; i < results.size(); i++) {
         const EvalResult& r = results[i];
-        if (!r.floor) specs.push_back(r.spec);
         rows[i]["family"] = family(r);
-        if (r.plan) plans.push_back({{"kv", r.spec.name}, {"plan", ordered_json::parse(to_json(*r.plan))}});
+        if (!r.floor) specs.push_back(r.spec), plans.push_back(r.plan);
     }
-    // A plan beside the formats is shown; one more is made only if there is none.
-    InspectOptions inspect_options{.text_file = e.calib_file, .bits = plans.empty() && !o.no_plan ? o.bits : 0};
-    inspect_options.n_threads = e.context.n_threads;
-    const Inspection inspection = inspect(file, inspect_options);
-    if (inspection.plan)
-        plans.push_back(
-            {{"kv", fmt::format("auto:{:g}", inspection.plan->budget)}, {"plan", ordered_json::parse(to_json(*inspection.plan))}});
-    ordered_json format_bits;
-    for (const CodecInfo& c : kCodecs) format_bits[std::string(c.name)] = c.bits;
+    return {{"text", std::filesystem::path(e.text_file).filename().string()},
+            {"n_ctx", e.context.n_ctx},
+            {"tokens", results.empty() ? 0 : results[0].score.tokens},
+            {"rows", rows}};
+}
 
+/// Those of the formats; if there are none, one more is made, unless there shall be none.
+ordered_json plans_of(ModelFile& file, const ReportOptions& o, const std::vector<CacheSpec>& specs,
+                      const std::vector<std::optional<Plan>>& plans) {
+    ordered_json out = ordered_json::array();
+    const auto add = [&](const std::string& kv, const Plan& plan) {
+        out.push_back({{"kv", kv}, {"plan", ordered_json::parse(to_json(plan))}});
+    };
+    for (std::size_t i = 0; i < specs.size(); i++)
+        if (plans[i]) add(specs[i].name, *plans[i]);
+    if (!out.empty() || o.no_plan) return out;
+    file.use_device();
+    Planner planner(file, {.calib_file = o.eval.calib_file, .n_threads = o.eval.context.n_threads});
+    add(fmt::format("auto:{:g}", o.bits), planner.plan({o.bits, 0}, 0));
+    return out;
+}
+
+ordered_json speed(ModelFile& file, const ReportOptions& o, const std::vector<CacheSpec>& specs) {
+    const EvalOptions& e = o.eval;
     const std::vector<int> depths = o.depths.empty() ? default_depths(e.context.n_ctx) : o.depths;
     const std::shared_ptr<llama_model> model = file.model();
     const std::vector<llama_token> tokens = tokenize(llama_model_get_vocab(model.get()), read_text_file(e.text_file), false);
     fmt::print(stderr, "decode speed at depths up to {}\n", depths.back());
-    const std::vector<DecodeSpeed> speeds = decode_speed(file, specs, tokens, depths, e.context);
-    return {{"turboquant_report", 1},
-            {"model", inspection.model},
-            {"file", std::filesystem::path(o.model).filename().string()},
-            {"ggml", ggml_version()},
-            {"threads", e.context.n_threads},
-            {"format_bits", format_bits},
-            {"inspect", to_json(inspection)},
-            {"plans", plans},
-            {"eval",
-             {{"text", std::filesystem::path(e.text_file).filename().string()},
-              {"n_ctx", e.context.n_ctx},
-              {"tokens", results.empty() ? 0 : results[0].score.tokens},
-              {"rows", rows}}},
-            {"speed", {{"timed_tokens", kTimedTokens}, {"rows", to_json(speeds)}}}};
+    return {{"timed_tokens", kTimedTokens}, {"rows", to_json(decode_speed(file, specs, tokens, depths, e.context))}};
+}
+
+/// One document, with those of `eval`, `inspect`, `plans` and `speed` that are asked for, as docs/cli.md has them.
+ordered_json gather(ReportOptions& o, const GlobalOptions& global) {
+    EvalOptions& e = o.eval;
+    if (e.context.n_threads == 0) e.context.n_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    ModelFile file = open_model(o.model, global, o.gpu, o.weights, e.context.n_threads);
+    ordered_json document{{"turboquant_report", 1},
+                          {"model", identify_model(file.path()).name},
+                          {"file", std::filesystem::path(o.model).filename().string()},
+                          {"ggml", ggml_version()},
+                          {"threads", e.context.n_threads}};
+    for (const CodecInfo& c : kCodecs) document["format_bits"][std::string(c.name)] = c.bits;
+    std::vector<CacheSpec> specs;
+    std::vector<std::optional<Plan>> plans;
+    if (o.has("eval") || o.has("plan") || o.has("speed")) {
+        if (e.kv.empty()) e.kv = default_formats(file, e.context.n_threads);
+        if (o.has("eval"))
+            document["eval"] = evaluation(file, e, specs, plans);
+        else
+            specs = KvArguments(e.kv, e.windows)
+                        .resolve(file, e.context.n_ctx, {.calib_file = e.calib_file, .n_threads = e.context.n_threads}, &plans);
+    }
+    if (o.has("inspect")) document["inspect"] = to_json(inspect(file, {.text_file = e.calib_file, .n_threads = e.context.n_threads}));
+    if (o.has("plan")) document["plans"] = plans_of(file, o, specs, plans);
+    if (o.has("speed")) document["speed"] = speed(file, o, specs);
+    return document;
 }
 
 void write_document(const ordered_json& document, const std::string& path) {
@@ -114,6 +143,7 @@ void write_document(const ordered_json& document, const std::string& path) {
 }
 
 void report(ReportOptions o, const GlobalOptions& global) {
+    if (o.eval.text_file.empty() && (o.has("eval") || o.has("speed"))) throw CLI::RequiredError("--file");
     const KvArguments arguments(o.eval.kv, o.eval.windows);  // what is wrong about the words is told before minutes are spent
     if (!o.depths.empty()) {
         std::ranges::sort(o.depths);
@@ -140,8 +170,11 @@ void add_report(CLI::App& app, const GlobalOptions& global) {
     auto o = std::make_shared<ReportOptions>();
     CLI::App* cmd = app.add_subcommand("report", "Everything that is measured on a model, as one HTML page");
     cmd->add_option("-m,--model", o->model, "Model file (GGUF)")->required();
-    cmd->add_option("-f,--file", o->eval.text_file, "Text to evaluate on")->required();
+    cmd->add_option("-f,--file", o->eval.text_file, "Text to evaluate on; for eval and speed");
     cmd->add_option("-o,--output", o->output, "Page to write (HTML)")->required();
+    cmd->add_option("--parts", o->parts, "What is measured: eval, inspect, plan, speed (default: all)")
+        ->delimiter(',')
+        ->check(CLI::IsMember(kParts));
     cmd->add_option("--json", o->json, "Write the numbers to this file, too");
     cmd->add_option("--kv", o->eval.kv,
                     "KV cache formats, as for eval (default: f16 q8_0 q5_0 q4_0 turbo4 turbo3 turbo2 tcq3 auto:4.25 auto:3.25)");
