@@ -22,15 +22,16 @@ class SpecStore final : public TileStore {
         for (std::size_t i = 0; i < in.rows.size(); i++) {
             const float* row = in.x + i * in.stride;
             for (int h = 0; h < n_head_; h++) {
-                std::vector<float> x(row + h * d_, row + (h + 1) * d_), turn(2 * d_);
+                std::vector<float> x(row + h * d_, row + (h + 1) * d_), turn(2 * d_), code(d_);
                 for (int k = 0; keys && keys->scales && k < d_; k++) x[k] *= keys->scales[h * d_ + k];
                 if (const std::int32_t cell = keys ? keys->cells[in.rows[i]] : -1; cell >= 0) {
                     spread_turn(keys->rope, d_, CellPositions::position_of(cell), turn.data());
                     for (int k = 0; k < d_; k++) x[k] -= turned(keys->mu[CellPositions::id_of(cell)] + 2 * h * d_, turn.data(), d_, k);
                 }
-                finite = put(in.rows[i], h, x) && finite;
+                if (!std::ranges::all_of(x, [](float f) { return std::isfinite(f); })) finite = false, std::ranges::fill(x, 0.0f);
+                if (!masks_.empty()) composite_set_mask(layout_.shape(), tile(in.rows[i], h), std::span(masks_).subspan(h * d_, d_));
+                tile_encode(layout_.shape(h), tile(in.rows[i], h), slot(in.rows[i]), x, layout_.norm_mode());
                 if (in.exact_slots.empty() || in.exact_slots[i] < 0 || !layout_.windows().residual()) continue;
-                std::vector<float> code(d_);
                 rotation_for(d_).forward(x);
                 tile_decode_rotated(layout_.shape(h), tile(in.rows[i], h), slot(in.rows[i]), code);
                 for (int k = 0; k < d_; k++) x[k] -= code[k];
@@ -85,16 +86,8 @@ class SpecStore final : public TileStore {
     }
     int slot(std::int64_t row) const { return static_cast<int>(layout_.place(row) % kTileKeys); }
     TileView view(std::int64_t stream) const {
-        const auto heads = layout_.heads();
         return {layout_.shape(), tiles_.data() + stream * layout_.stream_bytes(), tile_bytes(layout_.shape()), layout_.tile_stride(),
-                heads.empty() ? nullptr : heads.data()};
-    }
-    bool put(std::int64_t row, int h, std::vector<float>& x) {
-        if (!masks_.empty()) composite_set_mask(layout_.shape(), tile(row, h), std::span(masks_).subspan(h * d_, d_));
-        const bool finite = std::ranges::all_of(x, [](float f) { return std::isfinite(f); });
-        if (!finite) std::ranges::fill(x, 0.0f);
-        tile_encode(layout_.shape(h), tile(row, h), slot(row), x, layout_.norm_mode());
-        return finite;
+                layout_.heads().empty() ? nullptr : layout_.heads().data()};
     }
 
     int n_head_, d_;
