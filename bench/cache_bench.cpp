@@ -3,18 +3,17 @@
 // machine counts little. `state`: all rows of the layer, default windows, out as llama.cpp saves them and in again; bytes of nominal (fp16)
 // rows. usage: build/bin/cache_bench [decode|prefill|state] [seconds]
 #include <algorithm>
-#include <barrier>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <numeric>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "turboquant/cache/cpu/cpu_store.h"
 #include "turboquant/cache/layer_cache.h"
+#include "turboquant/cli/thread_team.h"
 #include "turboquant/codec/random.h"
 
 namespace turboquant {
@@ -28,25 +27,11 @@ double cpu_seconds() {
     return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-/// Threads that wait for work at a barrier.
-class TeamExecutor final : public Executor {
+/// A team that knows how long its threads worked.
+class TimedTeam final : public Executor {
   public:
-    explicit TeamExecutor(int n) : n_(n), spent_(n), barrier_(n) {
-        for (int i = 1; i < n; i++)
-            threads_.emplace_back([this, i] {
-                for (;;) {
-                    barrier_.arrive_and_wait();
-                    if (!part_) return;
-                    work(i);
-                    barrier_.arrive_and_wait();
-                }
-            });
-    }
-    ~TeamExecutor() override {
-        part_ = nullptr;
-        barrier_.arrive_and_wait();
-    }
-    int n_threads() const override { return n_; }
+    explicit TimedTeam(int n) : spent_(n), team_(n) {}
+    int n_threads() const override { return team_.n_threads(); }
     /// Seconds since the last call: of the caller's between runs, and of the slowest thread in each.
     double lap() {
         const double now = cpu_seconds(), t = now - lap_ + in_runs_;
@@ -57,26 +42,18 @@ class TeamExecutor final : public Executor {
   protected:
     void run_parts(int n, void (*part)(void* arg, int ith), void* arg) override {
         const double start = cpu_seconds();
-        part_ = part, arg_ = arg, parts_ = n;
-        barrier_.arrive_and_wait();
-        work(0);
-        barrier_.arrive_and_wait();
+        team_.run(n_threads(), [&](int ith) {
+            const double begin = cpu_seconds();
+            for (int i = ith; i < n; i += n_threads()) part(arg, i);
+            spent_[ith] = cpu_seconds() - begin;
+        });
         in_runs_ += *std::max_element(spent_.begin(), spent_.end()) - (cpu_seconds() - start);
     }
 
   private:
-    void work(int first) {
-        const double start = cpu_seconds();
-        for (int i = first; i < parts_; i += n_) part_(arg_, i);
-        spent_[first] = cpu_seconds() - start;
-    }
-    int n_, parts_ = 0;
     std::vector<double> spent_;
     double lap_ = 0, in_runs_ = 0;
-    void (*part_)(void*, int) = nullptr;
-    void* arg_ = nullptr;
-    std::barrier<> barrier_;
-    std::vector<std::jthread> threads_;
+    cli::ThreadTeam team_;
 };
 
 std::vector<float> normals(std::size_t n, std::uint64_t seed) {
@@ -89,7 +66,7 @@ std::vector<float> normals(std::size_t n, std::uint64_t seed) {
 /// A filled cache of one layer, and queries of its last tokens.
 class Layer {
   public:
-    Layer(CodecId codec, int n_kv, int n_tokens, WindowSizes windows, TeamExecutor& executor)
+    Layer(CodecId codec, int n_kv, int n_tokens, WindowSizes windows, TimedTeam& executor)
         : executor_(executor),
           cells_(n_kv, 1),
           layer_(cells_),
@@ -158,7 +135,7 @@ class Layer {
         layer_.write_values(ctx_, {x_.data(), kEmbd, rows, {}, {}});
     }
 
-    TeamExecutor& executor_;
+    TimedTeam& executor_;
     std::vector<std::vector<std::uint8_t>> memory_;
     CellPositions cells_;
     LayerCache layer_;
@@ -176,7 +153,7 @@ double median(std::vector<double> x) {
 }
 
 void compare(CodecId codec, int n_kv, int n_tokens, int n_threads, double seconds) {
-    TeamExecutor executor(n_threads);
+    TimedTeam executor(n_threads);
     Layer with(codec, n_kv, n_tokens, {}, executor), without(codec, n_kv, n_tokens, {0, 0}, executor);
     std::vector<double> a, b, ratio;
     for (double spent = 0; spent < seconds || a.size() < 5;) {
@@ -192,7 +169,7 @@ void compare(CodecId codec, int n_kv, int n_tokens, int n_threads, double second
 }
 
 void move_state(CodecId codec, int n_kv, int n_threads, double seconds) {
-    TeamExecutor executor(n_threads);
+    TimedTeam executor(n_threads);
     Layer layer(codec, n_kv, 1, {}, executor);
     std::vector<std::uint16_t> state(layer.state_bytes());
     std::vector<double> out, in, shift;

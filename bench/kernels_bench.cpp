@@ -4,12 +4,12 @@
 
 #include <cmath>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "turboquant/attention/turns.h"
+#include "turboquant/cli/thread_team.h"
 #include "turboquant/codec/random.h"
 #include "turboquant/kernels/kernels.h"
 #include "turboquant/kernels/rows.h"
@@ -104,24 +104,6 @@ void encode_batch(benchmark::State& state, SimdLevel level, CodecId codec, Side 
         benchmark::Counter(static_cast<double>(n), benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
-/// Threads that end with the call.
-class Threads final : public Executor {
-  public:
-    explicit Threads(int n) : n_(n) {}
-    int n_threads() const override { return n_; }
-
-  protected:
-    void run_parts(int n, void (*part)(void* arg, int ith), void* arg) override {
-        std::vector<std::thread> threads;
-        for (int i = 1; i < n; ++i) threads.emplace_back(part, arg, i);
-        part(arg, 0);
-        for (std::thread& t : threads) t.join();
-    }
-
-  private:
-    int n_;
-};
-
 enum class Move { save, restore, shift };
 
 /// Rows of a whole stream. bytes_per_second counts nominal rows: fp16.
@@ -138,7 +120,7 @@ void move_rows(benchmark::State& state, SimdLevel level, CodecId codec, Side sid
     for (int i = 0; i < kDim / 2; ++i) table.insert(table.end(), {std::cos(0.1f * i), std::sin(0.1f * i)});
     const std::vector<const float*> tables(kCells, table.data());
     const Kernels& k = kernels(level);
-    Threads executor(threads);
+    cli::ThreadTeam executor(threads);
     get_rows(k, executor, tiles, cells, rows.data(), row);
     for (auto _ : state) {
         if (move == Move::save) get_rows(k, executor, tiles, cells, rows.data(), row);

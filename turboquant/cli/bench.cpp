@@ -65,7 +65,7 @@ double read_bandwidth() {
     double best = 0;
     for (int rep = 0; rep < 5; rep++) {
         const std::int64_t start = llama_time_us();
-        team.run([&](int ith) {
+        team.run(n_threads, [&](int ith) {
             std::uint64_t sum = 0;
             for (std::size_t i = 0; i < part; i++) sum += buffer[static_cast<std::size_t>(ith) * part + i];
             sums[static_cast<std::size_t>(ith)] = sum;

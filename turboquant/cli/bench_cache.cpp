@@ -36,24 +36,6 @@ class AlignedBytes {
     std::unique_ptr<std::uint8_t, decltype(&std::free)> data_;
 };
 
-/// ThreadTeam as the cache wants it.
-class TeamExecutor final : public Executor {
-  public:
-    explicit TeamExecutor(int n) : n_(n), team_(n) {}
-    int n_threads() const override { return n_; }
-
-  protected:
-    void run_parts(int n, void (*part)(void* arg, int ith), void* arg) override {
-        team_.run([&](int first) {
-            for (int i = first; i < n; i += n_) part(arg, i);
-        });
-    }
-
-  private:
-    int n_;
-    ThreadTeam team_;
-};
-
 /// One layer of a cache, used as the backend uses it for a model with RoPE.
 class TurboquantCache final : public BenchCache {
   public:
@@ -184,7 +166,7 @@ class TurboquantCache final : public BenchCache {
     LayerCache layer_;
     std::vector<float> output_;
     AttentionArgs args_;
-    TeamExecutor team_;
+    ThreadTeam team_;
     CacheContext ctx_;
 };
 
