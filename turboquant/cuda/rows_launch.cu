@@ -33,7 +33,7 @@ __global__ void spread_turns_kernel(const float* digits, int width, const RopeLa
                                     float* out) {
     const int i = static_cast<int>(blockIdx.x);
     for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += static_cast<int>(blockDim.x))
-        spread_turn(digits, width, rope, head_dim, positions[i], d, out + static_cast<std::size_t>(i) * 2 * head_dim);
+        spread_turn_value(digits, width, rope, head_dim, positions[i], d, out + static_cast<std::size_t>(i) * 2 * head_dim);
 }
 
 dim3 grid(int n, int heads) { return dim3((n + kWarps - 1) / kWarps, heads); }

@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include "turboquant/attention/attention.h"
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/impl/launch.h"
 #include "turboquant/cuda/impl/params.h"
@@ -55,7 +56,7 @@ __global__ void summarize_mask_kernel(const __grid_constant__ MaskTiles a) {
     if (tile >= n_tiles) return;
     const std::uint16_t* m = a.mask + seq * a.seq_stride + (t - seq * a.n_tokens) * a.token_stride + tile * 64;
     bool counts = false, shows = false;
-    for (int i = lane; i < 64 && tile * 64 + i < a.n_kv; i += 32) counts |= (m[i] & 0x7fff) != 0, shows |= m[i] != 0xfc00;
+    for (int i = lane; i < 64 && tile * 64 + i < a.n_kv; i += 32) counts |= (m[i] & 0x7fff) != 0, shows |= m[i] != kMaskHidden;
     counts = __any_sync(~0u, counts), shows = __any_sync(~0u, shows);
     if (lane == 0) a.out[static_cast<std::size_t>(t) * n_tiles + tile] = static_cast<std::uint8_t>((counts ? kMaskCounts : 0) | (shows ? kMaskShows : 0));
 }

@@ -3,6 +3,7 @@
 // leave partial results; the last of them to finish merges. Source of the split: FlashDecoding; of the merge: arXiv:2501.01005, eq. 3.
 #pragma once
 
+#include "turboquant/attention/attention.h"
 #include "turboquant/cuda/impl/merge.cuh"
 #include "turboquant/cuda/impl/products.cuh"
 #include "turboquant/cuda/impl/queries.cuh"
@@ -210,7 +211,7 @@ struct Attend : Queries<D, kGroups> {
             for (int token = first_row / p.group; token <= last; ++token) {
                 const uint16_t* m = p.exact_mask + item.seq * p.exact_mask_seq_stride + token * p.exact_mask_token_stride + tile * kTileKeys;
 #pragma unroll
-                for (int i = 0; i < kTileKeys; i += 32) hidden &= tile * kTileKeys + lane + i >= n_kv || m[lane + i] == 0xfc00;
+                for (int i = 0; i < kTileKeys; i += 32) hidden &= tile * kTileKeys + lane + i >= n_kv || m[lane + i] == kMaskHidden;
             }
             if (!__all_sync(~0u, hidden)) break;
         }

@@ -130,7 +130,7 @@ struct Queries : Block<D, kGroups> {
                 float2 x = there ? term_coefficients<D>(p, item.seq, r / kRows, row, kv_head, f) : make_float2(0, 0);
                 x.x *= scale, x.y *= scale;
                 ab[r * term_row_stride(term.n_pad) + f] =
-                    turned(turned(x, __ldg(term.turns + residue * term.n_pad + f)), __ldg(term.turns + 64 * term.n_pad + f));
+                    counted_from(counted_from(x, __ldg(term.turns + residue * term.n_pad + f)), __ldg(term.turns + (kTurnRows - 1) * term.n_pad + f));
             }
         }
         return residue;

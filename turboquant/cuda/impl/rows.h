@@ -2,6 +2,7 @@
 // token.
 #pragma once
 
+#include "turboquant/attention/turns.h"
 #include "turboquant/codec/trellis.h"
 #include "turboquant/cuda/impl/encode_call.h"
 #include "turboquant/cuda/impl/simt.h"
@@ -178,6 +179,7 @@ TQ_DEVICE void decode_row(const EncodePlan& plan, const DecodeArgs& a, int token
     const float* offset = a.offsets + id * a.offset_stride + static_cast<std::size_t>(head) * 2 * dim;
     for (int d = lane; d < dim; d += 32) {
         float v = x[d];
+        // turned() of attention/turns.h, which is no function of the device.
         if (id >= 0) v += fmaf(offset[d], turn[d], offset[dim + d] * turn[dim + d]);
         if (a.scales) v /= a.scales[static_cast<std::size_t>(head) * dim + d];
         const std::size_t at = token * a.token_stride + head * a.head_stride + d;
@@ -188,16 +190,17 @@ TQ_DEVICE void decode_row(const EncodePlan& plan, const DecodeArgs& a, int token
     }
 }
 
-/// codec/../attention/turns.h's turn_row for the frequency of one dim. Digits in base 64.
-TQ_DEVICE void spread_turn(const float* digits, int width, const RopeLayout& rope, int head_dim, std::int32_t pos, int dim, float* out) {
+/// attention/turns.h's turn_row for the frequency of one dim.
+TQ_DEVICE void spread_turn_value(const float* digits, int width, const RopeLayout& rope, int head_dim, std::int32_t pos, int dim,
+                                 float* out) {
     const int at = dim - rope.n_offset;
     float c = 1, s = 0;
     if (pos >= 0 && at >= 0 && at < rope.n_dims) {
         const int i = rope.adjacent ? at / 2 : at % (rope.n_dims / 2);
-        for (int k = 0; k < 4 && (k == 0 || pos >> 6 * k); ++k) {
-            const float* row = digits + static_cast<std::size_t>(k * 64 + (pos >> 6 * k) % 64) * 2 * width;
-            const float by_c = row[i], by_s = row[width + i], turned = c * by_c - s * by_s;
-            s = s * by_c + c * by_s, c = turned;
+        for (int k = 0, rest = pos; k < kTurnDigits && (k == 0 || rest); ++k, rest /= kTurnRadix) {
+            const float* row = digits + static_cast<std::size_t>(k * kTurnRadix + rest % kTurnRadix) * 2 * width;
+            const float by_c = row[i], by_s = row[width + i], cosine = c * by_c - s * by_s;
+            s = s * by_c + c * by_s, c = cosine;
         }
     }
     out[dim] = c, out[head_dim + dim] = s;

@@ -22,7 +22,8 @@ __device__ __forceinline__ int cell_at(int e, int g) { return e < 4 ? 8 * e + 7 
 /// Coefficients of a row in shared memory, in float2: rows of eight lanes' loads meet all banks.
 constexpr int term_row_stride(int n_pad) { return n_pad + 2; }
 
-__device__ __forceinline__ float2 turned(float2 ab, float2 turn) {
+/// Coefficients of the same sum of cosines and sines, counted from a position that is turn further.
+__device__ __forceinline__ float2 counted_from(float2 ab, float2 turn) {
     return make_float2(fmaf(ab.x, turn.x, ab.y * turn.y), fmaf(ab.y, turn.x, -ab.x * turn.y));
 }
 
@@ -57,7 +58,8 @@ __device__ __forceinline__ void stage_turned(const TermParams& p, const TermLane
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const float4 by = __ldg(turn + i), from = x[i];
-            const float2 u = turned(make_float2(from.x, from.y), make_float2(by.x, by.y)), v = turned(make_float2(from.z, from.w), make_float2(by.z, by.w));
+            const float2 u = counted_from(make_float2(from.x, from.y), make_float2(by.x, by.y)),
+                         v = counted_from(make_float2(from.z, from.w), make_float2(by.z, by.w));
             const auto split = [&](float y, float z, uint32_t& of_high_part, uint32_t& of_low_part) {
                 const __half2 h = __floats2half2_rn(y, z);
                 const float2 back = __half22float2(h);

@@ -137,6 +137,7 @@ inline void decode_rows(const TileDecode& a, const CodecTables& t) {
         decoder.decode(t, a.shape.side, a.tile, static_cast<int>(a.cells[i] % kTileKeys), y);
         if (a.turns && a.offsets[i]) {
             const float *offset = a.offsets[i] + a.offset_at, *turn = a.turns + static_cast<size_t>(i) * 2 * d;
+            // turned() of attention/turns.h, which is an inline function: none is called here (kernels.inc).
             for (int k = 0; k < d; ++k) y[k] += offset[k] * turn[k] + offset[d + k] * turn[d + k];
         }
         for (int k = 0; a.unscale && k < d; ++k) y[k] *= a.unscale[k];
