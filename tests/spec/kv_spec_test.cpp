@@ -15,10 +15,11 @@ TEST(KvSpec, WordsSetBothSides) {
 
 TEST(KvSpec, LongFormRoundTrips) {
     for (const char* text : {"k=turbo4,v=turbo2", "k=raw,v=turbo8", "turbo3,norm=eden", "turbo3,sink=0,recent=0", "turbo3,recent=64",
-                             "k=turbo4,v=turbo3,offset=off,norm=raw", "k=turbo4,v=turbo3,k0=turbo8,k12=raw,v3=turbo2", "turbo4,offset=off",
-                             "turbo3,recent=32:4", "turbo8,sink=2,recent=32:4"})
+                             "k=turbo4,v=turbo3,offset=off,norm=plain", "k=turbo4,v=turbo3,k0=turbo8,k12=raw,v3=turbo2",
+                             "turbo4,offset=off", "turbo3,recent=32:4", "turbo8,sink=2,recent=32:4"})
         EXPECT_EQ(to_string(parse_kv_spec(text)), text);
     EXPECT_EQ(to_string(parse_kv_spec("v=turbo4,k=turbo4")), "turbo4");
+    EXPECT_EQ(to_string(parse_kv_spec("turbo4,norm=raw")), "turbo4,norm=plain") << "as 0.1.0 wrote it";
 }
 
 TEST(KvSpec, BadTextSaysWhatIsKnown) {

@@ -51,7 +51,7 @@ TEST(KvWord, MistakesAreNamed) {
 }
 
 TEST(SpecOptions, RoundTrip) {
-    for (const char* text : {"", "offset=off", "outlier=4,norm=eden,sink=0,recent=3", "offset=off,norm=raw"})
+    for (const char* text : {"", "offset=off", "outlier=4,norm=eden,sink=0,recent=3", "offset=off,norm=plain"})
         EXPECT_EQ(to_string(parse_spec_options(text)), text);
     EXPECT_EQ(uniform_spec(CodecId::turbo4, CodecId::turbo3, parse_spec_options("offset=off")),
               parse_kv_spec("k=turbo4,v=turbo3,offset=off"));

@@ -14,7 +14,9 @@ namespace turboquant {
 namespace {
 
 constexpr std::array<std::pair<std::string_view, NormMode>, 3> kNormModes = {
-    {{"raw", NormMode::plain}, {"corrected", NormMode::corrected}, {"eden", NormMode::eden}}};
+    {{"plain", NormMode::plain}, {"corrected", NormMode::corrected}, {"eden", NormMode::eden}}};
+/// 0.1.0's word for plain, in its plans: that of a format, too.
+constexpr std::string_view kOldPlain = "raw";
 constexpr int kMaxWindow = 1 << 16;
 constexpr std::string_view kResidualForm = ":4";
 static_assert(kResidualBits == 4);
@@ -23,7 +25,7 @@ constexpr std::array<std::pair<std::string_view, bool>, 2> kSwitch = {{{"on", tr
 CodecId codec_word(std::string_view word) {
     if (const auto id = find_codec(word)) return *id;
     throw std::invalid_argument("unknown KV format '" + std::string(word) + "'; known: " + known_codec_words() +
-                                ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=raw|corrected|eden, "
+                                ", or k=WORD,v=WORD with k<LAYER>=WORD, v<LAYER>=WORD, offset=on|off, norm=plain|corrected|eden, "
                                 "outlier=RATIO, sink=N, recent=N[:4]");
 }
 
@@ -109,7 +111,7 @@ bool take_option(SpecOptions& options, const Item& item) {
     if (item.key == "offset")
         options.offset = choice(item.key, item.word, kSwitch);
     else if (item.key == "norm")
-        options.norm_mode = choice(item.key, item.word, kNormModes);
+        options.norm_mode = choice(item.key, item.word == kOldPlain ? "plain" : item.word, kNormModes);
     else if (item.key == "outlier")
         options.outlier_ratio = ratio(item.word);
     else if (item.key == "sink")

@@ -7,7 +7,7 @@
 //        | scale<N>=LETTERS           key channels of layer N scaled (channel_scales.h): a letter per channel of all its KV heads; written by plans
 //        | OPTION
 //   OPTION = offset=on|off            key offset removal (cache/key_offset.h); on unless said otherwise
-//        | norm=raw|corrected|eden    scale stored with each vector; unless given, corrected for keys and eden for values
+//        | norm=plain|corrected|eden  scale stored with each vector; unless given, corrected for keys and eden for values
 //        | outlier=RATIO              formats with outlier channels: those above RATIO times their head's median RMS (cache/outlier_channels.h); 3
 //        | sink=N | recent=N[:4]      exact windows (windows.h): of the first N and the most recent N tokens of every sequence 4 bits are kept on top
 //                                     of their codes, or, where recent has no :4, fp16 values; 4 bits, for 1/16 bit per value in all, unless said otherwise
