@@ -32,7 +32,7 @@ void bind_head(const Device& d, const ggml_tensor* t, std::int64_t head_dim) {
     KvExtra* e = t ? kv_extra(t) : nullptr;
     if (!e) return;
     auto& buffer = *static_cast<KvBuffer*>(root(t)->buffer->context);
-    buffer.settle(static_cast<int>(head_dim));
+    buffer.decide_formats(static_cast<int>(head_dim));
     if (!e->refused.empty() || (e->bound() && e->kv().head_dim() == head_dim)) return;
     try {
         const auto lock = buffer.changing();

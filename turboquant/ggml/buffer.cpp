@@ -16,7 +16,7 @@
 namespace turboquant::ggml {
 namespace {
 
-/// The widest format that settle may choose: what is reserved until then.
+/// The widest format that decide_formats may choose: what is reserved until then.
 CodecId widest(double bits) {
     const std::vector<CodecId> codecs = unmeasured_candidates(bits);
     const auto size = [](CodecId c) { return bits_per_value(c, 128); };
@@ -282,9 +282,9 @@ std::set<std::pair<int, Side>> KvBuffer::slots() const {
     return all;
 }
 
-void KvBuffer::settle(int head_dim) {
-    if (settled_) return;
-    settled_ = true;
+void KvBuffer::decide_formats(int head_dim) {
+    if (decided_) return;
+    decided_ = true;
     try {
         if (device_.plan) check_slots(*device_.plan, device_.slots());
         if (auto_bits_ > 0) choose_formats(head_dim);

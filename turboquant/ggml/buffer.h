@@ -83,7 +83,7 @@ class KvBuffer final : public DeviceBuffer {
     bool init_tensor(ggml_tensor* t);
     /// Holds the cache against the device's plan, or chooses formats within its budget. Called with the first operation on the cache, whose
     /// heads have head_dim values: then all layers are there. If the plan or the budget does not fit, all tensors are refused.
-    void settle(int head_dim);
+    void decide_formats(int head_dim);
     /// To be held while a tensor is made anew or learns its head size: others ask for its figures.
     [[nodiscard]] std::unique_lock<std::mutex> changing() const { return std::unique_lock(lists_); }
     std::set<std::pair<int, Side>> slots() const override;
@@ -120,7 +120,7 @@ class KvBuffer final : public DeviceBuffer {
     std::map<std::string, std::unique_ptr<LayerCache>> layers_;  ///< by the name of their keys
     std::map<std::string, size_t> plain_;                        ///< bytes of the layers' other state, by its name without the layer
     bool plain_told_ = false;
-    bool settled_ = false, announced_ = false, saved_told_ = false;
+    bool decided_ = false, announced_ = false, saved_told_ = false;
     std::set<RestoreResult> reported_;
 
     CellPositions& cells_for(const KvGeometry& g);

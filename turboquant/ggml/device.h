@@ -77,7 +77,7 @@ struct Device {
     bool respecifiable = false;  ///< turboquant_set_spec may change spec
     bool plain_caches = false;   ///< caches to come are llama.cpp's own, of any type
     std::optional<Plan> plan;    ///< what spec came from: a cache is held against its layers
-    double auto_bits = 0;  ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (KvBuffer::settle)
+    double auto_bits = 0;        ///< not 0: spec holds the options only, formats are chosen when a cache shows its layers (decide_formats)
     /// A context begins that has this device.
     void begin_context();
     /// The number of the context that began last.
