@@ -36,16 +36,16 @@ struct KeyTransform {
     std::uint64_t version = 0;      ///< of mu, rope and scales: for those who keep copies
 };
 
-/// a_0.., b_0.. (2*n_freq floats) of one query vector: q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i). `mu`: of the KV head, values and
-/// quarters (KeyTransform::mu).
+/// a_0.., b_0.. (2*n_freq floats) of one query vector: q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i). `mu`: of the KV head, mu and
+/// mu_perp (KeyTransform::mu).
 inline void query_terms(const RopeTable& rope, int head_dim, const float* mu, const float* q, float* terms) {
-    const float* quarter = mu + head_dim;
+    const float* perp = mu + head_dim;
     const int pairs = rope.n_dims / 2, n = rope.n_freq;
     const int step = rope.pairs == RopePairs::adjacent ? 2 : 1, apart = rope.pairs == RopePairs::adjacent ? 1 : pairs;
     for (int i = 0; i < pairs; i++) {
         const int x = rope.n_offset + i * step, y = x + apart;
         terms[i] = q[x] * mu[x] + q[y] * mu[y];
-        terms[n + i] = q[x] * quarter[x] + q[y] * quarter[y];
+        terms[n + i] = q[x] * perp[x] + q[y] * perp[y];
     }
     if (n == pairs) return;
     terms[pairs] = terms[n + pairs] = 0;

@@ -45,7 +45,7 @@ struct EncodeArgs {
     const std::int64_t* cells = nullptr;            ///< of each token: tile cells[i]/64, slot cells[i]%64; no two alike. Negative: none
     int n = 0;
 
-    /// Channel scales (codec/channel_scales.h) that x is multiplied by, [head][head_dim], or null.
+    /// Channel scales (spec/channel_scales.h) that x is multiplied by, [head][head_dim], or null.
     const float* scales = nullptr;
     /// Key offset removal, or null: what is encoded is x[d] - (offset[d] * turn[d] + offset[head_dim + d] * turn[head_dim + d]), turn =
     /// turns + i*2*head_dim (spread_turns, rows.h), offset = offsets + id*offset_stride + h*2*head_dim, id = offset_ids[i]; negative:

@@ -278,8 +278,8 @@ inline const float* source(const EncodeArgs& a, int i, float* y) {
     const int d = a.shape.head_dim;
     const float *offset = a.offsets[i] + a.offset_at, *turn = a.turns + static_cast<size_t>(i) * 2 * d;
     for (int k = 0; k < d; k += Simd::kFloats) {
-        const Simd::F quarter = Simd::mul(Simd::load(offset + d + k), Simd::load(turn + d + k));
-        Simd::store(y + k, Simd::sub(Simd::load(x + k), Simd::fma(Simd::load(offset + k), Simd::load(turn + k), quarter)));
+        const Simd::F of_perp = Simd::mul(Simd::load(offset + d + k), Simd::load(turn + d + k));
+        Simd::store(y + k, Simd::sub(Simd::load(x + k), Simd::fma(Simd::load(offset + k), Simd::load(turn + k), of_perp)));
     }
     return y;
 }
