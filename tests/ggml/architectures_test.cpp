@@ -12,6 +12,19 @@ namespace {
 
 constexpr int kTokens = 400;
 
+/// Mean divergences from llama.cpp's own f16 cache, as measured with AVX-512 (test_ggml --gtest_filter='*LogitsAreThose*' --gtest_output=json).
+struct Measured {
+    double turbo8, turbo4;
+};
+const std::map<std::string, Measured> kMeasured{
+    {"llama_80", {3.2e-5, 7.5e-3}},  {"llama_96", {3.3e-5, 7.0e-3}},  {"llama_112", {3.1e-5, 7.1e-3}},
+    {"llama_192", {3.3e-5, 6.9e-3}}, {"qwen2", {3.6e-5, 7.5e-3}},     {"qwen2_yarn", {6.7e-5, 1.3e-2}},
+    {"qwen2vl", {3.6e-5, 7.5e-3}},   {"gpt2", {2.8e-6, 6.6e-4}},      {"mpt", {3.0e-6, 6.6e-4}},
+    {"phi2", {1.5e-5, 3.3e-3}},      {"gemma2", {7.1e-6, 1.4e-3}},    {"gemma3", {3.6e-7, 9.1e-5}},
+    {"gpt_oss", {1.5e-3, 5.0e-2}},   {"starcoder", {1.2e-5, 2.8e-3}}, {"gemma4", {1.6e-4, 2.6e-2}},
+    {"deepseek2", {4.6e-5, 1.1e-2}}, {"lfm2", {5.7e-7, 1.4e-4}},      {"mamba", {0, 0}},
+};
+
 class Architecture : public testing::TestWithParam<size_t> {
   protected:
     void SetUp() override {
@@ -39,10 +52,15 @@ TEST_P(Architecture, LogitsAreThoseOfLlamasOwnCache) {
     const Logits reference = logits("f16");
     const double raw = mean_kld(reference, logits("raw")), turbo8 = mean_kld(reference, logits("turbo8")),
                  turbo4 = mean_kld(reference, logits("turbo4"));
+    RecordProperty("turbo8_e6", std::to_string(1e6 * turbo8));
+    RecordProperty("turbo4_e6", std::to_string(1e6 * turbo4));
     EXPECT_LT(raw, 1e-6);
-    EXPECT_LT(turbo8, 3e-3);
-    EXPECT_LT(turbo4, 0.2);
-    EXPECT_TRUE(turbo4 > 1e-5 || tiny().arch == "mamba") << turbo4;
+    const Measured& m = kMeasured.at(tiny().name);
+    EXPECT_LT(turbo8, 2 * m.turbo8 + 1e-6);
+    EXPECT_LT(turbo4, 2 * m.turbo4 + 1e-6);
+    EXPECT_GT(turbo4, m.turbo4 / 2 - 1e-6);
+    // Of a mixture few tokens choose another expert, and they are most of the divergence: in turbo8 it may be less of them elsewhere.
+    if (tiny().name != "gpt_oss") EXPECT_GT(turbo8, m.turbo8 / 2 - 1e-6);
 }
 
 TEST_P(Architecture, OffsetRemovalKnowsTheRope) {
