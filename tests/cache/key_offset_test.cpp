@@ -52,6 +52,8 @@ TEST(KeyOffset, TheScoreTermGivesBackWhatWasRemoved) {
         for (auto& h : halves) h = to_half(10 * normal(rng));
         offset.freeze(0, halves);
         if (kind < kinds.size()) offset.set_rope(kinds[kind]);
+        const CellPositions cells(kTileKeys, 1);
+        const KeyTransform keys = offset.transform(cells);
         for (const int pos : {0, 5, 1000, 16000, 300000}) {
             std::vector<float> x(kEmbd), shift(offset.mu(0).begin(), offset.mu(0).end()), q(kDim), terms(2 * offset.n_freq());
             offset.add_offset(0, x, pos);
@@ -67,7 +69,7 @@ TEST(KeyOffset, TheScoreTermGivesBackWhatWasRemoved) {
                     EXPECT_NEAR(x[h * kDim + i], head[i], 5e-5) << "kind " << kind << " position " << pos;
                     dot += static_cast<double>(q[i]) * head[i];
                 }
-                offset.query_terms(0, q, h, terms);
+                query_terms(keys.rope, kDim, keys.mu[0] + 2 * h * kDim, q.data(), terms.data());
                 for (int i = 0; i < offset.n_freq(); i++)
                     term += static_cast<double>(terms[i]) * turn[i] + static_cast<double>(terms[offset.n_freq() + i]) * turn[width + i];
                 EXPECT_NEAR(term, dot, 2e-4) << "kind " << kind << " position " << pos;

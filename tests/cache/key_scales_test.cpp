@@ -34,6 +34,8 @@ TEST_P(KeyScales, KeepTheScores) {
     const KeyOffset& offset = *scaled.kv->offset();
     EXPECT_NO_THROW(offset.check_scales());
     const int n = offset.n_freq(), id = scaled.cells.offset_id(0);
+    ASSERT_FALSE(offset.mu(id).empty()) << "of a store that measured it: fetched now";
+    const KeyTransform keys = offset.transform(scaled.cells);
     std::mt19937 rng(3);
     std::normal_distribution<float> normal;
     std::vector<float> q(kDim), scaled_q(kDim), terms(2 * n), turn(2 * turn_width(n)), rows(200 * kEmbd);
@@ -41,8 +43,8 @@ TEST_P(KeyScales, KeepTheScores) {
     for (int j = 0; j < 200; j += 7)
         for (int h = 0; h < kHeads; h++) {
             for (float& v : q) v = normal(rng);
-            offset.scale_query(q, h, scaled_q);
-            offset.query_terms(id, scaled_q, h, terms);
+            for (int i = 0; i < kDim; i++) scaled_q[i] = q[i] / offset.scales(h)[i];
+            query_terms(keys.rope, kDim, keys.mu[id] + 2 * h * kDim, scaled_q.data(), terms.data());
             turn_row(offset.turns(), n, j, turn.data());
             const float* row = rows.data() + j * kEmbd + h * kDim;
             double exact = 0, got = 0, norm = 0;

@@ -81,11 +81,6 @@ void KeyOffset::check_scales() const {
         }
 }
 
-void KeyOffset::scale_query(std::span<const float> q, int head, std::span<float> out) const {
-    const std::span<const float> s = scales(head);
-    for (std::size_t i = 0; i < q.size(); i++) out[i] = q[i] / s[i];
-}
-
 void KeyOffset::begin(int id, std::uint32_t generation) {
     if (entries_.size() <= static_cast<std::size_t>(id)) entries_.resize(id + 1);
     Entry& e = entries_[id];
@@ -303,11 +298,6 @@ void KeyOffset::set_mu_perp(Entry& e) const {
 
 void KeyOffset::release_kept(int id) {
     if (frozen(id)) std::vector<KeptRow>().swap(entries_[id].kept);
-}
-
-void KeyOffset::query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const {
-    turboquant::query_terms(rope_table(), head_dim_, here(id).mu_perp.data() + 2 * static_cast<std::ptrdiff_t>(head) * head_dim_, q.data(),
-                            terms.data());
 }
 
 RopeTable KeyOffset::rope_table() const {

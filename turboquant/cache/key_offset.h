@@ -48,8 +48,6 @@ class KeyOffset {
     }
     std::uint32_t scale_hash() const { return scale_hash_; }  ///< 0: keys are not scaled
     std::string_view scale_letters() const { return letters_; }
-    /// q / s for KV head `head`. The score of a scaled key is that of such a query; query_terms() takes it, too.
-    void scale_query(std::span<const float> q, int head, std::span<float> out) const;
     const RopeParams& rope() const { return rope_; }
 
     /// Must precede any use of an id: forgets what an earlier generation of it had.
@@ -102,8 +100,6 @@ class KeyOffset {
     /// Frequencies of the score term q . R(p) mu = sum_i a_i cos(p w_i) + b_i sin(p w_i): RoPE's, and one of zero for the dims that RoPE
     /// leaves alone.
     int n_freq() const { return (has_rope_ ? rope_.n_dims / 2 : 0) + (!has_rope_ || rope_.n_dims < head_dim_); }
-    /// a_0.., b_0.. (2*n_freq floats) of one query vector for KV head `head`.
-    void query_terms(int id, std::span<const float> q, int head, std::span<float> terms) const;
     /// Table of these frequencies' rotations (attention/turns.h), shared by all layers that have the same.
     const float* turns() const { return turns_->table.data(); }
 

@@ -21,8 +21,7 @@ const Codebook& mse_codebook(int bits, int head_dim) {
 }  // namespace
 
 ProdQuantizer::ProdQuantizer(int bits, int head_dim, std::uint64_t seed)
-    : bits_(bits),
-      head_dim_(head_dim),
+    : head_dim_(head_dim),
       rotation_(&rotation_for(head_dim)),
       codebook_(&mse_codebook(bits, head_dim)),
       sketch_(static_cast<std::size_t>(head_dim) * head_dim) {
@@ -48,39 +47,21 @@ ProdVector ProdQuantizer::quantize(std::span<const float> x) const {
     return v;
 }
 
-std::vector<float> ProdQuantizer::rotated(const ProdVector& v) const {
+void ProdQuantizer::dequantize(const ProdVector& v, std::span<float> x) const {
     const auto n = static_cast<std::size_t>(head_dim_);
+    if (x.size() != n) throw std::invalid_argument("prod quantizer: x must hold head_dim values");
     if (v.mse.codes.size() != n || v.signs.size() != n)
         throw std::invalid_argument("prod quantizer: the vector was not made for head_dim " + std::to_string(head_dim_));
     std::vector<double> sketched(n);
     for (std::size_t j = 0; j < n; ++j)
         for (std::size_t i = 0; i < n; ++i) sketched[i] += v.signs[j] ? sketch_[j * n + i] : -sketch_[j * n + i];
     const double gain = static_cast<double>(sketch_gain()) * v.residual_norm;
-    std::vector<float> y(n);
     for (std::size_t i = 0; i < n; ++i) {
         if (v.mse.codes[i] >= codebook_->centroids.size()) throw std::invalid_argument("prod quantizer: code out of range");
-        y[i] = static_cast<float>(codebook_->centroids[v.mse.codes[i]] * v.mse.scale + gain * sketched[i]);
+        x[i] = static_cast<float>(codebook_->centroids[v.mse.codes[i]] * v.mse.scale + gain * sketched[i]);
     }
-    return y;
-}
-
-float ProdQuantizer::inner_product(std::span<const float> q, const ProdVector& v) const {
-    std::vector<float> rq(q.begin(), q.end());
-    rotation_->forward(rq);
-    const std::vector<float> y = rotated(v);
-    double sum = 0;
-    for (int i = 0; i < head_dim_; ++i) sum += static_cast<double>(rq[i]) * y[i];
-    return static_cast<float>(sum);
-}
-
-void ProdQuantizer::dequantize(const ProdVector& v, std::span<float> x) const {
-    const std::vector<float> y = rotated(v);
-    if (x.size() != y.size()) throw std::invalid_argument("prod quantizer: x must hold head_dim values");
-    std::copy(y.begin(), y.end(), x.begin());
     rotation_->inverse(x);
 }
-
-double ProdQuantizer::bits_per_value() const { return bits_ + 32.0 / head_dim_; }
 
 float ProdQuantizer::sketch_gain() const { return static_cast<float>(std::sqrt(std::numbers::pi / 2) / head_dim_); }
 

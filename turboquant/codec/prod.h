@@ -26,14 +26,9 @@ class ProdQuantizer {
     /// x: head_dim values in the model's space. Throws as quantize_mse.
     ProdVector quantize(std::span<const float> x) const;
 
-    /// Estimate of <q, x>: <q, x_mse> + sqrt(pi/2)/d * |r| * <S R q, sign(S r)> (paper, Algorithm 2, Dequant_prod).
-    /// Throws std::invalid_argument on a wrong size or code.
-    float inner_product(std::span<const float> q, const ProdVector& v) const;
-
-    /// Dense reconstruction in the model's space, linear in the codes, with the same inner products.
+    /// Dense reconstruction in the model's space (paper, Algorithm 2, Dequant_prod): its inner product with q estimates <q, x> as
+    /// <q, x_mse> + sqrt(pi/2)/d * |r| * <S R q, sign(S r)>. Throws std::invalid_argument on a wrong size or code.
     void dequantize(const ProdVector& v, std::span<float> x) const;
-
-    double bits_per_value() const;  ///< bits + 32/head_dim (two fp16 norms)
 
     int head_dim() const { return head_dim_; }
     const Rotation& rotation() const { return *rotation_; }
@@ -41,10 +36,7 @@ class ProdQuantizer {
     float sketch_gain() const;                                 ///< sqrt(pi/2)/head_dim
 
   private:
-    /// The estimate in the rotated space: centroids and sketch, S^T sign scaled.
-    std::vector<float> rotated(const ProdVector& v) const;
-
-    int bits_, head_dim_;
+    int head_dim_;
     const Rotation* rotation_;
     const Codebook* codebook_;   ///< of bits-1
     std::vector<float> sketch_;  ///< S, head_dim x head_dim, N(0,1), row-major
