@@ -205,7 +205,7 @@ ggml_backend_reg_t make_registry() {
     list_devices(config, "", default_place());
     if (default_place()) {
         list_devices(config, "-cpu", nullptr);
-        for (const InnerDevice* gpu : r.gpus.devices) list_devices(config, "-" + lower(gpu->name()), gpu);
+        for (const InnerDevice* gpu : r.gpus.devices) list_devices(config, std::string("-").append(lower(gpu->name())), gpu);
     }
     r.n_listed = r.devices.size();
     std::string formats = known_codec_words();
