@@ -137,6 +137,17 @@ const ResidualCase kResidualCases[] = {
       .n_freq = 32,
       .mla_out = 512},
      20},
+    {{.k = CodecId::turbo2,  // integers, whose panel is made of the keys'
+      .v = CodecId::turbo2,
+      .k_dim = 576,
+      .v_dim = 576,
+      .n_head = 8,
+      .n_tokens = 3,
+      .n_kv = 90,
+      .mla_out = 512},
+     80},
+    {{.k = CodecId::tcq2, .v = CodecId::turbo3, .k_dim = 128, .v_dim = 128, .n_head = 7, .n_head_kv = 1, .n_kv = 300},
+     70},  // few rows: 4 and 3
     {{.k = CodecId::turbo4,
       .v = CodecId::tcq3,
       .k_dim = 128,
