@@ -337,25 +337,32 @@ def page(doc):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("document", help="JSON document of `turboquant report --json`")
-    parser.add_argument("-o", "--output", required=True, help="page to write")
+    parser.add_argument("document", help="JSON document of `turboquant report --json`; or of `eval --json`, for the picture kld alone")
+    parser.add_argument("-o", "--output", help="page to write")
     parser.add_argument("--picture", choices=["kld", "norms", "shares", "speed"], help="also write this picture alone, to --svg")
     parser.add_argument("--svg", help="file of that picture")
     args = parser.parse_args()
     if (args.picture is None) != (args.svg is None):
         parser.error("--picture and --svg go together")
+    if not args.output and not args.picture:
+        parser.error("nothing to write: give -o, or --picture and --svg")
     Picture.key, Picture.path = args.picture, args.svg
     try:
         with open(args.document, encoding="utf-8") as file:
             doc = json.load(file)
     except (OSError, ValueError) as error:
         sys.exit(f"report.py: cannot read {args.document}: {error}")
-    if doc.get("turboquant_report") != 1:
+    rows_alone = isinstance(doc, list)  # of `eval`: no page can be made of them
+    if rows_alone and (args.output or args.picture != "kld" or not all("family" in row for row in doc)):
+        sys.exit(f"report.py: of {args.document}, rows of turboquant eval, the picture kld can be made (--picture kld --svg FILE) and no page")
+    if not rows_alone and doc.get("turboquant_report") != 1:
         sys.exit(f"report.py: {args.document} is no document of this version of turboquant report")
     with plt.rc_context(STYLE):
-        text = page(doc)
+        text = kld_picture(doc) if rows_alone else page(doc)
     if Picture.key and not Picture.drawn:
         sys.exit(f"report.py: the document has no numbers for the picture {Picture.key}")
+    if not args.output:
+        return
     try:
         with open(args.output, "w", encoding="utf-8") as file:
             file.write(text)

@@ -71,16 +71,16 @@ TEST(Command, EvalJsonHasExactlyTheseKeys) {
     const json rows = eval("--kv f16 --kv q8_0 q4_0");
     ASSERT_TRUE(rows.is_array());
     ASSERT_EQ(rows.size(), 3u);
-    const std::set<std::string> expected{"kv",       "bits_per_value", "kv_bytes", "ppl",     "ppl_f16",
-                                         "mean_kld", "median_kld",     "kld_99",   "kld_999", "same_top",
-                                         "tokens",   "mean_kld_error", "overlap",  "floor",   "best_other"};
+    const std::set<std::string> expected{"kv",         "bits_per_value", "kv_bytes",   "ppl",      "ppl_f16", "mean_kld",
+                                         "median_kld", "kld_99",         "kld_999",    "same_top", "tokens",  "mean_kld_error",
+                                         "overlap",    "floor",          "best_other", "family"};
     for (const json& row : rows) {
         std::set<std::string> keys;
         for (const auto& [key, value] : row.items()) {
             keys.insert(key);
-            EXPECT_TRUE(key == "kv"      ? value.is_string()
-                        : key == "floor" ? value.is_boolean()
-                                         : key == "best_other" || value.is_number())
+            EXPECT_TRUE(key == "kv" || key == "family" ? value.is_string()
+                        : key == "floor"               ? value.is_boolean()
+                                                       : key == "best_other" || value.is_number())
                 << key;
         }
         EXPECT_EQ(keys, expected);
@@ -120,6 +120,8 @@ TEST(Command, EvalShowsTheFloorOfQuantizedWeightsAndTakesItAway) {
     ASSERT_EQ(rows.size(), 3u) << "demo.gguf has Q8_0 weights";
     EXPECT_EQ(rows[2]["kv"], "raw");
     EXPECT_EQ(rows[2]["floor"], true);
+    EXPECT_EQ(rows[2]["family"], "floor");
+    EXPECT_EQ(rows[0]["family"], "turboquant");
     EXPECT_GT(rows[2]["mean_kld"], 2e-5);
     EXPECT_TRUE(has(as_is.err, "weights are quantized")) << as_is.err;
     // turbo3 has fewer bits than turbo4: only turbo4 has another row to be compared with.

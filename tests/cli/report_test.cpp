@@ -74,6 +74,30 @@ TEST(Report, PageStandsAlone) {
         EXPECT_TRUE(ids.contains((*it)[1])) << "refers to nothing: " << (*it)[1];
 }
 
+/// The picture of docs/: from the rows of `eval --json`, as a file of its own; a page needs more than those.
+TEST(Report, DrawsDivergenceFromRowsOfEval) {
+    const std::string python = find_python("");
+    if (const std::string problem = python_problem(python); !problem.empty()) GTEST_SKIP() << problem;
+    const auto draw = [&](const std::string& rows, const std::string& arguments) {
+        const std::string file = write_file("rows.json", rows);
+        return std::system(("'" + python + "' '" TQ_REPORT_SCRIPT "' '" + file + "' " + arguments + " 2>/dev/null").c_str());
+    };
+    const Outcome r = run_command("eval" + kModel + "-f " + demo_text() + " -c 256 --chunks 1 --json --kv turbo4 turbo3 q4_0");
+    ASSERT_EQ(r.exit_code, 0) << r.err;
+    json rows = json::parse(r.out);
+    const auto svg = temp_dir() / "kld.svg";
+    const std::string picture = "--picture kld --svg '" + svg.string() + "'";
+    ASSERT_EQ(draw(rows.dump(), picture), 0);
+    const std::string all = read_all(svg);
+    EXPECT_TRUE(has(all, "<svg"));
+    rows.erase(1);
+    ASSERT_EQ(draw(rows.dump(), picture), 0);
+    EXPECT_LT(read_all(svg).size(), all.size()) << "a point and its label fewer";
+    EXPECT_NE(draw(rows.dump(), "-o page.html"), 0) << "rows are no page";
+    EXPECT_NE(draw(rows.dump(), ""), 0);
+    EXPECT_NE(draw("[{\"kv\": \"turbo4\"}]", picture), 0) << "rows of something else";
+}
+
 TEST(Report, Errors) {
     EXPECT_EQ(run_command("report" + kModel + "-o x.html").exit_code, 2) << "no text";
     const Outcome word = run_command("report" + kModel + "-f " + demo_text() + " --kv nonsense -o x.html");

@@ -6,11 +6,23 @@ namespace turboquant::cli {
 
 using namespace measure;
 
+namespace {
+
+/// Who made the format: what pictures tell apart.
+const char* family(const EvalResult& r) {
+    if (r.floor) return "floor";
+    if (!r.spec.ours) return "llama.cpp";
+    return r.plan ? "planned" : "turboquant";
+}
+
+}  // namespace
+
 nlohmann::ordered_json to_json(const std::vector<EvalResult>& results) {
     auto rows = nlohmann::ordered_json::array();
     for (const EvalResult& r : results) {
         const auto& other = r.best_other;
         rows.push_back({{"kv", r.spec.name},
+                        {"family", family(r)},
                         {"bits_per_value", r.memory.bits_per_value},
                         {"kv_bytes", static_cast<std::int64_t>(r.memory.bytes)},
                         {"ppl", r.score.ppl},

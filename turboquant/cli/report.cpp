@@ -62,25 +62,15 @@ std::vector<std::string> default_formats(ModelFile& file, int n_threads) {
     return out;
 }
 
-const char* family(const EvalResult& r) {
-    if (r.floor) return "floor";
-    if (!r.spec.ours) return "llama.cpp";
-    return r.plan ? "planned" : "turboquant";
-}
-
 /// What the formats cost. Gives the formats and their plans back, for the other parts.
 ordered_json evaluation(ModelFile& file, const EvalOptions& e, std::vector<CacheSpec>& specs, std::vector<std::optional<Plan>>& plans) {
     const std::vector<EvalResult> results = evaluate(file, e);
-    ordered_json rows = to_json(results);
-    for (std::size_t i = 0; i < results.size(); i++) {
-        const EvalResult& r = results[i];
-        rows[i]["family"] = family(r);
+    for (const EvalResult& r : results)
         if (!r.floor) specs.push_back(r.spec), plans.push_back(r.plan);
-    }
     return {{"text", std::filesystem::path(e.text_file).filename().string()},
             {"n_ctx", e.context.n_ctx},
             {"tokens", results.empty() ? 0 : results[0].score.tokens},
-            {"rows", rows}};
+            {"rows", to_json(results)}};
 }
 
 /// Those of the formats; if there are none, one more is made, unless there shall be none.
