@@ -77,7 +77,7 @@ class Workspace:
             if entry.name not in (".git", "build", "README.md"):
                 (folder / entry.name).symlink_to(entry)
         (folder / "build").symlink_to(args.build.resolve())
-        for name in ("model.gguf", "plain.gguf"):
+        for name in ("model.gguf", "qwen2.5-coder-1.5b.gguf"):
             (folder / name).symlink_to(ROOT / "models/demo.gguf")
         text = "\n\n".join(re.sub(r"[|`*#]+", " ", p.read_text()) for p in sorted((ROOT / "docs").glob("*.md")))
         for name in ("text.txt", "eval.txt"):
@@ -123,15 +123,15 @@ class Workspace:
 
 def code_bits(kv: str) -> float:
     """Bits of the codes of a format word, or the budget of auto:B."""
-    if kv.startswith("auto:"):
-        return float(kv[5:]) - 0.4
+    if kv.startswith(("auto:", "plan-")):
+        return float(kv[5:].removesuffix(".json")) - 0.4
     if kv == "f16" or kv == "raw":
         return 16
     return {"q8_0": 8.5, "q4_0": 4.5}.get(kv) or int(kv[-1])
 
 
 def wrong_bits(kv: str, bits: float) -> str:
-    low, high = code_bits(kv), code_bits(kv) + (0.4 if kv.startswith("auto:") else 0.45)
+    low, high = code_bits(kv), code_bits(kv) + (0.4 if kv.startswith(("auto:", "plan-")) else 0.45)
     return "" if low <= bits <= high else f"{kv} has {bits} bits a value, outside of {low} to {high}"
 
 
@@ -173,6 +173,15 @@ def check_table(_, command, result):
         if problem := wrong_bits(kv, float(rows[kv][1])):
             return problem, result.out
     return "", "; ".join(f"{kv} {rows[kv][1]} bits, {rows[kv][2]} MiB" for kv in kv_words(command.text))
+
+
+def check_plan(workspace, command, _):
+    """The file holds formats for every layer, and takes what was asked for."""
+    budget, name = re.search(r"--bits (\S+) -o (\S+)", command.text).groups()
+    plan = json.loads((workspace.folder / name).read_text())
+    bits = plan.get("bits_per_value", 0)
+    ok = len(plan["layers"]) == 6 and float(budget) - 0.3 < bits <= float(budget)
+    return ("" if ok else f"no plan of 6 layers within {budget} bits"), f"{len(plan['layers'])} layers, {bits} bits"
 
 
 def check_needle(_, command, result):
@@ -264,7 +273,8 @@ RULES = [
     (r"scripts/(stock-tools|ggml-range|fetch-models|check_readme)", ELSEWHERE, False, None),
     (r"TURBOQUANT_KV=", "here", True, check_variable),
     (r"(build/bin/)?turboquant run ", "here", False, check_run),
-    (r"(build/bin/)?turboquant eval .*auto:", "tools", False, check_table),
+    (r"(build/bin/)?turboquant plan ", "tools", False, check_plan),
+    (r"(build/bin/)?turboquant eval .*plan-", "tools", False, check_table),
     (r"(build/bin/)?turboquant eval ", "here", False, check_table),
     (r"(build/bin/)?turboquant needle ", "tools", False, check_needle),
     (r"(build/bin/)?turboquant inspect ", "tools", False, check_inspect),

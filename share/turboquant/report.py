@@ -142,7 +142,7 @@ def kld_picture(rows):
         members = sorted((r for r in rows if family_of(r) == family), key=lambda r: r["bits_per_value"])
         if members:
             x, y = [r["bits_per_value"] for r in members], [r["mean_kld"] for r in members]
-            ax.plot(x, y, color=color, marker=marker, lw=1, ls="-" if family != "other" else "", label=family)
+            ax.plot(x, y, color=color, marker=marker, lw=1, ls="" if family in ("llama.cpp", "other") else "-", label=family)
     ax.margins(x=0.11, y=0.08)
     if floor:
         ax.axhline(floor, color="#999999", lw=1, ls=":", label="rounding alone (quantized weights)")
