@@ -1,5 +1,5 @@
 // Attention on the GPU, timed (turboquant/cuda/timing.h). One line per case, as a table or, with --json, for scripts/bench-gpu.
-// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--kinds decode,term,heads,tokens,window,prefill,prefill-term,all-cells] [--formats turbo4,...]
+// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--kinds decode,term,heads,tokens,window,cold,rehearsed,prefill,prefill-term,all-cells] [--formats turbo4,...]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -60,6 +60,16 @@ std::vector<Case> cases(const std::string& kinds, const std::vector<CodecId>& fo
                 c.exact = 192;
                 all.push_back(c);
             }
+    for (const std::string kind : {"cold", "rehearsed"})
+        if (has(kind.c_str()))
+            for (const CodecId f : formats)
+                for (const int cells : {512, 4096, 32768, 131072})
+                    for (const bool whole : {false, true}) {  // with the term and a window, as a cache has them
+                        Case c(kind + (whole ? "+" : ""), f, f, 1, cells);
+                        c.cold = true, c.rehearsed = kind == "rehearsed";
+                        if (whole) c.term = true, c.exact = 192;
+                        all.push_back(c);
+                    }
     for (const std::string kind : {"prefill", "prefill-term", "all-cells"})
         if (has(kind.c_str()))
             for (const CodecId f : formats)

@@ -123,6 +123,12 @@ Status encode(const EncodePlan& plan, const EncodeArgs& a, Stream) {
     return {};
 }
 
+Status encode_together(std::span<const EncodeJob> jobs, Stream stream) {
+    for (const EncodeJob& j : jobs)
+        if (const Status status = encode(j.plan, j.args, stream); !status.ok()) return status;
+    return {};
+}
+
 Status get_rows(const EncodePlan& plan, const std::int64_t* cells, int n, std::uint8_t* rows, std::size_t row_stride, Stream) {
     return move_rows(plan, cells, n, rows, row_stride, fragment_get_row);
 }

@@ -125,7 +125,8 @@ struct MaskTiles {
 };
 Status summarize_mask(const MaskTiles& args, Stream stream);
 
-/// For each tile its first position, if its cells (those < n_kv) have successive ones and one term, else -1. Once per step, for all layers.
+/// For each tile its first position and, from bit 28 on, its term, if its cells (those < n_kv) have successive ones below 2^28 and one term;
+/// else -1. Once per step, for all layers.
 /// cell_pos, cell_term, tile_pos: as in Term. seq_n_kv: [n_seq] or null: n_kv each.
 Status summarize_positions(const Term& term, int n_seq, int n_kv, const std::int32_t* seq_n_kv, std::int32_t* tile_pos, Stream stream);
 
@@ -153,8 +154,8 @@ struct AttentionArgs {
     /// Of the masks, by summarize_mask for plan.n_kv and for exact_tiles tiles; or null. Not with masks of several heads.
     const std::uint8_t *mask_tiles = nullptr, *exact_mask_tiles = nullptr;
     int exact_tiles = 0;
-    /// Exact rows are made by the launch that is the last before this one on the stream (keep_rows), and nothing else that this call reads
-    /// is: all but the parts of exact rows may begin beside it (programmatic dependent launch, sm_90).
+    /// Queries and exact rows are made by the launch that is the last before this one on the stream (keep_rows) and what that follows, and
+    /// nothing else that this call reads is: it may begin beside them, and waits before it reads these (programmatic dependent launch, sm_90).
     bool beside_keeping = false;
     float scale = 1, logit_softcap = 0;
     float max_bias = 0;            ///< ALiBi: the mask's values times each head's slope, as in ggml; nothing without a mask

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace turboquant::cuda {
 namespace {
 
 constexpr int kMaxTrellisWarps = 4;
+constexpr int kFewTokens = 8;  // of each of several jobs in one launch
 
 CodecId codec_of(const TileView& view, int head) { return view.heads ? view.heads[head].codec : view.shape.codec; }
 
@@ -95,12 +97,17 @@ Status plan_encode(const TileView& view, int n_head, NormMode norm_mode, const D
     return status_of(cudaStreamSynchronize(s), "cudaStreamSynchronize");
 }
 
-Status encode(const EncodePlan& plan, const EncodeArgs& args, Stream stream) {
-    if (args.n == 0) return {};
-    if (args.n < 0 || !args.x || !args.cells || !args.not_finite) return bad_argument("encode: n, x, cells or not_finite is not given");
-    if (args.turns && (!args.offsets || !args.offset_ids)) return bad_argument("encode: turns without offsets");
+namespace {
+
+const char* problem_of(const EncodeArgs& args) {
+    if (args.n < 0 || !args.x || !args.cells || !args.not_finite) return "encode: n, x, cells or not_finite is not given";
+    if (args.turns && (!args.offsets || !args.offset_ids)) return "encode: turns without offsets";
     if (reinterpret_cast<std::uintptr_t>(args.x) % (args.x_is_half ? 8 : 16) || args.token_stride % 4 || args.head_stride % 4)
-        return bad_argument("encode: x must be aligned to 4 values, and its strides multiples of 4");
+        return "encode: x must be aligned to 4 values, and its strides multiples of 4";
+    return nullptr;
+}
+
+EncodeCall call_of(const EncodePlan& plan, const EncodeArgs& args) {
     EncodeCall call{};
     call.heads = plan.heads, call.side = plan.side, call.norm_mode = plan.norm_mode;
     call.tiles = plan.tiles, call.tile_stride = plan.tile_stride;
@@ -108,26 +115,88 @@ Status encode(const EncodePlan& plan, const EncodeArgs& args, Stream stream) {
     call.cells = args.cells, call.n = args.n;
     call.scales = args.scales, call.turns = args.turns, call.offsets = args.offsets, call.offset_ids = args.offset_ids;
     call.offset_stride = args.offset_stride, call.not_finite = args.not_finite;
-    const auto blocks = [&](int tokens) { return (args.n + tokens - 1) / tokens; };
-    const auto fills = [&](int tokens) { return static_cast<std::int64_t>(blocks(tokens)) * plan.n_head >= 2 * plan.n_sm; };
+    return call;
+}
+
+/// How `n` tokens of a plan are cut, of `jobs` plans alike.
+struct Cut {
+    int tokens, blocks, warps;
+};
+Cut cut_scalar(const EncodePlan& plan, int n, int jobs) {
+    int tokens = kTileKeys;
+    const auto blocks = [&] { return (n + tokens - 1) / tokens; };
+    while (tokens > 1 && static_cast<std::int64_t>(blocks()) * plan.n_head * jobs < 2 * plan.n_sm) tokens /= 4;
+    // Blocks of 64 tokens begin at whole tiles: one more, where the first cell is not the first of its tile.
+    return {tokens, blocks() + (tokens == kTileKeys), 0};
+}
+Cut cut_trellis(const EncodePlan& plan, int n, int jobs) {
+    const auto blocks = [&](int tokens) { return (n + tokens - 1) / tokens; };
+    const auto fills = [&](int tokens) { return static_cast<std::int64_t>(blocks(tokens)) * plan.n_head * jobs >= 2 * plan.n_sm; };
+    int warps = plan.trellis_warps;
+    while (warps > 1 && !fills(warps * trellis_vectors())) warps /= 2;
+    int tokens = warps * trellis_vectors();
+    while (tokens > 1 && !fills(tokens)) tokens /= 2;
+    return {tokens, blocks(tokens), warps};
+}
+
+}  // namespace
+
+Status encode(const EncodePlan& plan, const EncodeArgs& args, Stream stream) {
+    if (args.n == 0) return {};
+    if (const char* problem = problem_of(args)) return bad_argument(problem);
+    EncodeCall call = call_of(plan, args);
     if (plan.any_scalar) {
-        call.tokens_per_block = kTileKeys;
-        while (call.tokens_per_block > 1 && !fills(call.tokens_per_block)) call.tokens_per_block /= 4;
-        // Blocks of 64 tokens begin at whole tiles: one more, where the first cell is not the first of its tile.
-        const int n = blocks(call.tokens_per_block) + (call.tokens_per_block == kTileKeys);
-        if (const int error = launch_scalar(call, plan.head_dim, plan.n_head, n, plan.scalar_shared, stream))
+        const Cut cut = cut_scalar(plan, args.n, 1);
+        call.tokens_per_block = cut.tokens;
+        if (const int error = launch_scalar(call, plan.head_dim, plan.n_head, cut.blocks, plan.scalar_shared, stream))
             return status_of(error, "encode (scalar formats)");
     }
     if (plan.any_trellis) {
-        int warps = plan.trellis_warps;
-        while (warps > 1 && !fills(warps * trellis_vectors())) warps /= 2;
-        call.tokens_per_block = warps * trellis_vectors();
-        while (call.tokens_per_block > 1 && !fills(call.tokens_per_block)) call.tokens_per_block /= 2;
-        if (const int error = launch_trellis(call, plan.head_dim, plan.n_head, blocks(call.tokens_per_block), warps, stream))
+        const Cut cut = cut_trellis(plan, args.n, 1);
+        call.tokens_per_block = cut.tokens;
+        if (const int error = launch_trellis(call, plan.head_dim, plan.n_head, cut.blocks, cut.warps, stream))
             return status_of(error, "encode (trellis formats)");
     }
     if (plan.any_raw)
         if (const int error = launch_raw(call, plan.n_head, stream)) return status_of(error, "encode (raw)");
+    return {};
+}
+
+Status encode_together(std::span<const EncodeJob> jobs, Stream stream) {
+    if (jobs.empty()) return {};
+    const EncodePlan& plan = jobs[0].plan;
+    const int n = jobs[0].args.n;
+    const bool alike = jobs.size() <= kMostEncodeJobs && n > 0 && n <= kFewTokens && std::ranges::all_of(jobs, [&](const EncodeJob& j) {
+                           return j.args.n == n && j.plan.head_dim == plan.head_dim && j.plan.n_head == plan.n_head && !j.plan.any_raw;
+                       });
+    if (!alike || jobs.size() == 1) {
+        for (const EncodeJob& j : jobs)
+            if (const Status status = encode(j.plan, j.args, stream); !status.ok()) return status;
+        return {};
+    }
+    EncodeCalls scalar{}, trellis{};
+    int n_scalar = 0, n_trellis = 0;
+    std::size_t shared = 0;
+    for (const EncodeJob& j : jobs) {
+        if (const char* problem = problem_of(j.args)) return bad_argument(problem);
+        if (j.plan.any_scalar) scalar.of[n_scalar++] = call_of(j.plan, j.args), shared = std::max(shared, j.plan.scalar_shared);
+        if (j.plan.any_trellis) trellis.of[n_trellis++] = call_of(j.plan, j.args);
+    }
+    if (n_scalar) {
+        const Cut cut = cut_scalar(plan, n, n_scalar);
+        for (EncodeCall& call : scalar.of) call.tokens_per_block = cut.tokens;
+        if (const int error = launch_scalar(scalar, n_scalar, plan.head_dim, plan.n_head, cut.blocks, shared, stream))
+            return status_of(error, "encode (scalar formats)");
+    }
+    if (n_trellis) {
+        EncodePlan of_trellis = plan;
+        for (const EncodeJob& j : jobs)
+            if (j.plan.any_trellis) of_trellis.trellis_warps = j.plan.trellis_warps;
+        const Cut cut = cut_trellis(of_trellis, n, n_trellis);
+        for (EncodeCall& call : trellis.of) call.tokens_per_block = cut.tokens;
+        if (const int error = launch_trellis(trellis, n_trellis, plan.head_dim, plan.n_head, cut.blocks, cut.warps, stream))
+            return status_of(error, "encode (trellis formats)");
+    }
     return {};
 }
 

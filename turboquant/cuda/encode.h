@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "turboquant/attention/attention.h"
 #include "turboquant/cuda/status.h"
@@ -60,5 +61,13 @@ struct EncodeArgs {
 
 /// Encodes the batch on the stream. Other slots of the tiles keep their bytes, whatever runs beside on other slots. Same input, same bytes.
 Status encode(const EncodePlan& plan, const EncodeArgs& args, Stream stream);
+
+struct EncodeJob {
+    EncodePlan plan;
+    EncodeArgs args;
+};
+inline constexpr int kMostEncodeJobs = 16;
+/// encode() of several, in one launch where all have as many heads of one size and as many tokens, few: layers of a step.
+Status encode_together(std::span<const EncodeJob> jobs, Stream stream);
 
 }  // namespace turboquant::cuda

@@ -12,6 +12,8 @@ int allow_trellis_shared(int head_dim, std::size_t bytes);
 int launch_scalar(const EncodeCall& call, int head_dim, int n_head, int blocks, std::size_t shared, Stream stream);
 int launch_raw(const EncodeCall& call, int n_head, Stream stream);
 int launch_trellis(const EncodeCall& call, int head_dim, int n_head, int blocks, int warps, Stream stream);
+int launch_scalar(const EncodeCalls& calls, int n, int head_dim, int n_head, int blocks, std::size_t shared, Stream stream);
+int launch_trellis(const EncodeCalls& calls, int n, int head_dim, int n_head, int blocks, int warps, Stream stream);
 
 std::size_t scalar_shared(const FormatTables& tables);
 std::size_t trellis_shared(int head_dim, int warps);

@@ -13,30 +13,47 @@ __global__ void __launch_bounds__(128) trellis_kernel(const __grid_constant__ En
                           {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}, shared);
 }
 
-using Kernel = void (*)(EncodeCall);
-Kernel trellis_kernel_for(int head_dim) {
+template <int tiles>
+__global__ void __launch_bounds__(128) trellis_calls_kernel(const __grid_constant__ EncodeCalls calls) {
+    extern __shared__ __align__(16) std::uint8_t shared[];
+    encode_trellis<tiles>(calls.of[blockIdx.z], static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y),
+                          {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}, shared);
+}
+
+struct Kernels {
+    void (*one)(EncodeCall);
+    void (*several)(EncodeCalls);
+};
+Kernels trellis_kernels_for(int head_dim) {
     switch (column_tiles(head_dim)) {
         case 1:
-            return trellis_kernel<1>;
+            return {trellis_kernel<1>, trellis_calls_kernel<1>};
         case 2:
-            return trellis_kernel<2>;
+            return {trellis_kernel<2>, trellis_calls_kernel<2>};
         case 4:
-            return trellis_kernel<4>;
+            return {trellis_kernel<4>, trellis_calls_kernel<4>};
         default:
-            return trellis_kernel<5>;
+            return {trellis_kernel<5>, trellis_calls_kernel<5>};
     }
 }
 
 }  // namespace
 
 int allow_trellis_shared(int head_dim, std::size_t bytes) {
-    return cudaFuncSetAttribute(reinterpret_cast<const void*>(trellis_kernel_for(head_dim)), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(bytes));
+    const Kernels kernels = trellis_kernels_for(head_dim);
+    for (const void* kernel : {reinterpret_cast<const void*>(kernels.one), reinterpret_cast<const void*>(kernels.several)})
+        if (const auto e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes))) return e;
+    return cudaSuccess;
 }
 
 int launch_trellis(const EncodeCall& call, int head_dim, int n_head, int blocks, int warps, Stream stream) {
-    trellis_kernel_for(head_dim)<<<dim3(blocks, n_head), 32 * warps, trellis_shared_bytes(head_dim, warps),
-                                  static_cast<cudaStream_t>(stream)>>>(call);
+    trellis_kernels_for(head_dim).one<<<dim3(blocks, n_head), 32 * warps, trellis_shared_bytes(head_dim, warps),
+                                       static_cast<cudaStream_t>(stream)>>>(call);
+    return cudaGetLastError();
+}
+int launch_trellis(const EncodeCalls& calls, int n, int head_dim, int n_head, int blocks, int warps, Stream stream) {
+    trellis_kernels_for(head_dim).several<<<dim3(blocks, n_head, n), 32 * warps, trellis_shared_bytes(head_dim, warps),
+                                           static_cast<cudaStream_t>(stream)>>>(calls);
     return cudaGetLastError();
 }
 

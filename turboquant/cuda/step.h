@@ -28,8 +28,6 @@ struct KeepRows {
     /// And rotated, fp16, in tiles of raw in fragment order: head h of slot s in tile s/64, at h tiles. Or null.
     std::uint8_t* tiles = nullptr;
     std::size_t tile_stride = 0;  ///< bytes from a tile of all heads to the next
-    /// The launch before on the stream keeps other rows, and makes nothing that this one reads: both may be under way at a time.
-    bool beside_keeping = false;
 };
 /// `also`: others, in the same launch where they are alike.
 Status keep_rows(const KeepRows& args, Stream stream, const KeepRows* also = nullptr);

@@ -19,6 +19,9 @@ __global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__
     let_next_begin();
     const KeepRows& a = pair.of[blockIdx.z];
     const int at = static_cast<int>(blockIdx.x) * 4 + static_cast<int>(threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (a.signs && lane < 2 * n) touch(a.signs + 32 * lane);  // two rows of them
+    if (a.slots && lane == 30 && at < a.n * a.n_head) touch(a.slots + at / a.n_head);
+    wait_for_launch_before();
     if (at < a.n * a.n_head) {
         const int i = at / a.n_head, head = at - i * a.n_head;
         float x[n];
@@ -26,10 +29,10 @@ __global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__
         for (int k = 0; k < n; ++k) x[k] = a.x[i * a.stride + head * 32 * n + lane + 32 * k];
         keep_head<n>(a, i, head, lane, x);
     }
-    wait_for_launch_before();  // this one is not done before the other
 }
 __global__ void keep_rows_kernel(const __grid_constant__ KeepPair pair) {
     let_next_begin();
+    wait_for_launch_before();
     const KeepRows& a = pair.of[blockIdx.z];
     __shared__ float kept[kMaxHeadDim], signed_kept[kMaxHeadDim];
     for (int j = threadIdx.x; j < a.head_dim; j += blockDim.x) {
@@ -39,7 +42,6 @@ __global__ void keep_rows_kernel(const __grid_constant__ KeepPair pair) {
     }
     __syncthreads();
     for (int j = threadIdx.x; j < a.head_dim; j += blockDim.x) keep_value(a, blockIdx.x, blockIdx.y, j, kept, signed_kept);
-    wait_for_launch_before();
 }
 const void* keep_kernel(const KeepRows& a) {
     const bool butterflies = !a.tiles || a.signs;
@@ -97,7 +99,7 @@ Status keep_rows(const KeepRows& a, Stream stream, const KeepRows* also) {
     void* args[] = {&pair};
     const unsigned n = also ? 2 : 1;
     const dim3 grid = kernel == reinterpret_cast<const void*>(&keep_rows_kernel) ? dim3(a.n, a.n_head, n) : dim3((a.n * a.n_head + 3) / 4, 1, n);
-    return launch(kernel, grid, dim3(128), args, 0, stream, a.beside_keeping, "keep_rows");
+    return launch(kernel, grid, dim3(128), args, 0, stream, true, "keep_rows");
 }
 
 Status summarize_mask(const MaskTiles& a, Stream stream) {

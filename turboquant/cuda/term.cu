@@ -16,11 +16,11 @@ __global__ void summarize(const int32_t* cell_pos, const uint8_t* cell_term, std
     const int32_t* pos = cell_pos + seq * cell_stride;
     const uint8_t* term = cell_term ? cell_term + seq * cell_stride : nullptr;
     const int p0 = first < n ? pos[first] : -1, t0 = term && first < n ? term[first] : 0;
-    bool good = p0 >= 0;
+    bool good = p0 >= 0 && p0 >> kTileTermBit == 0;
     for (int i = lane; i < kTileKeys; i += 32)
         if (first + i < n) good &= pos[first + i] == p0 + i && (!term || term[first + i] == t0);
     good = __all_sync(~0u, good);
-    if (lane == 0) tile_pos[seq * tile_stride + warp] = good ? p0 : -1;
+    if (lane == 0) tile_pos[seq * tile_stride + warp] = good ? p0 | t0 << kTileTermBit : -1;
 }
 
 }  // namespace

@@ -19,6 +19,9 @@ struct AttentionCase {
     bool causal = true;  ///< several query tokens: each sees the cells up to its own
     bool term = false;   ///< with the key offset's score term, head_dim/2 frequencies
     int exact = 0;       ///< rows of each sequence kept exactly beside
+    /// As in a model: other data passes through the second-level cache and other code through the multiprocessors before each call. `rehearsed`:
+    /// and after that the same call on another workspace, as GpuBackend rehearses. The call's own time.
+    bool cold = false, rehearsed = false;
 };
 
 struct EncodeCase {

@@ -25,6 +25,8 @@ GpuBackend::GpuBackend(ggml_backend_dev_t dev, int index, const Ops& ops) : ops_
     try {
         queue_ = std::make_shared<Queue>(index);
         must(cuda::new_stream(origin_));
+        must(cuda::new_stream(rehearsing_));
+        must(cuda::new_event(rehearsed_));
     } catch (...) {
         ggml_backend_free(backend_);
         throw;
@@ -39,6 +41,8 @@ GpuBackend::~GpuBackend() {
     if (!cuda::driver_alive()) return;  // llama.cpp's backend would end the process
     known_.clear();
     cuda::drop_stream(origin_);
+    cuda::drop_stream(rehearsing_);
+    cuda::drop_event(rehearsed_);
     if (inner_event_) ggml_backend_event_free(inner_event_);
     if (own_event_) ggml_backend_event_free(own_event_);
     ggml_backend_free(backend_);
@@ -73,8 +77,7 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
     queue_->defer([this] { catch_up(); });
     for (int next = piece.from; const int i : piece.own) {
         at_ = i;
-        if (std::any_of(nodes_ + next, nodes_ + i, [this](const ggml_tensor* node) { return !is_view_op(ops_, node); }))
-            queue_->other_work();
+        if (inner_between(next, i)) queue_->other_work();
         next = i + 1;
         if (!queue_->deferring()) begin_inner(i, queue_->lanes());
         wrote_ = true;
@@ -84,7 +87,7 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
             return GGML_STATUS_ABORTED;
         }
         if (queue_->deferring())
-            marks_.push_back({i, queue_->waiting().size()});
+            marks_.push_back({i, queue_->waiting().size(), queue_->rehearsals().size()});
         else
             from_ = i + 1, own_ahead_ = true;
     }
@@ -115,13 +118,20 @@ void GpuBackend::walk(const Piece& piece, const Launches& launches, const Lanes&
     from_ = piece.from;
     const std::size_t done = give_marked(launches, lanes);
     must(launches.run(done, launches.size(), lanes));  // the second stream's end
+    if (capturing_ && !marks_.empty() && marks_.back().rehearsals) {
+        must(cuda::record(rehearsed_, rehearsing_));
+        must(cuda::wait_for(lanes.main, rehearsed_));
+    }
     forward(from_, piece.end, lanes.main);
 }
 
 /// Gives the marked nodes with their launches, and all nodes between, to the streams. How many launches that were.
 std::size_t GpuBackend::give_marked(const Launches& launches, const Lanes& lanes) {
-    std::size_t done = 0;
-    for (const Mark& m : marks_) {
+    std::size_t done = 0, rehearsed = 0;
+    for (std::size_t i = 0; i < marks_.size(); i++) {
+        const Mark& m = marks_[i];
+        if (const std::size_t end = rehearsals_until(i); capturing_ && end > rehearsed && inner_between(from_, m.node))
+            rehearse(m.node, std::exchange(rehearsed, end), end);
         begin_inner(m.node, lanes);
         must(launches.run(done, m.launches, lanes));
         own_ahead_ = true, done = m.launches, from_ = m.node + 1;
@@ -129,10 +139,32 @@ std::size_t GpuBackend::give_marked(const Launches& launches, const Lanes& lanes
     return done;
 }
 
+bool GpuBackend::inner_between(int from, int end) const {
+    return std::any_of(nodes_ + from, nodes_ + end, [this](const ggml_tensor* node) { return !is_view_op(ops_, node); });
+}
+
+/// Rehearsals of a mark's launches and of all that follow it without another's work between.
+std::size_t GpuBackend::rehearsals_until(std::size_t mark) const {
+    while (mark + 1 < marks_.size() && !inner_between(marks_[mark].node + 1, marks_[mark + 1].node)) mark++;
+    return marks_[mark].rehearsals;
+}
+
+/// Rehearsals first .. end-1 beside the wrapped backend's last two products before `until`, so that little passes through the caches in between.
+void GpuBackend::rehearse(int until, std::size_t first, std::size_t end) {
+    int at = until;
+    for (int products = 0; at > from_ && products < 2;) products += std::string_view(ggml_op_name(nodes_[--at]->op)) == "MUL_MAT";
+    forward(from_, at, origin_);
+    from_ = at;
+    ggml_backend_event_record(inner_event_, backend_);
+    must(cuda::wait_for(rehearsing_, inner_event_->context));
+    must(queue_->rehearsals().run(first, end, {rehearsing_, rehearsing_}));
+}
+
 /// The one that does the same as the piece at hand, put in front; or null.
 GpuBackend::Known* GpuBackend::find_known(std::list<Known>& all, const Launches& launches) {
-    const auto found =
-        std::ranges::find_if(all, [&](const Known& k) { return k.marks == marks_ && k.launches == launches && k.nodes.equals(inner_); });
+    const auto found = std::ranges::find_if(all, [&](const Known& k) {
+        return k.marks == marks_ && k.launches == launches && k.rehearsals == queue_->rehearsals() && k.nodes.equals(inner_);
+    });
     if (found == all.end()) return nullptr;
     all.splice(all.begin(), all, found);
     return &all.front();
@@ -146,7 +178,7 @@ ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
     if (!known) {
         if (all.size() == kKnownEach) all.pop_back();
         known = &all.emplace_front();
-        known->launches = launches, known->marks = marks_;
+        known->launches = launches, known->rehearsals = queue_->rehearsals(), known->marks = marks_;
         known->nodes.assign(inner_);
     } else if (!known->graph && may_capture()) {
         capture(piece, *known);

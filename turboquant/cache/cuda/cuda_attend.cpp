@@ -20,15 +20,16 @@ const std::uint8_t* summarize(Queue& q, cuda::DeviceArray& memory, cuda::MaskTil
     return m.out;
 }
 
-/// Masks of the exact rows by slot: slots that no row of the call lies in are hidden.
-void set_exact_rows(Queue& q, Calls calls, Queue::Step& s) {
+/// Masks of the exact rows by slot: slots that no row of the call lies in are hidden. `capacity`: slots that there are; where few tokens are
+/// asked for, masks are that wide, so that launches stay the same while windows fill.
+void set_exact_rows(Queue& q, Calls calls, Queue::Step& s, std::size_t capacity) {
     std::vector<std::int32_t> n;
     for (const auto& [a, queries, plan] : calls)
         n.push_back(a.exact.n ? *std::max_element(a.exact.k_slots, a.exact.k_slots + a.exact.n) + 1 : 0);
     s.n_slots = *std::ranges::max_element(n);
     if (!s.n_slots) return;
-    s.exact_stride = tiles_of(s.n_slots) * kTileKeys;
     const int n_tokens = calls[0].args.n_tokens;
+    s.exact_stride = std::max(tiles_of(s.n_slots) * kTileKeys, n_tokens <= kDecodeTokens ? capacity : 0);
     std::vector<std::uint16_t> mask(calls.size() * n_tokens * s.exact_stride, kMaskHidden);
     std::uint16_t* row = mask.data();
     for (const auto& [a, queries, plan] : calls)
@@ -111,13 +112,29 @@ void set_cells(Queue& q, Calls calls, Queue::Step& s) {
     });
 }
 
+/// A call as it is given to a stream.
+auto attention_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& args) {
+    return [plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>()](cuda::Stream stream) {
+        static_cast<void>(number);  // tells plans apart that lie in the same place, one after the other
+        return cuda::run_attention(*plan, args, workspace, stream);
+    };
+}
+
 void launch_attention(Queue& q, const cuda::AttentionShape& shape, cuda::AttentionArgs args) {
     const Queue::PlannedAttention& p = q.plan(shape);
     args.beside_keeping = q.keeping();
-    q.launch([plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>()](const Lanes& lanes) {
-        static_cast<void>(number);  // tells plans apart that lie in the same place, one after the other
-        return cuda::run_attention(*plan, args, workspace, lanes.main);
-    });
+    q.launch([run = attention_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
+}
+
+/// The call on its first cells: what is wanted is its code.
+void rehearse_attention(Queue& q, cuda::AttentionShape shape, cuda::AttentionArgs args) {
+    constexpr int kCells = 1024;
+    if (shape.n_tokens > 1 || shape.n_kv.size() > 1) return;
+    const int n_kv = std::min(shape.n_kv[0], kCells);
+    shape.n_kv = {&n_kv, 1};
+    args.out = q.memory<float>(Queue::Use::rehearsed, static_cast<std::size_t>(shape.n_head) * shape.head_dim);
+    args.out_token_stride = args.out_seq_stride = 0, args.out_head_stride = shape.head_dim;
+    q.rehearse([run = attention_on(q.plan(shape, true), args)](const Lanes& lanes) { return run(lanes.main); });
 }
 
 }  // namespace
@@ -209,8 +226,10 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     if (q.rows_move() || std::ranges::any_of(calls, [](const StreamCall& c) { return c.args.exact.n == 0; })) q.settle();
     std::vector<std::uint64_t> numbers;
     for (const StreamCall& c : calls) numbers.push_back(c.plan);
-    Queue::Step& step =
-        q.step(numbers, [&](Queue::Step& s) { set_exact_rows(q, calls, s), set_mask(q, calls, s), set_cells(q, calls, s); });
+    bool made = false;
+    Queue::Step& step = q.step(numbers, [&](Queue::Step& s) {
+        made = true, set_exact_rows(q, calls, s, exact_slots_), set_mask(q, calls, s), set_cells(q, calls, s);
+    });
 
     cuda::AttentionArgs c;
     c.tables = &q.tables().attention(layout_.head_dim());
@@ -245,9 +264,12 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     std::vector<CodecId> formats = formats_;
     formats.insert(formats.end(), v.formats_.begin(), v.formats_.end());
     const std::vector<int> n_kv(calls.size(), a.n_kv);
-    launch_attention(q, {layout_.head_dim(), a.n_head, a.n_head_kv, a.n_tokens, n_kv, step.n_slots > 0, true, formats, c.term.n_freq > 0},
-                     c);
-    q.give_later();
+    const cuda::AttentionShape shape{layout_.head_dim(), a.n_head, a.n_head_kv, a.n_tokens,       n_kv,
+                                     step.n_slots > 0,   true,     formats,     c.term.n_freq > 0};
+    launch_attention(q, shape, c);
+    // Not before what it reads of the step is there.
+    if (!made) rehearse_attention(q, shape, c);
+    q.end_layer();
     return nullptr;
 }
 

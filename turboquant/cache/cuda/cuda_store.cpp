@@ -10,8 +10,9 @@
 namespace turboquant {
 namespace {
 
-constexpr std::size_t kLaterRows = 8;  // of a batch that is encoded beside other work
-constexpr std::size_t kChunk = 4096;   // rows that go over the bus at once
+constexpr std::size_t kLaterRows = 8;     // of a batch that is encoded beside other work
+constexpr std::size_t kLeastSlots = 256;  // of exact rows: the usual windows never grow
+constexpr std::size_t kChunk = 4096;      // rows that go over the bus at once
 
 /// f(at, m) for pieces of n rows, m from row `at` on.
 template <class F>
@@ -87,7 +88,7 @@ void CudaStore::reserve_exact(Queue& q, std::size_t n_slots) {
     n_slots = (n_slots + kTileKeys - 1) / kTileKeys * kTileKeys;
     if (n_slots <= exact_slots_) return;
     q.catch_up();
-    n_slots = std::max(n_slots, (exact_slots_ + exact_slots_ / 2) / kTileKeys * kTileKeys);
+    n_slots = std::max({n_slots, kLeastSlots, (exact_slots_ + exact_slots_ / 2) / kTileKeys * kTileKeys});
     const TileShape raw{CodecId::raw, layout_.side(), layout_.head_dim(), 0};
     const std::size_t tile = tile_bytes(raw), halves = layout_.n_embd() * sizeof(std::uint16_t),
                       tiles_of_slots = tile * layout_.n_head() / kTileKeys;
@@ -181,12 +182,10 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
         e.offsets = offsets_.as<float>(), e.offset_stride = offset_size();
     }
     if (!rows.aside.empty()) return write_aside(q, rows, e), true;
-    const std::size_t lane = keys ? 0 : 1;
-    if (!later) {
+    if (later)
+        q.encode_later(plan_, e);
+    else
         q.launch([plan = plan_, e](const Lanes& lanes) { return cuda::encode(plan, e, lanes.main); });
-        return true;
-    }
-    q.later(lane, [plan = plan_, e, lane](const Lanes& lanes) { return cuda::encode(plan, e, lanes.side[lane]); });
     return true;
 }
 
@@ -304,14 +303,11 @@ void CudaStore::move_exact(StoreContext& ctx, std::span<const SlotMove> moves, s
     auto* rows = q.memory<std::uint8_t>(Queue::Use::form, n * exact_plan_.row_bytes);
     // After a batch nobody waits for them; before attention (rows that were restored) it does.
     q.moving();
-    q.later(0,
-            [plan = exact_plan_, halves = exact_halves_.as<std::uint16_t>(), n_embd = layout_.n_embd(), a, b, n, rows](const Lanes& lanes) {
-                const cuda::Stream lane = lanes.side[0];
-                cuda::Status s = cuda::move_rows(halves, n_embd, a, b, n, lane);
-                if (s.ok()) s = cuda::get_rows(plan, a, n, rows, plan.row_bytes, lane);
-                return s.ok() ? cuda::set_rows(plan, b, n, rows, plan.row_bytes, lane) : s;
-            });
-    q.give_later();
+    q.beside([plan = exact_plan_, halves = exact_halves_.as<std::uint16_t>(), n_embd = layout_.n_embd(), a, b, n, rows](cuda::Stream side) {
+        cuda::Status s = cuda::move_rows(halves, n_embd, a, b, n, side);
+        if (s.ok()) s = cuda::get_rows(plan, a, n, rows, plan.row_bytes, side);
+        return s.ok() ? cuda::set_rows(plan, b, n, rows, plan.row_bytes, side) : s;
+    });
 }
 
 void CudaStore::set_outliers(int, std::span<const std::uint8_t>, std::span<const std::int64_t>) {

@@ -2,7 +2,6 @@
 // same, byte by byte, does the same to the same memory, so that a graph captured from one list serves for the other.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstring>
 #include <new>
@@ -13,11 +12,9 @@
 
 namespace turboquant {
 
-/// The streams that a list is done on: the others are for work beside the main one, of keys and of values, which forks and joins them by
-/// events.
+/// The streams that a list is done on: the other is for work beside the main one, which forks and joins it by events.
 struct Lanes {
-    cuda::Stream main = nullptr;
-    std::array<cuda::Stream, 2> side{};
+    cuda::Stream main = nullptr, side = nullptr;
 };
 
 class Launches {
@@ -35,10 +32,6 @@ class Launches {
     void drop_last() {
         held_.resize(entries_.back().at);
         entries_.pop_back();
-    }
-    void append(const Launches& other) {
-        for (const Entry& e : other.entries_) entries_.push_back({e.run, held_.size() + e.at});
-        held_.insert(held_.end(), other.held_.begin(), other.held_.end());
     }
     std::size_t size() const { return entries_.size(); }
     void clear() { entries_.clear(), held_.clear(); }

@@ -49,37 +49,35 @@ std::unique_lock<std::mutex> Queue::capturing() { return std::unique_lock(live()
 Queue::Queue(int device) : device_(device), tables_(&DeviceTables::of(device)) {
     must(cuda::use_device(device));
     must(cuda::new_stream(stream_));
-    for (cuda::Stream& s : side_) must(cuda::new_stream(s));
+    must(cuda::new_stream(side_));
     must(cuda::new_event(forked_));
-    for (void*& e : side_done_) must(cuda::new_event(e));
+    must(cuda::new_event(side_done_));
     void* shared = nullptr;
     must(cuda::allocate_shared(sizeof(std::uint32_t), shared));
     not_finite_ = static_cast<std::uint32_t*>(shared);
     const std::scoped_lock lock(live().mutex);
     live().streams.emplace_back(device, stream_);
-    for (const cuda::Stream s : side_) live().streams.emplace_back(device, s);
+    live().streams.emplace_back(device, side_);
 }
 
 Queue::~Queue() {
     {
         const std::scoped_lock lock(live().mutex);
-        std::erase_if(live().streams,
-                      [&](const auto& s) { return s.second == stream_ || std::ranges::find(side_, s.second) != side_.end(); });
+        std::erase_if(live().streams, [&](const auto& s) { return s.second == stream_ || s.second == side_; });
     }
     (void)cuda::use_device(device_);
     if (stream_) (void)cuda::synchronize(stream_);
-    for (const cuda::Stream s : side_)
-        if (s) (void)cuda::synchronize(s);
+    if (side_) (void)cuda::synchronize(side_);
     cuda::drop_event(forked_);
-    for (void* e : side_done_) cuda::drop_event(e);
-    for (const cuda::Stream s : side_) cuda::drop_stream(s);
+    cuda::drop_event(side_done_);
+    cuda::drop_stream(side_);
     cuda::drop_stream(stream_);
     cuda::release_shared(not_finite_);
 }
 
 void Queue::defer(std::function<void()> catch_up) {
     catch_up_ = std::move(catch_up), deferring_ = true, t_deferring = this;
-    waiting_.clear();
+    waiting_.clear(), rehearsals_.clear();
 }
 
 Launches& Queue::take() {
@@ -143,38 +141,44 @@ void Queue::keep(cuda::KeepRows rows) {
         launch([first = kept_, rows](const Lanes& lanes) { return cuda::keep_rows(first, lanes.main, &rows); });
         may_join_ = false;
     } else {
-        rows.beside_keeping = keeping_;
         launch([rows](const Lanes& lanes) { return cuda::keep_rows(rows, lanes.main); });
         kept_ = rows, may_join_ = deferring_;
     }
     keeping_ = true;
 }
 
-void Queue::give_later() {
-    if (later_.size() == 0) return;
-    for (std::size_t lane = 0; lane < side_.size(); lane++) {
-        if (!std::exchange(later_on_[lane], false)) continue;
-        launch([forked = forked_, lane](const Lanes& lanes) {
-            const cuda::Status s = cuda::record(forked, lanes.main);
-            return s.ok() ? cuda::wait_for(lanes.side[lane], forked) : s;
-        });
-        side_busy_[lane] = true;
-    }
-    deferring_ ? waiting_.append(later_) : must(later_.run(0, later_.size(), lanes()));
-    later_.clear();
+void Queue::fork() {
+    launch([forked = forked_](const Lanes& lanes) {
+        const cuda::Status s = cuda::record(forked, lanes.main);
+        return s.ok() ? cuda::wait_for(lanes.side, forked) : s;
+    });
+    side_busy_ = true;
+}
+
+void Queue::encode_later(const cuda::EncodePlan& plan, const cuda::EncodeArgs& args) {
+    if (encodes_.n == encodes_.of.size()) give_encodes();
+    encodes_.of[encodes_.n++] = {plan, args};
+}
+
+void Queue::end_layer() {
+    if (encodes_.n + 2 > encodes_.of.size()) give_encodes();
+}
+
+void Queue::give_encodes() {
+    if (encodes_.n == 0) return;
+    beside([jobs = encodes_](cuda::Stream side) { return cuda::encode_together(std::span(jobs.of).first(jobs.n), side); });
+    encodes_ = {};
 }
 
 void Queue::settle() {
-    give_later();
+    give_encodes();
     moving_ = false;
-    for (std::size_t lane = 0; lane < side_.size(); lane++) {
-        if (!std::exchange(side_busy_[lane], false)) continue;
-        side_slots_.clear();
-        launch([done = side_done_[lane], lane](const Lanes& lanes) {
-            const cuda::Status s = cuda::record(done, lanes.side[lane]);
-            return s.ok() ? cuda::wait_for(lanes.main, done) : s;
-        });
-    }
+    if (!std::exchange(side_busy_, false)) return;
+    side_slots_.clear();
+    launch([done = side_done_](const Lanes& lanes) {
+        const cuda::Status s = cuda::record(done, lanes.side);
+        return s.ok() ? cuda::wait_for(lanes.main, done) : s;
+    });
 }
 
 bool Queue::same_slots(std::span<const std::int32_t> slots) {
@@ -204,9 +208,9 @@ const float* Queue::turns_of_positions(const RopeTable& rope, int head_dim, std:
     return to;
 }
 
-Queue::PlannedAttention& Queue::plan(const cuda::AttentionShape& s) {
+Queue::PlannedAttention& Queue::plan(const cuda::AttentionShape& s, bool rehearsal) {
     std::vector<int> key{s.head_dim,      s.n_head, s.n_head_kv, s.n_tokens, s.n_kv[0], static_cast<int>(s.n_kv.size()),
-                         s.exact_windows, s.term};
+                         s.exact_windows, s.term,   rehearsal};
     for (const CodecId codec : s.formats) key.push_back(static_cast<int>(codec));
     for (PlannedAttention& p : plans_)
         if (p.key == key) {

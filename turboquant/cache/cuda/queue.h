@@ -19,6 +19,7 @@
 #include "turboquant/cache/cuda/device_tables.h"
 #include "turboquant/cache/cuda/launches.h"
 #include "turboquant/cache/tile_store.h"
+#include "turboquant/cuda/encode.h"
 #include "turboquant/cuda/step.h"
 
 namespace turboquant {
@@ -49,6 +50,13 @@ class Queue {
 
     cuda::Stream stream() const { return stream_; }
     Lanes lanes() const { return {stream_, side_}; }
+    /// A launch's rehearsal: the same kernel on like data, whose results nobody reads, so that code and data are near when it is done. May be
+    /// done at any time between the launch before on the main stream and this one, or not at all; only where launches wait.
+    template <class F>
+    void rehearse(const F& f) {
+        if (deferring_) rehearsals_.add(f);
+    }
+    const Launches& rehearsals() const { return rehearsals_; }
     DeviceTables& tables() const { return *tables_; }
 
     /// Launches wait from now on, until take(). `catch_up` is called where that cannot be: it takes and does them, and launches are done at
@@ -57,9 +65,10 @@ class Queue {
     bool deferring() const { return deferring_; }
     const Launches& waiting() const { return waiting_; }
     /// Ends that; those that wait are the caller's.
-    Launches& take();
+    Launches& take();  ///< and those of rehearsals()
     /// For all who need what was launched to be under way, or its memory to be free: the host looks at results, memory is replaced.
     void catch_up() {
+        give_encodes();
         if (deferring_) catch_up_();
     }
     /// Where data lies that was uploaded for the graph before is free for the next.
@@ -102,6 +111,7 @@ class Queue {
         from,
         to,
         term_ids,
+        rehearsed,
         count
     };
     template <class T>
@@ -130,14 +140,17 @@ class Queue {
     const T* upload(Use use, std::span<const T> data) {
         return uploaded(use, {reinterpret_cast<const std::uint8_t*>(data.data()), data.size_bytes()}).array.template as<T>();
     }
-    /// f(lanes) on another stream (Lanes::side), for work that nothing waits for before the graph's end: it begins after all that is given to
-    /// the main one until give_later(), which settle() calls.
+    /// f(stream) on another stream, for work that nothing waits for before the graph's end: it begins after all that is given to the main one
+    /// until now.
     template <class F>
-    void later(std::size_t lane, const F& f) {
-        later_.add(f);
-        later_on_[lane] = true;
+    void beside(const F& f) {
+        fork();
+        launch([f](const Lanes& lanes) { return f(lanes.side); });
     }
-    void give_later();
+    /// Encodes there, some time before settle() is through: several layers' rows in one launch.
+    void encode_later(const cuda::EncodePlan& plan, const cuda::EncodeArgs& args);
+    /// A good place to begin that: no launch follows that may begin early (keeping()).
+    void end_layer();
     /// Exact rows move there: attention over them must not begin before. Until settle().
     void moving() { moving_ = true; }
     bool rows_move() const { return moving_; }
@@ -153,7 +166,8 @@ class Queue {
         std::vector<int> key{};
         std::uint64_t used = 0, number = 0;  ///< no two plans have one number
     };
-    PlannedAttention& plan(const cuda::AttentionShape& shape);
+    /// `rehearsal`: with a workspace of its own.
+    PlannedAttention& plan(const cuda::AttentionShape& shape, bool rehearsal = false);
 
     /// What comes with the masks of a call, on the device; of several sequences one after the other, strides apart.
     struct Step {
@@ -186,6 +200,8 @@ class Queue {
     bool take_not_finite();
 
   private:
+    void fork();
+    void give_encodes();
     static std::mutex& shared_mutex();
     static Queue& shared(int device);
     void refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t bytes);
@@ -196,21 +212,24 @@ class Queue {
         std::size_t n_used = 0;
     };
     static constexpr std::size_t kUses = static_cast<std::size_t>(Use::count);
-    static constexpr std::size_t kPlans = 6;
+    static constexpr std::size_t kPlans = 12;
 
     int device_;
     DeviceTables* tables_;
     cuda::Stream stream_ = nullptr;
-    std::array<cuda::Stream, 2> side_{};
-    std::array<bool, 2> side_busy_{}, later_on_{};
-    std::array<void*, 2> side_done_{};
-    void* forked_ = nullptr;
+    cuda::Stream side_ = nullptr;
+    bool side_busy_ = false;
+    void *forked_ = nullptr, *side_done_ = nullptr;
     std::array<cuda::DeviceArray, kUses> arrays_;
     std::array<Uploads, kUses> uploads_;
     std::uint32_t* not_finite_ = nullptr;  ///< memory of the host
     bool deferring_ = false, keeping_ = false, moving_ = false;
     std::function<void()> catch_up_;
-    Launches waiting_, later_;
+    Launches waiting_, rehearsals_;
+    struct EncodeJobs {
+        std::array<cuda::EncodeJob, cuda::kMostEncodeJobs> of;
+        std::size_t n = 0;
+    } encodes_;
     cuda::KeepRows kept_;  ///< by the last launch, if that may take in others
     bool may_join_ = false;
     std::deque<PlannedAttention> plans_;

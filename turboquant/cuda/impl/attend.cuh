@@ -35,6 +35,7 @@ struct Attend : Queries<D, kGroups> {
         int stride = pairs ? 1 : kWarps;
         const int32_t* tile_pos = p.term.tile_pos + item.seq * p.term.tile_seq_stride;
         const int pos_first = has_term && tile_begin < tile_end ? tile_pos[tile_begin] : -1;
+        const int term_id = has_term && p.term.ids ? p.term.ids[item.seq * p.term.n_terms + min(lane, p.term.n_terms - 1)] : 0;
         Terms terms{TermLane(lane, p.term.n_pad)};
         if (has_term) terms.look_ahead(tile_pos, first, tile_end, lane);
         const uint8_t *k_tile = k.tiles + first * k.stride, *v_tile = v.tiles + first * v.stride;
@@ -53,8 +54,11 @@ struct Attend : Queries<D, kGroups> {
 #pragma unroll 1
             for (int i = thread; i < 256; i += 32 * kWarps) lut[256 + i] = p.lut[v.format * 256 + i];
         if (has_term) this->fetch_panel(l);
+        const int first_pos = uniform(pos_first);
+        if (has_term) this->touch_term(first_pos, term_id);
+        wait_for_launch_before();  // for queries; what was read so far was there before (AttentionArgs::beside_keeping)
         this->make_rows(l, [&] {
-            if (has_term) terms.residue = this->make_term(l, uniform(pos_first));
+            if (has_term) terms.residue = this->make_term(l, first_pos, term_id);
         });
         __syncthreads();
         this->make_operands(l, k.format);
@@ -271,19 +275,14 @@ struct Attend : Queries<D, kGroups> {
         const bool successive = __all_sync(~0u, p0 >= 0 && (p0 & 63) == terms.residue);
         // The last tile has itself for the one after it: positions say no then.
         terms.slot = 0, terms.second = next_tile == tile + 1 && successive && __all_sync(~0u, terms.pos == p0 + (lane & 1) * kTileKeys);
-        int id = 0;
-        if (p.term.cell_term) {
-            const uint8_t* ids = p.term.cell_term + item.seq * p.term.cell_seq_stride + tile * kTileKeys;
-            id = ids[0];
-            if (terms.second) terms.second = ids[kTileKeys] == id;
-        }
+        const int id = p0 >> kTileTermBit, block = (p0 & ((1 << kTileTermBit) - 1)) >> 6;
         if (!terms.second) terms.look_ahead(tile_pos, next_tile, tile_end, lane);
 #pragma unroll 1
         for (int s = 0; s < kGroups; ++s) {
             if (successive) {
                 const auto make = [&]<int kSteps>() {
                     successive_terms<kSteps>(p.term, terms.at_lane, reinterpret_cast<const uint4*>(shared + l.panel),
-                                             reinterpret_cast<const float2*>(shared + l.ab) + (id * kRows + 4 * s) * term_row_stride(kSteps > 0 ? 16 * kSteps : p.term.n_pad), p0 >> 6, lane,
+                                             reinterpret_cast<const float2*>(shared + l.ab) + (id * kRows + 4 * s) * term_row_stride(kSteps > 0 ? 16 * kSteps : p.term.n_pad), block, lane,
                                              Terms::at(shared, l, kSteps > 0 ? 16 * kSteps : p.term.n_pad, warp, s));
                 };
                 constexpr int kAllTurned = (D / 2 + 15) / 16;  // the usual case: all dims are rotated by position
@@ -331,6 +330,7 @@ __global__ void __launch_bounds__(32 * kWarps, kernel_blocks(D, kGroups, kFormat
         step = Attend<D, kGroups, fragment_codec_index(CodecId::raw), false>(block).run(o, most, sum);
     else
         step = Attend<D, kGroups, kFormat, kTerm>(block).run(o, most, sum);
+    let_next_begin();
     Merge<D, kGroups>(block).finish(step, o, most, sum);
 }
 

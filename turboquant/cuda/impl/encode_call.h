@@ -64,4 +64,9 @@ struct EncodeCall {
     std::uint32_t* not_finite;  ///< becomes 1 if a vector is not
 };
 
+/// Of several plans, alike but for what the call says: blockIdx.z is the call.
+struct EncodeCalls {
+    EncodeCall of[16];
+};
+
 }  // namespace turboquant::cuda

@@ -7,6 +7,13 @@
 
 namespace turboquant::cuda {
 
+/// atomicAdd that other blocks' writes before theirs are seen after, and this one's before.
+__device__ __forceinline__ unsigned add_ordered(unsigned* to, unsigned x) {
+    unsigned before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0,[%1],%2;" : "=r"(before) : "l"(to), "r"(x) : "memory");
+    return before;
+}
+
 template <int D, int kGroups>
 struct Merge : Block<D, kGroups> {
     using Base = Block<D, kGroups>;
@@ -65,13 +72,11 @@ struct Merge : Block<D, kGroups> {
     /// True in the last block of its head to get here; then `rows` and `total` hold the merged result.
     __device__ __forceinline__ bool merge_blocks(const SharedLayout& l, int n_units, int unit, float* rows, float2* total) {
         int* last = reinterpret_cast<int*>(shared + l.last);
-        __threadfence();
-        __syncthreads();
         unsigned* count = p.count + static_cast<std::size_t>(item.seq) * n_units + unit;
-        if (thread == 0) *last = atomicAdd(count, 1u) == item.n_splits - 1u;
+        __syncthreads();  // what the block wrote is before what its first thread does, and that is before what it reads
+        if (thread == 0) *last = add_ordered(count, 1u) == item.n_splits - 1u;
         __syncthreads();
         if (!*last) return false;
-        __threadfence();
         if (thread == 0) *count = 0;
         constexpr int kBatch = 16;
         const std::size_t first = (static_cast<std::size_t>(item.first_item) * n_units + unit) * kRows, step = static_cast<std::size_t>(n_units) * kRows;

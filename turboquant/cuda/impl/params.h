@@ -19,6 +19,9 @@ struct SideParams {
     int codec;                                         // of all heads, if head_codec is null
 };
 
+/// A tile's positions in one word: the first, and from this bit on the number of its term (attention.h, summarize_positions).
+inline constexpr int kTileTermBit = 28;
+
 struct TermParams {
     int n_freq, n_pad;  // 0: no term; padded to 16
     int n_terms;
@@ -31,7 +34,7 @@ struct TermParams {
     std::size_t seq_stride;         // in floats
     const float2* turns;            // attention.h, make_term_turns
     const uint4* panel;             // make_term_panel; null: it does not fit in shared memory, the term is made key by key
-    const std::int32_t* tile_pos;   // [seq][tile]
+    const std::int32_t* tile_pos;   // [seq][tile], kTileTermBit
     const std::int32_t* cell_pos;   // [seq][cell]
     const std::uint8_t* cell_term;  // [seq][cell] or null
     std::size_t tile_seq_stride, cell_seq_stride;

@@ -113,9 +113,19 @@ struct Queries : Block<D, kGroups> {
 #endif
     }
 
+    /// Brings near what make_term reads beside queries.
+    __device__ __forceinline__ void touch_term(int p0, int id) const {
+        const TermParams& term = p.term;
+        if (!has_panel()) return;
+        const int lines = term.n_pad / 16, residue = p0 >= 0 ? p0 & 63 : 0;  // of 128 bytes
+        for (int i = lane; i < 2 * lines; i += 32) touch(term.turns + (i < lines ? residue : 64) * term.n_pad + i % lines * 16);
+        if (!term.mu) return;
+        const float* mu = term.mu + __shfl_sync(~0u, id, 0) * term.mu_stride + 2 * D * kv_head;
+        for (int i = lane * 32; i < 2 * D; i += 32 * 32) touch(mu + i);
+    }
     /// Coefficients of the score term, turned to the middle of two tiles of which the first begins at p0 % 64. Returns that, -1 if
-    /// successive_terms serves no tile.
-    __device__ __forceinline__ int make_term(const SharedLayout& l, int p0) {
+    /// successive_terms serves no tile. `id`: lane k's, the offset of term k, where the kernel makes coefficients.
+    __device__ __forceinline__ int make_term(const SharedLayout& l, int p0, int id) {
         const TermParams& term = p.term;
         if (!has_panel()) return -1;
         const int residue = p0 >= 0 ? p0 & 63 : 0;
@@ -124,10 +134,11 @@ struct Queries : Block<D, kGroups> {
 #pragma unroll 1
         for (int r = warp; r < term.n_terms * kRows; r += kWarps) {
             const int row = first_row + r % kRows;
+            const int id_of = __shfl_sync(~0u, id, r / kRows);
 #pragma unroll 2
             for (int f = lane; f < term.n_pad; f += 32) {
                 const bool there = f < term.n_freq && row < p.n_rows;
-                float2 x = there ? term_coefficients<D>(p, item.seq, r / kRows, row, kv_head, f) : make_float2(0, 0);
+                float2 x = there ? term_coefficients<D>(p, item.seq, r / kRows, id_of, row, kv_head, f) : make_float2(0, 0);
                 x.x *= scale, x.y *= scale;
                 ab[r * term_row_stride(term.n_pad) + f] =
                     counted_from(counted_from(x, __ldg(term.turns + residue * term.n_pad + f)), __ldg(term.turns + (kTurnRows - 1) * term.n_pad + f));

@@ -119,18 +119,18 @@ __device__ __forceinline__ void successive_terms(const TermParams& p, const Term
     put_terms(staged, 0, lane, before), put_terms(staged, 1, lane, after);
 }
 
-/// Coefficients of frequency f < n_freq for a query row and the offset `id`: as they were made before (Term::q_term), or now, as query_term
-/// (step.h) does.
+/// Coefficients of frequency f < n_freq for a query row and term k: as they were made before (Term::q_term), or now of the offset `id`, as
+/// query_term (step.h) does.
 template <int D>
-__device__ __forceinline__ float2 term_coefficients(const AttentionParams& p, int seq, int id, int row, int kv_head, int f) {
+__device__ __forceinline__ float2 term_coefficients(const AttentionParams& p, int seq, int k, int id, int row, int kv_head, int f) {
     const TermParams& term = p.term;
     const int token = row / p.group, head = kv_head * p.group + row - token * p.group;
     if (term.q_term) {
-        const float* q = term.q_term + seq * term.seq_stride + ((static_cast<std::size_t>(id) * p.n_tokens + token) * p.n_head + head) * 2 * term.n_freq;
+        const float* q = term.q_term + seq * term.seq_stride + ((static_cast<std::size_t>(k) * p.n_tokens + token) * p.n_head + head) * 2 * term.n_freq;
         return make_float2(__ldg(q + f), __ldg(q + term.n_freq + f));
     }
     const float *q = p.q + seq * p.q_seq_stride + token * p.q_token_stride + head * p.q_head_stride,
-                *mu = term.mu + term.ids[seq * term.n_terms + id] * term.mu_stride + 2 * D * kv_head;
+                *mu = term.mu + id * term.mu_stride + 2 * D * kv_head;
     const int a = term.rope_offset + (term.rope_adjacent ? 2 * f : f), b = a + (term.rope_adjacent ? 1 : term.rope_pairs);
     return make_float2(q[a] * mu[a] + q[b] * mu[b], q[a] * mu[D + a] + q[b] * mu[D + b]);
 }
@@ -145,7 +145,8 @@ __device__ __forceinline__ void scattered_term(const AttentionParams& p, int seq
     for (int i = 0; i < 8; ++i) {
         const int cell = tile * 64 + cell_at(i, g);
         const std::size_t at = seq * term.cell_seq_stride + cell;
-        const int pos = cell < n_kv ? term.cell_pos[at] : -1, id = pos >= 0 && term.cell_term ? term.cell_term[at] : 0;
+        const int pos = cell < n_kv ? term.cell_pos[at] : -1, k = pos >= 0 && term.cell_term ? term.cell_term[at] : 0,
+                  id = term.ids ? term.ids[seq * term.n_terms + k] : 0;
         float sum[4];
 #pragma unroll
         for (int r = 0; r < 4; ++r) sum[r] = 0;
@@ -159,7 +160,7 @@ __device__ __forceinline__ void scattered_term(const AttentionParams& p, int seq
                 for (int r = 0; r < 4; ++r) {
                     const int row = first_row + r;
                     if (row >= p.n_rows) continue;
-                    const float2 x = term_coefficients<D>(p, seq, id, row, kv_head, f);
+                    const float2 x = term_coefficients<D>(p, seq, k, id, row, kv_head, f);
                     sum[r] = fmaf(x.x, c, fmaf(x.y, s, sum[r]));
                 }
             }
@@ -171,8 +172,8 @@ __device__ __forceinline__ void scattered_term(const AttentionParams& p, int seq
             mine = r == t ? v : mine;
         }
 #pragma unroll
-        for (int k = 0; k < 8; ++k)
-            if (k == i) e[k] = mine * (p.scale * 1.4426950408889634f);
+        for (int j = 0; j < 8; ++j)
+            if (j == i) e[j] = mine * (p.scale * 1.4426950408889634f);
     }
     __syncwarp();
 }

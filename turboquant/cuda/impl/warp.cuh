@@ -35,6 +35,8 @@ __device__ __forceinline__ uint32_t load_word(const uint8_t* p) {
     asm volatile("ld.global.nc.u32 %0,[%1];" : "=r"(r) : "l"(p));
     return r;
 }
+/// Brings a line near that is soon read: into the first-level cache.
+__device__ __forceinline__ void touch(const void* p) { asm volatile("{.reg .b32 r; ld.global.nc.u32 r,[%0];}" ::"l"(p)); }
 __device__ __forceinline__ void prefetch_l2(const uint8_t* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 /// 16 bytes from global to shared memory.
