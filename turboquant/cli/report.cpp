@@ -175,6 +175,7 @@ void add_report(CLI::App& app, const GlobalOptions& global) {
     cmd->add_option("-c,--ctx-size", o->eval.context.n_ctx, "Tokens per chunk; the default depths end there, too")
         ->check(CLI::Range(64, 1 << 30))
         ->capture_default_str();
+    o->eval.chunks = 1;  // ten formats and two plans of a model of 1.5 billion parameters are minutes then, not an hour
     cmd->add_option("--chunks", o->eval.chunks, "Chunks of the text, at most")->check(CLI::Range(1, 1 << 30))->capture_default_str();
     cmd->add_option("--depths", o->depths, "Tokens in the cache at which decoding is timed (default: 0, a quarter, half and all of -c)")
         ->delimiter(',')
