@@ -148,6 +148,9 @@ const ResidualCase kResidualCases[] = {
      80},
     {{.k = CodecId::tcq2, .v = CodecId::turbo3, .k_dim = 128, .v_dim = 128, .n_head = 7, .n_head_kv = 1, .n_kv = 300},
      70},  // few rows: 4 and 3
+    {{.k = CodecId::tcq3, .v = CodecId::tcq3, .k_dim = 64, .v_dim = 64, .n_head = 14, .n_head_kv = 2, .n_kv = 300}, 70},
+    {{.k = CodecId::tcq3, .v = CodecId::tcq3, .k_dim = 64, .v_dim = 64, .n_head = 9, .n_head_kv = 3, .n_kv = 130, .mask = Mask::causal},
+     26},
     {{.k = CodecId::turbo4,
       .v = CodecId::tcq3,
       .k_dim = 128,
