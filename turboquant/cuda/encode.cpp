@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kMaxTrellisWarps = 4;
 constexpr int kFewTokens = 8;  // of each of several jobs in one launch
+static_assert(std::size(EncodeCalls{}.of) == kMostEncodeJobs);
 
 CodecId codec_of(const TileView& view, int head) { return view.heads ? view.heads[head].codec : view.shape.codec; }
 
