@@ -121,9 +121,14 @@ class Workspace:
 # Effects: each gives "" or what is wrong, and a few words about what was seen.
 
 
+def is_budget(kv: str) -> bool:
+    """auto:B, or plan-B.json: at most B bits, and not much less."""
+    return kv.startswith(("auto:", "plan-"))
+
+
 def code_bits(kv: str) -> float:
-    """Bits of the codes of a format word, or the budget of auto:B."""
-    if kv.startswith(("auto:", "plan-")):
+    """Bits of the codes of a format word; of a budget the least that it may come to."""
+    if is_budget(kv):
         return float(kv[5:].removesuffix(".json")) - 0.4
     if kv == "f16" or kv == "raw":
         return 16
@@ -131,7 +136,7 @@ def code_bits(kv: str) -> float:
 
 
 def wrong_bits(kv: str, bits: float) -> str:
-    low, high = code_bits(kv), code_bits(kv) + (0.4 if kv.startswith(("auto:", "plan-")) else 0.45)
+    low, high = code_bits(kv), code_bits(kv) + (0.4 if is_budget(kv) else 0.45)
     return "" if low <= bits <= high else f"{kv} has {bits} bits a value, outside of {low} to {high}"
 
 
