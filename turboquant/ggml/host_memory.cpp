@@ -78,7 +78,9 @@ HostMemory host_memory(const fs::path& root) {
     for (std::string line; std::getline(groups, line);) {  // ID:CONTROLLERS:PATH
         const std::size_t first = line.find(':'), second = line.find(':', first + 1);
         if (second == line.npos) continue;
-        const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",", path = line.substr(second + 1);
+        std::string controllers = line.substr(first, second - first + 1);
+        controllers.front() = controllers.back() = ',';
+        const std::string path = line.substr(second + 1);
         if (controllers == ",,")
             apply_groups(root / "sys/fs/cgroup", path, kVersion2, m);
         else if (controllers.find(",memory,") != controllers.npos)

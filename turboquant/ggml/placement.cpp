@@ -13,7 +13,9 @@ std::string ranges_text(const std::set<int>& numbers) {
     for (auto first = numbers.begin(); first != numbers.end();) {
         auto last = first;
         while (std::next(last) != numbers.end() && *std::next(last) == *last + 1) ++last;
-        text += (text.empty() ? "" : ", ") + std::to_string(*first) + (last != first ? "-" + std::to_string(*last) : "");
+        if (!text.empty()) text += ", ";
+        text += std::to_string(*first);
+        if (last != first) text.append("-").append(std::to_string(*last));
         first = std::next(last);
     }
     return text;
