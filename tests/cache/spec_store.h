@@ -35,7 +35,7 @@ class SpecStore final : public TileStore {
                 rotation_for(d_).forward(x);
                 tile_decode_rotated(layout_.shape(h), tile(in.rows[i], h), slot(in.rows[i]), code);
                 for (int k = 0; k < d_; k++) x[k] -= code[k];
-                residual_encode(x, residual_row(in.exact_slots[i]) + h * residual_bytes(d_));
+                residual_encode(x, residual(in.exact_slots[i], h));
             }
             if (!in.exact_slots.empty() && in.exact_slots[i] >= 0 && !layout_.windows().residual())
                 std::transform(row, row + layout_.n_embd(), exact_row(in.exact_slots[i]), to_half);

@@ -192,9 +192,12 @@ struct ResidualsOf {
         for (auto& m : mask) m = random.uniform() < 0.3 ? kMaskHidden : 0;
         ExactRowsView& x = p.args.exact;
         x.n = e.n, x.form = WindowForm::residual, x.cells = cells.data();
+        // Keys lie slot by slot, values head by head.
         x.k = k.data(), x.k_stride = c.n_head_kv * residual_bytes(c.k_dim), x.k_slots = slots.data();
-        x.v = v.data(), x.v_stride = c.n_head_kv * residual_bytes(static_cast<int>(v_dim)), x.v_slots = slots.data() + n_slots;
-        if (c.mla_out) x.v = x.k, x.v_slots = x.k_slots;
+        x.k_head_stride = residual_bytes(c.k_dim);
+        x.v = v.data(), x.v_stride = residual_bytes(static_cast<int>(v_dim)), x.v_slots = slots.data() + n_slots;
+        x.v_head_stride = n_slots * x.v_stride;
+        if (c.mla_out) x.v = x.k, x.v_stride = x.k_stride, x.v_head_stride = x.k_head_stride, x.v_slots = x.k_slots;
         x.mask = mask.data();
     }
     std::vector<std::uint8_t> k, v;

@@ -92,14 +92,14 @@ std::vector<float> exact_row(const std::uint8_t* base, std::size_t stride, std::
 }
 
 // Residuals of one head by cell, where row (t, h) wants them; empty: none.
-std::vector<std::vector<float>> residuals_for(const AttentionArgs& a, const std::uint8_t* base, std::size_t stride,
+std::vector<std::vector<float>> residuals_for(const AttentionArgs& a, const std::uint8_t* base, std::size_t stride, std::size_t head_stride,
                                               const std::int32_t* slots, int t, int h, int d) {
     const ExactRowsView& e = a.exact;
     std::vector<std::vector<float>> rows(a.n_kv);
     for (int i = 0; i < e.n && e.on_top(); ++i) {
         if (e.mask && e.mask[(static_cast<std::size_t>(t) * a.mask_heads + h % a.mask_heads) * e.n + i] == kMaskHidden) continue;
         rows[e.cells[i]].resize(d);
-        residual_add(base + slots[i] * stride + h / (a.n_head / a.n_head_kv) * residual_bytes(d), rows[e.cells[i]]);
+        residual_add(base + slots[i] * stride + h / (a.n_head / a.n_head_kv) * head_stride, rows[e.cells[i]]);
     }
     return rows;
 }
@@ -110,8 +110,8 @@ void attend(const AttentionArgs& a, int t, int h, const std::vector<float>& keys
     const float* q = a.q + t * a.q_token_stride + h * a.q_head_stride;
     const int n_beside = a.exact.beside() ? a.exact.n : 0;
     std::vector<double> query(q, q + dk), logits(a.n_kv + n_beside), out(dv);
-    const auto on_keys = residuals_for(a, a.exact.k, a.exact.k_stride, a.exact.k_slots, t, h, dk);
-    const auto on_values = residuals_for(a, a.exact.v, a.exact.v_stride, a.exact.v_slots, t, h, dv);
+    const auto on_keys = residuals_for(a, a.exact.k, a.exact.k_stride, a.exact.k_head_stride, a.exact.k_slots, t, h, dk);
+    const auto on_values = residuals_for(a, a.exact.v, a.exact.v_stride, a.exact.v_head_stride, a.exact.v_slots, t, h, dv);
     if (codec_info(a.k.shape.codec).rotated) rotate(rotation_for(dk), query, false);
 
     double top = a.sinks ? a.sinks[h] : -std::numeric_limits<double>::infinity();
@@ -187,15 +187,19 @@ const char* check_exact_rows(const AttentionArgs& a) {
     const ExactRowsView& e = a.exact;
     const int dk = a.k.shape.head_dim, dv = a.v.shape.head_dim;
     if (e.n < 0 || !e.k || !e.v || !e.k_slots || !e.v_slots) return "exact rows are incomplete";
-    const auto bytes = [&](int d) { return a.n_head_kv * (e.on_top() ? residual_bytes(d) : row_bytes(CodecId::raw, d)); };
-    if (e.k_stride < bytes(dk) || e.v_stride < bytes(dv)) return "exact rows overlap";
     if (e.beside()) {
+        const auto bytes = [&](int d) { return a.n_head_kv * row_bytes(CodecId::raw, d); };
+        if (e.k_stride < bytes(dk) || e.v_stride < bytes(dv)) return "exact rows overlap";
         if (!e.q) return "exact rows are incomplete";
         if ((a.n_tokens > 1 && e.q_token_stride == 0) || (a.n_head > 1 && e.q_head_stride == 0))
             return "a stride of the exact queries is zero";
         return nullptr;
     }
     if (!e.cells) return "residuals without cells";
+    const auto apart = [&](std::size_t stride, std::size_t head_stride, int d) {
+        return stride >= residual_bytes(d) && (a.n_head_kv == 1 || head_stride >= residual_bytes(d));
+    };
+    if (!apart(e.k_stride, e.k_head_stride, dk) || !apart(e.v_stride, e.v_head_stride, dv)) return "exact rows overlap";
     for (int i = 0; i < e.n; ++i)
         if (e.cells[i] >= a.n_kv || e.cells[i] < 0 || (i > 0 && e.cells[i] <= e.cells[i - 1]))
             return "the cells of residuals are not in order";

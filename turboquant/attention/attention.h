@@ -59,8 +59,8 @@ struct MaskPatch {
     const std::uint16_t* halves = nullptr;  ///< fp16 [patch][n_tokens][mask_heads][kTileKeys], cells beyond n_kv hidden
 };
 
-/// Cells that some queries see better than the tiles have them (WindowForm, spec/windows.h); the heads of a row lie one after the other. Row i
-/// of the call lies in slot k_slots[i] of the keys and v_slots[i] of the values.
+/// Cells that some queries see better than the tiles have them (WindowForm, spec/windows.h). Row i of the call lies in slot k_slots[i] of the
+/// keys and v_slots[i] of the values.
 ///   halves    fp16 vectors in the model's space that are attended over beside the tiles, where these cells are hidden; summed in this order
 ///   residual  what the codes of cells[i] leave (codec/residual.h): it is added to them where a query wants the row; else they are seen as
 ///             they are, as the mask and the score term say
@@ -69,6 +69,8 @@ struct ExactRowsView {
     WindowForm form = WindowForm::halves;
     const std::uint8_t *k = nullptr, *v = nullptr;  ///< slot 0
     std::size_t k_stride = 0, v_stride = 0;         ///< bytes between slots
+    /// Bytes between heads, of residuals; of halves the heads of a slot lie one after the other.
+    std::size_t k_head_stride = 0, v_head_stride = 0;
     const std::int32_t *k_slots = nullptr, *v_slots = nullptr;
     const std::int32_t* cells = nullptr;  ///< residual: ascending, each once, < n_kv
     const float* q = nullptr;             ///< halves: queries as AttentionArgs::q; those may be scaled for the keys in the tiles

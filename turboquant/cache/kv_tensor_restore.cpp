@@ -180,7 +180,7 @@ RestoreResult KvTensor::restore_codes(StoreContext& ctx, std::int64_t row, const
 
 // What codes that were copied leave.
 void KvTensor::put_residual(std::int64_t row, const RowSnapshot& s, const CellPositions& cells) {
-    if (!s.residual.empty() && has_residuals() && cells.at(row) >= 0) store_->set_residual(exact_->put(row), s.residual);
+    if (!s.residual.empty() && has_residuals() && cells.at(row) >= 0) store_->residual_in(exact_->put(row), s.residual);
 }
 
 // Keeps a row exactly, if there are windows; which of them it is in end_batch() finds. Returns the slot that is to take its residual when it is

@@ -119,6 +119,7 @@ void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n
         std::uint32_t hash;
     };
     std::map<int, Mu> mus;
+    std::vector<std::uint8_t> residual(has_residuals() ? layout().window_row_bytes() : 0);
     std::uint8_t* codes = nullptr;
     for (std::int64_t k = 0; k < n; k++) {
         s.pos = offset_ ? cells.at(first + k) : -1;
@@ -132,8 +133,9 @@ void KvTensor::save_stored(StoreContext& ctx, std::int64_t first, std::int64_t n
             }
             s.mu = mu.halves, s.mu_hash = mu.hash;
         }
-        const bool residual = has_residuals() && slots[k] >= 0;
-        s.residual = residual ? store_->residual(slots[k]) : std::span<const std::uint8_t>();
+        const bool has_residual = has_residuals() && slots[k] >= 0;
+        if (has_residual) store_->residual_out(slots[k], residual.data());
+        s.residual = has_residual ? std::span<const std::uint8_t>(residual) : std::span<const std::uint8_t>();
         std::uint8_t* at = out.begin(i + k, s);
         if (k == 0) codes = at;
     }

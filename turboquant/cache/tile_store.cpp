@@ -39,8 +39,8 @@ void TileStore::rotate(StoreContext& ctx, const RopeParams& rope, std::span<cons
 }
 
 std::uint16_t* TileStore::exact_row(std::int32_t slot) {
-    const std::size_t at = static_cast<std::size_t>(slot) * slot_words();
-    if (exact_.size() < at + slot_words()) exact_.resize(at + slot_words());
+    const std::size_t n_embd = layout_.n_embd(), at = static_cast<std::size_t>(slot) * n_embd;
+    if (exact_.size() < at + n_embd) exact_.resize(at + n_embd);
     return exact_.data() + at;
 }
 
@@ -50,21 +50,47 @@ void TileStore::exact_out(std::int32_t slot, std::uint16_t* row) const {
 
 void TileStore::exact_in(std::int32_t slot, const std::uint16_t* row) { std::copy_n(row, layout_.n_embd(), exact_row(slot)); }
 
-std::span<const std::uint8_t> TileStore::residual(std::int32_t slot) const {
-    return {reinterpret_cast<const std::uint8_t*>(exact_.data() + slot * slot_words()), layout_.window_row_bytes()};
+std::size_t TileStore::residual_at(std::size_t slot, int head, std::size_t n_places) const {
+    return (static_cast<std::size_t>(head) * n_places + slot) * residual_bytes(layout_.head_dim());
 }
 
-void TileStore::set_residual(std::int32_t slot, std::span<const std::uint8_t> row) { std::ranges::copy(row, residual_row(slot)); }
+void TileStore::place_residuals(std::size_t n_places) {
+    const std::size_t row = residual_bytes(layout_.head_dim()), stay = std::min(n_places, n_places_) * row;
+    std::vector<std::uint8_t> to(residual_at(0, layout_.n_head(), n_places));
+    for (int h = 0; h < layout_.n_head() && stay; h++)
+        std::copy_n(residuals_.data() + residual_at(0, h, n_places_), stay, to.data() + residual_at(0, h, n_places));
+    residuals_ = std::move(to), n_places_ = n_places;
+}
+
+/// A few more than asked for: while a window fills, every token takes another slot.
+void TileStore::hold_residuals(std::size_t n) {
+    constexpr std::size_t kStep = 8;
+    if (n > n_places_) place_residuals((n + kStep - 1) / kStep * kStep);
+}
+
+std::uint8_t* TileStore::residual(std::int32_t slot, int head) {
+    hold_residuals(static_cast<std::size_t>(slot) + 1);
+    return residuals_.data() + residual_at(slot, head, n_places_);
+}
+
+void TileStore::residual_out(std::int32_t slot, std::uint8_t* row) const {
+    const std::size_t n = residual_bytes(layout_.head_dim());
+    for (int h = 0; h < layout_.n_head(); h++) std::copy_n(residuals_.data() + residual_at(slot, h, n_places_), n, row + h * n);
+}
+
+void TileStore::residual_in(std::int32_t slot, std::span<const std::uint8_t> row) {
+    const std::size_t n = residual_bytes(layout_.head_dim());
+    for (int h = 0; h < layout_.n_head(); h++) std::copy_n(row.data() + h * n, n, residual(slot, h));
+}
 
 void TileStore::read_window(StoreContext& ctx, std::span<const std::int64_t> rows, std::span<const std::int32_t> slots, float* x) const {
     const std::size_t n_embd = layout_.n_embd(), d = layout_.head_dim();
     std::vector<float> left(d);
     for (std::size_t i = 0; i < rows.size(); i++) {
         read(ctx, rows[i], 1, x + i * n_embd);
-        const std::uint8_t* row = residual(slots[i]).data();
-        for (std::size_t at = 0; at < n_embd; at += d, row += residual_bytes(layout_.head_dim())) {
+        for (std::size_t at = 0; at < n_embd; at += d) {
             std::ranges::fill(left, 0.0f);
-            residual_add(row, left);
+            residual_add(residuals_.data() + residual_at(slots[i], static_cast<int>(at / d), n_places_), left);
             rotation_for(layout_.head_dim()).inverse(left);
             for (std::size_t k = 0; k < d; k++) x[i * n_embd + at + k] += left[k];
         }
@@ -72,9 +98,18 @@ void TileStore::read_window(StoreContext& ctx, std::span<const std::int64_t> row
 }
 
 void TileStore::move_exact(StoreContext&, std::span<const SlotMove> moves, std::size_t n_slots) {
-    const std::size_t size = n_slots * slot_words();
+    if (layout_.windows().residual()) {
+        constexpr std::size_t kMostSpare = 16;
+        hold_residuals(n_slots);
+        for (const SlotMove& m : moves)
+            for (int h = 0; h < layout_.n_head(); h++)
+                std::copy_n(residual(m.from, h), residual_bytes(layout_.head_dim()), residual(m.to, h));
+        if (n_places_ > n_slots + kMostSpare) place_residuals(n_slots);
+        return;
+    }
+    const std::size_t size = n_slots * layout_.n_embd();
     if (exact_.size() < size) exact_.resize(size);
-    for (const SlotMove& m : moves) std::copy_n(exact_row(m.from), slot_words(), exact_row(m.to));
+    for (const SlotMove& m : moves) std::copy_n(exact_row(m.from), layout_.n_embd(), exact_row(m.to));
     if (exact_.size() == size) return;
     exact_.resize(size);
     exact_.shrink_to_fit();
@@ -83,6 +118,13 @@ void TileStore::move_exact(StoreContext&, std::span<const SlotMove> moves, std::
 void TileStore::set_exact(const TileStore& values, ExactRowsView& e) const {
     if (!e.n) return;
     e.form = layout_.windows().form;
+    if (e.form == WindowForm::residual) {
+        const auto place = [](const TileStore& s, const std::uint8_t*& base, std::size_t& stride, std::size_t& head_stride) {
+            base = s.residuals_.data(), stride = residual_bytes(s.layout_.head_dim()), head_stride = s.n_places_ * stride;
+        };
+        place(*this, e.k, e.k_stride, e.k_head_stride), place(values, e.v, e.v_stride, e.v_head_stride);
+        return;
+    }
     e.k = reinterpret_cast<const std::uint8_t*>(exact_.data()), e.k_stride = layout_.window_row_bytes();
     e.v = reinterpret_cast<const std::uint8_t*>(values.exact_.data()), e.v_stride = values.layout_.window_row_bytes();
 }

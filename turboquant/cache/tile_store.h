@@ -111,14 +111,14 @@ class TileStore {
     /// Copies all cells of a stream.
     virtual void copy_stream(std::int64_t src, std::int64_t dst) = 0;
     /// Forgets all rows. Memory that a store was handed was zeroed by its owner before, who can do it for many tensors at once.
-    virtual void clear() { exact_.clear(), exact_.shrink_to_fit(); }
+    virtual void clear() { exact_ = {}, residuals_ = {}, n_places_ = 0; }
 
     /// Exact rows of fp16 windows, in slots, in row form. Slots that are written to come into being.
     virtual void exact_out(std::int32_t slot, std::uint16_t* row) const;
     virtual void exact_in(std::int32_t slot, const std::uint16_t* row);
-    /// Of windows of residuals: the bytes of a slot, layout().window_row_bytes() of them.
-    std::span<const std::uint8_t> residual(std::int32_t slot) const;
-    void set_residual(std::int32_t slot, std::span<const std::uint8_t> row);
+    /// Of windows of residuals: a slot's, layout().window_row_bytes() bytes, the heads one after the other.
+    void residual_out(std::int32_t slot, std::uint8_t* row) const;
+    void residual_in(std::int32_t slot, std::span<const std::uint8_t> row);
     /// As read(), of rows with their residuals: x[i*n_embd ..) is rows[i], which has slots[i].
     void read_window(StoreContext& ctx, std::span<const std::int64_t> rows, std::span<const std::int32_t> slots, float* x) const;
     /// Copies slots, one move after the other, and keeps n_slots of them.
@@ -131,16 +131,22 @@ class TileStore {
   protected:
     // Exact rows in host memory, for the stores that have theirs there.
     std::uint16_t* exact_row(std::int32_t slot);
-    std::uint8_t* residual_row(std::int32_t slot) { return reinterpret_cast<std::uint8_t*>(exact_row(slot)); }
+    /// Room for residuals in slots 0..n-1; those that are there stay.
+    void hold_residuals(std::size_t n);
+    std::uint8_t* residual(std::int32_t slot, int head);
     /// Sets k and v of an attention call's exact rows.
     void set_exact(const TileStore& values, ExactRowsView& e) const;
 
     Layout layout_;
 
   private:
-    std::size_t slot_words() const { return layout_.window_row_bytes() / sizeof(std::uint16_t); }
+    std::size_t residual_at(std::size_t slot, int head, std::size_t n_places) const;
+    void place_residuals(std::size_t n_places);
 
-    std::vector<std::uint16_t> exact_;  ///< [slot][slot_words()]
+    std::vector<std::uint16_t> exact_;  ///< fp16 windows: [slot][n_embd]
+    /// Residuals: [head][n_places_][residual_bytes()]. A head's lie together, since attention takes one head after the other.
+    std::vector<std::uint8_t> residuals_;
+    std::size_t n_places_ = 0;
 };
 
 /// Makes the store of a tensor when its layout is known. Its memory is all zero then, and cells that were never written decode to zeros.

@@ -36,8 +36,10 @@ TileView CpuStore::view(std::int64_t stream) const {
 bool CpuStore::write(StoreContext& ctx, const StoreRows& in, const KeyTransform* keys) {
     const StoreRows rows = round_rows(layout_.side(), layout_.n_embd(), in, ctx.workspace);
     const auto most = std::ranges::max_element(rows.exact_slots);
-    if (most != rows.exact_slots.end() && *most >= 0) exact_row(*most);  // there before threads write to slots
-    for (std::size_t i = 0; i < rows.exact_slots.size() && !layout_.windows().residual(); i++)
+    const bool residual = layout_.windows().residual();
+    // There before threads write to slots.
+    if (residual && most != rows.exact_slots.end()) hold_residuals(static_cast<std::size_t>(std::max(*most, -1) + 1));
+    for (std::size_t i = 0; i < rows.exact_slots.size() && !residual; i++)
         if (rows.exact_slots[i] >= 0) to_halves(*kernels_, rows.x + i * rows.stride, layout_.n_embd(), exact_row(rows.exact_slots[i]));
     // Split over heads: tiles of different heads are disjoint.
     const int n_head = layout_.n_head();
@@ -98,7 +100,7 @@ bool CpuStore::write_part(const StoreRows& rows, const KeyTransform* keys, int i
             if (!window) continue;
             for (std::size_t i = 0; i < block.size(); i++) {
                 const std::int32_t slot = rows.exact_slots[first + i];
-                residuals[i] = slot >= 0 ? residual_row(slot) + h * residual_bytes(layout_.head_dim()) : nullptr;
+                residuals[i] = slot >= 0 ? residual(slot, h) : nullptr;
             }
             encode_residuals(*kernels_, args, residuals.data());
         }

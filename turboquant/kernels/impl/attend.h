@@ -153,7 +153,7 @@ inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut,
             transpose_i8(s.k_panel, c.dim_v, s.v_panel);
         else
             unpack_i8(*c.v, Side::value, tile, lut, s.v_panel);
-        multiply(ValueProductI8{s.weights, s.v_panel, c.dim_v, s.alpha, s.step, acc}, n_rows, c.dim_v);
+        multiply(ValueProductI8<>{s.weights, s.v_panel, c.dim_v, s.alpha, s.step, acc}, n_rows, c.dim_v);
     } else {
         float* panel = reinterpret_cast<float*>(s.v_panel);
         if (c.args->v_is_k)

@@ -41,23 +41,26 @@ struct KeyProductI8 {
     }
 };
 
-// out[r][c] = alpha[r]*out[r][c] + step[r] * sum_j weights[r][j] * panel[j][c], j < 64.
+// out[r][c] = alpha[r]*out[r][c] + step[r] * sum_j weights[r][j] * panel[j][c], j < 64; or j < depth, a multiple of 4.
+template <bool kWholeTile = true>
 struct ValueProductI8 {
     const uint8_t* weights;
     const uint8_t* panel;
     int columns;
     const float *alpha, *step;
     float* out;
+    int depth = kTileKeys;
 
     template <int R, int V>
     void block(int row, int column) const {
+        const int n = kWholeTile ? kTileKeys : depth;
         Simd::I acc[R][V];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) acc[r][v] = Simd::zero_ints();
         const uint8_t *w = weights + row * kTileKeys, *p = panel + 4 * column;
-        for (int k = 0; k < kTileKeys; k += 4, p += 4 * static_cast<size_t>(columns)) {
+        for (int k = 0; k < n; k += 4, p += 4 * static_cast<size_t>(columns)) {
             Simd::B b[V];
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) b[v] = Simd::load_bytes(p + v * Simd::kBytes);

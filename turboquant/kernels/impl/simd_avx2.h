@@ -67,6 +67,11 @@ struct Simd {
 
     // int8 dot products
     static I zero_ints() { return _mm256_setzero_si256(); }
+    static I sums(const I* v) {
+        const I low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+        const I high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+        return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+    }
     static B splat_dword(const uint8_t* p) {
         int32_t x;
         memcpy(&x, p, 4);

@@ -76,6 +76,14 @@ struct Simd {
 
     // int8 dot products
     static I zero_ints() { return _mm512_setzero_si512(); }
+    // Within 128 bits: two vectors' sums side by side, then four's.
+    static I sums2(I a, I b) { return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)); }
+    static I sums4(const I* v) {
+        const I a = sums2(v[0], v[1]), b = sums2(v[2], v[3]);
+        return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    static I add_halves(I a, I b) { return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd)); }
+    static I sums(const I* v) { return add_halves(add_halves(sums4(v), sums4(v + 4)), add_halves(sums4(v + 8), sums4(v + 12))); }
     static B splat_dword(const uint8_t* p) {
         int32_t x;
         memcpy(&x, p, 4);

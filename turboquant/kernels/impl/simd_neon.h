@@ -54,6 +54,7 @@ struct Simd {
 
     // int8 dot products
     static I zero_ints() { return vdupq_n_s32(0); }
+    static I sums(const I* v) { return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3])); }
     static B splat_dword(const uint8_t* p) {
         uint32_t x;
         memcpy(&x, p, 4);

@@ -122,6 +122,13 @@ struct Simd {
     // int8 dot products of 4 adjacent bytes, added to int32 lanes: query signed, weights 0..kWeightMax, panel signed (+ kPanelBias for
     // keys)
     static I zero_ints() { return {}; }
+    // Lane i: all lanes of v[i] added up, kFloats of them.
+    static I sums(const I* v) {
+        I r = {};
+        for (int i = 0; i < kFloats; ++i)
+            for (const int32_t x : v[i].v) r.v[i] += x;
+        return r;
+    }
     static B splat_dword(const uint8_t* p) {
         B r;
         for (int i = 0; i < kBytes; ++i) r.v[i] = p[i % 4];
