@@ -65,7 +65,7 @@ TEST(PlanCommand, PlanBeatsUniformAtFewerBitsAndHoldsItsPrediction) {
     EXPECT_EQ(read_plan_file(other).measurements, p.measurements);
     EXPECT_TRUE(read_plan_file(other).race.empty());
 
-    const Outcome e = run_command("eval" + kModel + "-f " + eval_text() + " -c 512 --chunks 2 --json --kv turbo4 " + plan);
+    const Outcome e = run_command("eval" + kModel + "-f " + eval_text() + " -c 512 --chunks 2 --weights f16 --json --kv turbo4 " + plan);
     ASSERT_EQ(e.exit_code, 0) << e.err;
     const json rows = json::parse(e.out);
     EXPECT_EQ(rows[1]["kv"], plan);
