@@ -82,7 +82,7 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
         const std::int64_t stream = first_stream + static_cast<std::int64_t>(i);
         a = common;
         a.q = streams[i].q, a.out = streams[i].out, a.mask = streams[i].mask;
-        std::uint64_t plan_number = 0;
+        std::uint64_t plan_number = 0, cells_number = 0;
         const bool offset = removes_offset();
         const ExactRows *k = keys.exact(), *v = k && !a.v_is_k ? values.exact() : nullptr;
         if (offset || k) {
@@ -96,14 +96,14 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
                                 a.n_kv,
                                 stream};
             const StepPlan& plan = ctx.plans.find(*ctx.store.executor, mask, *cells_, k, v, offset, keys.store().exact_in_pairs());
-            plan_number = plan.number;
+            plan_number = plan.number, cells_number = offset ? plan.cells_number : 0;
             a.mask_heads = mask.heads;
             // Exact keys are asked with the queries as the model made them.
             a.exact.q = a.q, a.exact.q_token_stride = a.q_token_stride, a.exact.q_head_stride = a.q_head_stride;
             plan.set_exact(a);
             if (offset) set_score_term(plan, queries_[i], a);
         }
-        calls_[i] = {a, offset && keys.offset() ? &queries_[i] : nullptr, plan_number};
+        calls_[i] = {a, offset && keys.offset() ? &queries_[i] : nullptr, plan_number, cells_number};
     }
     // When all offsets have begun: one that begins changes what all calls are given.
     if (keys.offset())

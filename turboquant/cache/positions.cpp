@@ -15,7 +15,7 @@ void CellPositions::put(std::int64_t row, std::int32_t pos, int id, bool beside)
     if (beside) beside_.resize(cells_.size());
     if (!beside_.empty()) beside_[row] = beside;
     cells_[row] = pos + kMaxPosition * id;
-    version_++;
+    note(row);
     ids_[id].last_pos = pos;
     ids_[id].stream = row / n_cells_, ids_[id].last_row = row;
     ids_[id].used = ++clock_;
@@ -101,13 +101,13 @@ int CellPositions::restore(std::int64_t row, std::int32_t pos, std::pair<int, st
 void CellPositions::copy_stream(std::int64_t src, std::int64_t dst) {
     std::copy_n(cells_.begin() + src * n_cells_, n_cells_, cells_.begin() + dst * n_cells_);
     if (!beside_.empty()) std::copy_n(beside_.begin() + src * n_cells_, n_cells_, beside_.begin() + dst * n_cells_);
-    version_++;
+    note_all();
 }
 
 void CellPositions::clear() {
     std::fill(cells_.begin(), cells_.end(), -1);
     beside_.clear();
-    version_++;
+    note_all();
     restored_.clear();
     for (Id& id : ids_) id = {id.generation + 1};
 }
@@ -115,7 +115,7 @@ void CellPositions::clear() {
 void CellPositions::shift(std::span<const std::int32_t> shift, std::uint64_t& generation) {
     if (++generation <= shifts_) return;
     shifts_ = generation;
-    version_++;
+    note_all();
     for (std::size_t i = 0; i < std::min(cells_.size(), shift.size()); i++)
         if (const auto row = static_cast<std::int64_t>(i); cells_[i] >= 0)
             cells_[i] = std::clamp(at(row) + shift[i], 0, kMaxPosition - 1) + kMaxPosition * offset_id(row);

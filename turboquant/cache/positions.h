@@ -1,6 +1,7 @@
 // What a cache knows of its cells, shared by all its layers: the token position of each, and which key offset was removed from it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -38,6 +39,13 @@ class CellPositions {
     int offset_id(std::int64_t row) const { return id_of(cells_[row]); }
     /// Changes whenever a cell does.
     std::uint64_t version() const { return version_; }
+    /// f(row) for the cells that changed since a version, some twice. False: that is too long ago to know.
+    template <class F>
+    bool each_change(std::uint64_t since, F&& f) const {
+        if (version_ - since > kRecent) return false;
+        for (; since < version_; since++) f(recent_[since % kRecent]);
+        return true;
+    }
     /// No two caches of a process have the same.
     std::uint64_t serial() const { return serial_; }
     /// All cells as a device takes them, four bytes each.
@@ -52,7 +60,7 @@ class CellPositions {
     void place(std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside = {});
     /// As place, for models without RoPE, where positions do not matter: all cells share offset 0.
     void place_without_rope(std::span<const std::int64_t> rows);
-    void forget(std::int64_t row) { cells_[row] = -1, version_++; }
+    void forget(std::int64_t row) { cells_[row] = -1, note(row); }
     /// Whether the token of this row shares its position with the one before it in its sequence.
     bool beside(std::int64_t row) const { return !beside_.empty() && beside_[row]; }
 
@@ -84,6 +92,10 @@ class CellPositions {
         std::uint64_t used = 0;  ///< time of the last token
         bool lost = false;
     };
+    static constexpr std::size_t kRecent = 256;
+    void note(std::int64_t row) { recent_[version_++ % kRecent] = row; }
+    void note_all() { version_ += kRecent + 1; }
+
     int begin_sequence(std::int64_t stream);  ///< -1: whatever else its stream holds
     bool stands_at(int id, std::int64_t stream, std::int32_t pos) const;
     int stay_beside(std::int64_t stream, std::int32_t pos, int previous) const;
@@ -97,6 +109,7 @@ class CellPositions {
     std::vector<bool> beside_;         ///< empty until a token is
     Id ids_[kMaxOffsets];
     std::uint64_t clock_ = 0, shifts_ = 0, version_ = 0;
+    std::array<std::int64_t, kRecent> recent_{};  ///< by the version before: the row that changed
     std::map<std::pair<int, std::uint32_t>, int> restored_;
     SaveOrder save_order_;
 };

@@ -6,80 +6,6 @@
 namespace turboquant {
 namespace {
 
-constexpr int kBlock = 2048;  // cells whose flags stay in the first-level cache while all rows of the mask pass
-
-/// seen[j] != 0: some query sees cell j.
-void find_visible(Executor& executor, const StepMask& m, std::vector<std::uint16_t>& seen) {
-    seen.assign(m.n_kv, m.mask ? 0 : 1);
-    if (!m.mask) return;
-    const int blocks = (m.n_kv + kBlock - 1) / kBlock;
-    const std::int64_t work = static_cast<std::int64_t>(m.n_kv) * m.n_tokens;
-    const int parts = work < 1 << 18 ? 1 : std::min(executor.n_threads(), blocks);
-    executor.run(parts, [&](int ith) {
-        for (int b = ith; b < blocks; b += parts) {
-            const int first = b * kBlock, n = std::min(kBlock, m.n_kv - first);
-            std::uint16_t* to = seen.data() + first;
-            for (int t = 0; t < m.n_tokens; t++) {
-                const std::uint16_t* row = m.mask + t * m.token_stride + first;
-                for (int j = 0; j < n; j++) to[j] = static_cast<std::uint16_t>(to[j] | (row[j] ^ kMaskHidden));
-            }
-        }
-    });
-}
-
-class OffsetList {
-  public:
-    explicit OffsetList(std::vector<int>& ids) : ids_(ids) { ids.clear(), std::fill(std::begin(index_), std::end(index_), -1); }
-    std::uint8_t of(int id) {
-        if (index_[id] < 0) index_[id] = static_cast<int>(ids_.size()), ids_.push_back(id);
-        return static_cast<std::uint8_t>(index_[id]);
-    }
-
-  private:
-    std::vector<int>& ids_;
-    int index_[CellPositions::kMaxOffsets];
-};
-
-/// A run of cells of one sequence that are all seen, which is the rule: at once, or false.
-bool plan_block(const std::int32_t* cells, const std::uint16_t* seen, int n, OffsetList& list, std::int32_t* pos, std::uint8_t* term) {
-    constexpr auto kMask = static_cast<std::uint32_t>(CellPositions::kMaxPosition) - 1;
-    static_assert((kMask & (kMask + 1)) == 0 && CellPositions::kMaxOffsets <= 128);  // so a negative cell has no id
-    const int id = CellPositions::id_of(cells[0]);
-    const std::uint32_t first = static_cast<std::uint32_t>(id) * (kMask + 1);
-    bool hidden = false;
-    for (int j = 0; j < n; j++) hidden |= seen[j] == 0;
-    std::uint32_t others = 0;
-    for (int j = 0; j < n; j++) others |= (static_cast<std::uint32_t>(cells[j]) ^ first) & ~kMask;
-    if (hidden || others) return false;
-    for (int j = 0; j < n; j++) pos[j] = static_cast<std::int32_t>(static_cast<std::uint32_t>(cells[j]) & kMask);
-    std::fill_n(term, n, list.of(id));
-    return true;
-}
-
-void plan_offsets(const StepMask& m, const CellPositions& cells, std::span<const std::uint16_t> seen, StepPlan& plan) {
-    const std::int32_t* packed = cells.packed().data() + m.stream * cells.n_cells();
-    plan.cell_pos.resize(m.n_kv);
-    plan.cell_term.resize(m.n_kv);
-    std::int32_t* pos = plan.cell_pos.data();
-    std::uint8_t* term = plan.cell_term.data();
-    OffsetList list(plan.ids);
-    for (int first = 0; first < m.n_kv; first += kTileKeys) {
-        const int end = std::min(first + kTileKeys, m.n_kv);
-        if (plan_block(packed + first, seen.data() + first, end - first, list, pos + first, term + first)) continue;
-        for (int j = first; j < end; j++) {
-            if (seen[j]) {
-                pos[j] = CellPositions::position_of(packed[j]);
-                term[j] = pos[j] >= 0 ? list.of(CellPositions::id_of(packed[j])) : 0;
-            } else {
-                // Hidden cells go on from their neighbours: successive positions and one term per tile are the fast case, and what a hidden
-                // cell held before must not choose between two ways to round.
-                term[j] = j ? term[j - 1] : 0;
-                pos[j] = j && pos[j - 1] >= 0 ? pos[j - 1] + 1 : -1;
-            }
-        }
-    }
-}
-
 struct Exact {
     std::int32_t k, v;  // slots
     std::int32_t cell, pos;
@@ -192,10 +118,7 @@ const StepPlan& StepPlans::find(Executor& executor, const StepMask& m, const Cel
     e.windows = windows, e.in_pairs = in_pairs;
     e.plan.number = graph_ << 16 | (n_valid_ - 1);
     e.k_rows.assign(k_rows.begin(), k_rows.end()), e.v_rows.assign(v_rows.begin(), v_rows.end());
-    if (with_offsets) {
-        find_visible(executor, m, seen_);
-        plan_offsets(m, cells, seen_, e.plan);
-    }
+    if (with_offsets) e.plan.set(executor, m, cells);
     plan_windows(executor, m, k ? kept_rows(m, cells, *k, v, in_pairs) : std::vector<Exact>(), windows, e.plan);
     return e.plan;
 }

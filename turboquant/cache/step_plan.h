@@ -9,29 +9,13 @@
 #include "turboquant/attention/attention.h"
 #include "turboquant/cache/exact_rows.h"
 #include "turboquant/cache/positions.h"
+#include "turboquant/cache/step_cells.h"
 #include "turboquant/kernels/executor.h"
 
 namespace turboquant {
 
-/// The mask of one call over one stream, and what it says, by AttentionArgs' conventions.
-struct StepMask {
-    const void* id = nullptr;  ///< StreamQuery::mask_id
-    const std::uint16_t* mask = nullptr;
-    std::size_t token_stride = 0, head_stride = 0;
-    int heads = 1, n_tokens = 0, n_kv = 0;
-    std::int64_t stream = 0;
-
-    friend bool operator==(const StepMask&, const StepMask&) = default;
-};
-
-struct StepPlan {
+struct StepPlan : StepCells {
     std::uint64_t number = 0;  ///< of all plans of a StepPlans: the low 16 bits number those of a graph, from 0 on; no plan has 0
-
-    /// Offset ids of the cells that some query sees (ScoreTerm). Cells of ended sequences keep their ids until they are overwritten, so
-    /// only the mask tells.
-    std::vector<int> ids;
-    std::vector<std::int32_t> cell_pos;   ///< [n_kv]: ScoreTerm::cell_pos
-    std::vector<std::uint8_t> cell_term;  ///< [n_kv]: index into ids
 
     /// Exact rows that some query wants, in the order of their positions, residuals in that of their cells: what slots they lie in must not
     /// decide in what order is summed.
@@ -69,7 +53,6 @@ class StepPlans {
     std::vector<Entry> entries_;
     std::size_t n_valid_ = 0;
     std::uint64_t graph_ = 1;
-    std::vector<std::uint16_t> seen_;
 };
 
 }  // namespace turboquant

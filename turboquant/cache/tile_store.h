@@ -79,6 +79,7 @@ class TileStore {
         AttentionArgs args;
         const QueryTransform* queries = nullptr;
         std::uint64_t plan = 0;
+        std::uint64_t cells = 0;  ///< as `plan`, for the cells of the term alone
     };
     /// attend() for streams first_stream, first_stream + 1, ..: one after the other, where the device does not take them together.
     virtual const char* attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,

@@ -24,17 +24,20 @@ const std::uint8_t* summarize(Queue& q, cuda::DeviceArray& memory, cuda::MaskTil
 /// asked for, masks are that wide, so that launches stay the same while windows fill.
 void set_exact_rows(Queue& q, Calls calls, Queue::Step& s, std::size_t capacity) {
     std::vector<std::int32_t> n;
-    for (const auto& [a, queries, plan] : calls)
-        n.push_back(a.exact.n ? *std::max_element(a.exact.k_slots, a.exact.k_slots + a.exact.n) + 1 : 0);
+    for (const auto& c : calls) {
+        const ExactRowsView& e = c.args.exact;
+        n.push_back(e.n ? *std::max_element(e.k_slots, e.k_slots + e.n) + 1 : 0);
+    }
     s.n_slots = *std::ranges::max_element(n);
     if (!s.n_slots) return;
     const int n_tokens = calls[0].args.n_tokens;
     s.exact_stride = std::max(tiles_of(s.n_slots) * kTileKeys, n_tokens <= kDecodeTokens ? capacity : 0);
     std::vector<std::uint16_t> mask(calls.size() * n_tokens * s.exact_stride, kMaskHidden);
     std::uint16_t* row = mask.data();
-    for (const auto& [a, queries, plan] : calls)
+    for (const auto& c : calls)
         for (int t = 0; t < n_tokens; t++, row += s.exact_stride)
-            for (int i = 0; i < a.exact.n; i++) row[a.exact.k_slots[i]] = a.exact.mask[static_cast<std::size_t>(t) * a.exact.n + i];
+            for (int i = 0, e = c.args.exact.n; i < e; i++)
+                row[c.args.exact.k_slots[i]] = c.args.exact.mask[static_cast<std::size_t>(t) * e + i];
     const std::uint16_t* there = q.refresh(s.exact_mask, mask.data(), mask.size());
     s.exact_mask_tiles = n_tokens <= kDecodeTokens
                              ? nullptr
@@ -51,7 +54,8 @@ void patch_mask(Queue& q, Calls calls, Queue::Step& s) {
     const std::size_t n_tiles = tiles_of(a.n_kv), of_patch = static_cast<std::size_t>(a.n_tokens) * kTileKeys;
     std::vector<std::int16_t> tile;
     std::vector<std::uint16_t> halves;
-    for (const auto& [c, queries, plan] : calls) {
+    for (const auto& call : calls) {
+        const AttentionArgs& c = call.args;
         const auto first = static_cast<std::int16_t>(halves.size() / of_patch);
         std::int16_t last = -1;
         for (std::size_t i = 0; i < n_tiles; i++) {
@@ -83,28 +87,43 @@ void set_mask(Queue& q, Calls calls, Queue::Step& s) {
             summarize(q, s.of_mask, {s.mask, s.mask_seq_stride, s.mask_stride, static_cast<int>(calls.size()), a.n_tokens, a.n_kv});
 }
 
-void set_cells(Queue& q, Calls calls, Queue::Step& s) {
-    const AttentionArgs& a = calls[0].args;
-    s.max_position = -1, s.cell_seq_stride = tiles_of(a.n_kv) * kTileKeys;
-    if (std::ranges::none_of(calls, [](const auto& c) { return c.args.term.n_freq > 0; })) return;
-    cuda::Term t;
+/// Positions and terms of the cells, in one piece; the device has them already if they are what they were the time before.
+void send_cells(Queue& q, Calls calls, Queue::Step& s) {
+    const int n_kv = calls[0].args.n_kv;
+    std::vector<std::uint64_t> numbers;
+    for (const auto& c : calls) numbers.push_back(c.args.term.n_freq ? c.cells : 0);
+    if (numbers == s.cells && std::ranges::find(numbers, 0u) == numbers.end()) return;
+    s.cells.clear();
     const auto take = [&](const std::int32_t* pos, const std::uint8_t* term, std::size_t n) {
         s.max_position = *std::max_element(pos, pos + n);
-        t.cell_pos = q.refresh(s.cell_pos, pos, n), t.cell_term = q.refresh(s.cell_term, term, n);
+        q.refresh(s.cell_pos, pos, n), q.refresh(s.cell_term, term, n);
     };
     if (calls.size() == 1) {
-        take(a.term.cell_pos, a.term.cell_term, a.n_kv);
+        take(calls[0].args.term.cell_pos, calls[0].args.term.cell_term, n_kv);
     } else {
         std::vector<std::int32_t> pos(calls.size() * s.cell_seq_stride, -1);
         std::vector<std::uint8_t> term(pos.size());
         for (std::size_t i = 0; i < calls.size(); i++) {
             const ScoreTerm& of = calls[i].args.term;
             if (!of.n_freq) continue;
-            std::copy_n(of.cell_pos, a.n_kv, pos.data() + i * s.cell_seq_stride);
-            std::copy_n(of.cell_term, a.n_kv, term.data() + i * s.cell_seq_stride);
+            std::copy_n(of.cell_pos, n_kv, pos.data() + i * s.cell_seq_stride);
+            std::copy_n(of.cell_term, n_kv, term.data() + i * s.cell_seq_stride);
         }
         take(pos.data(), term.data(), pos.size());
     }
+    s.cells = std::move(numbers);
+}
+
+void set_cells(Queue& q, Calls calls, Queue::Step& s) {
+    const AttentionArgs& a = calls[0].args;
+    s.cell_seq_stride = tiles_of(a.n_kv) * kTileKeys;
+    if (std::ranges::none_of(calls, [](const auto& c) { return c.args.term.n_freq > 0; })) {
+        s.max_position = -1, s.cells.clear();
+        return;
+    }
+    send_cells(q, calls, s);
+    cuda::Term t;
+    t.cell_pos = s.cell_pos.array.as<std::int32_t>(), t.cell_term = s.cell_term.array.as<std::uint8_t>();
     t.cell_seq_stride = s.cell_seq_stride, t.tile_seq_stride = tiles_of(a.n_kv);
     q.reserve(s.tile_pos, calls.size() * t.tile_seq_stride * sizeof(std::int32_t));
     q.launch([t, n_kv = a.n_kv, n_seq = static_cast<int>(calls.size()), out = s.tile_pos.as<std::int32_t>()](const Lanes& lanes) {

@@ -179,6 +179,7 @@ class Queue {
         int n_slots = 0;  ///< of exact rows, at most
         std::size_t exact_stride = 0, cell_seq_stride = 0;
         int max_position = 0;
+        std::vector<std::uint64_t> cells{};  ///< TileStore::StreamCall::cells of what cell_pos and cell_term hold; empty: not known
         cuda::DeviceArray patched, tile_pos, of_mask, of_exact_mask;
         Copy tile, halves, exact_mask, exact_n, cell_pos, cell_term;
     };
