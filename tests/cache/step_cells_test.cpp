@@ -1,11 +1,12 @@
 // Positions and terms of a call's cells, followed from step to step: always what a fresh look at all cells gives.
+#include "turboquant/cache/step_cells.h"
+
 #include <gtest/gtest.h>
 
 #include <random>
 #include <vector>
 
 #include "turboquant/attention/attention.h"
-#include "turboquant/cache/step_cells.h"
 
 namespace turboquant {
 namespace {
@@ -46,7 +47,8 @@ TEST(StepCells, DecodingChangesNothing) {
         // The first cell's position gives all that are hidden theirs; the first of a wider view is a new one.
         f.check(512, 0, i > 0);
     }
-    for (int i = 300; i < 700; i++) f.write(i, i), f.mask[i] = 0, f.check((i + 256) / 256 * 256, 0, (i + 1) % 256 != 0 && i % 256 != 0 && i > 600);
+    for (int i = 300; i < 700; i++)
+        f.write(i, i), f.mask[i] = 0, f.check((i + 256) / 256 * 256, 0, (i + 1) % 256 != 0 && i % 256 != 0 && i > 600);
 }
 
 TEST(StepCells, Streams) {
@@ -68,10 +70,18 @@ TEST(StepCells, WhateverHappens) {
         int n_kv = 512;
         for (int i = 0; i < 400; i++) {
             switch (one_of(12)) {
-                case 0: f.mask[one_of(n_kv)] = kMaskHidden; break;
-                case 1: f.mask[one_of(n_kv)] = 0; break;
-                case 2: f.cells.forget(one_of(n_kv)); break;
-                case 3: f.write(one_of(n_kv), one_of(4) == 0 ? 0 : one_of(kCells)); break;
+                case 0:
+                    f.mask[one_of(n_kv)] = kMaskHidden;
+                    break;
+                case 1:
+                    f.mask[one_of(n_kv)] = 0;
+                    break;
+                case 2:
+                    f.cells.forget(one_of(n_kv));
+                    break;
+                case 3:
+                    f.write(one_of(n_kv), one_of(4) == 0 ? 0 : one_of(kCells));
+                    break;
                 case 4:
                     if (one_of(8) == 0) {
                         std::vector<std::int32_t> shift(f.cells.size(), -one_of(3));
