@@ -10,7 +10,7 @@
 namespace turboquant {
 namespace {
 
-constexpr std::size_t kLaterRows = 8;     // of a batch that is encoded beside other work
+constexpr std::size_t kLaterRows = 32;    // of a batch that is encoded beside other work
 constexpr std::size_t kLeastSlots = 256;  // of exact rows: the usual windows never grow
 constexpr std::size_t kChunk = 4096;      // rows that go over the bus at once
 
