@@ -1,5 +1,5 @@
 // Attention on the GPU, timed (turboquant/cuda/timing.h). One line per case, as a table or, with --json, for scripts/bench-gpu.
-// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--kinds decode,term,heads,tokens,window,cold,rehearsed,prefill,prefill-term,all-cells] [--formats turbo4,...]
+// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--exact N] [--kinds decode,term,heads,tokens,window,cold,rehearsed,prefill,prefill-term,all-cells] [--formats turbo4,...]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -90,7 +90,7 @@ int main(int argc, char** argv) try {
     std::string kinds;
     std::vector<CodecId> formats{CodecId::turbo4, CodecId::turbo3, CodecId::turbo2, CodecId::tcq4, CodecId::tcq3, CodecId::tcq2};
     bool json = false, quick = false;
-    int only_batch = 0, only_kv = 0, only_tokens = 0;
+    int only_batch = 0, only_kv = 0, only_tokens = 0, exact = -1;
     for (int i = 1; i < argc; ++i) {
         const std::string arg = argv[i];
         if (arg == "--json")
@@ -101,6 +101,8 @@ int main(int argc, char** argv) try {
             std::sscanf(argv[++i], "%dx%d", &only_batch, &only_kv);
         else if (arg == "--tokens" && i + 1 < argc)
             only_tokens = std::atoi(argv[++i]);
+        else if (arg == "--exact" && i + 1 < argc)  // rows of windows, in the kinds that have some
+            exact = std::atoi(argv[++i]);
         else if (arg == "--kinds" && i + 1 < argc)
             kinds = argv[++i];
         else if (arg == "--formats" && i + 1 < argc) {
@@ -120,7 +122,8 @@ int main(int argc, char** argv) try {
     const double bandwidth = timer.read_bandwidth() * 1e-12;
     if (!json)
         std::printf("# %s, %d SMs, L2 %zu MB, reads %.2f TB/s\n", device.name.c_str(), device.n_sm, device.l2_bytes >> 20, bandwidth);
-    for (const Case& c : cases(kinds, formats, quick)) {
+    for (Case c : cases(kinds, formats, quick)) {
+        if (c.exact && exact >= 0) c.exact = exact;
         if (only_batch && (c.batch != only_batch || c.n_kv != only_kv)) continue;
         if (only_tokens && c.n_tokens != only_tokens) continue;
         try {

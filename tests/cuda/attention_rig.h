@@ -94,7 +94,13 @@ class Rig {
     ~Rig() { cudaStreamDestroy(stream_); }
 
     std::vector<float> run() {
+        return run_after([](Stream) {});
+    }
+    /// After what before(stream) gives to the stream.
+    template <class F>
+    std::vector<float> run_after(F&& before) {
         poison();
+        before(stream_);
         must(run_attention(plan, args, workspace_->as<void>(), stream_));
         return result();
     }

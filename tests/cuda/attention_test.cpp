@@ -167,14 +167,17 @@ TEST_F(CudaAttention, GraphReplay) {
 // Exact rows beside compressed ones: the definition over both, merged. One sequence, alike ones and ones of different lengths.
 TEST_F(CudaAttention, ExactWindows) {
     for (const std::vector<int>& lengths : {std::vector<int>{900}, {300, 300}, {900, 64, 2500}})
-        for (const CodecId id : {turbo2, tcq4, turbo8}) {
+        for (const CodecId id : {turbo2, turbo4, tcq3, tcq4, turbo8}) {
             std::vector<std::unique_ptr<turboquant::test::Problem>> problems;
             std::vector<turboquant::test::Problem*> compressed, windows;
             for (std::size_t i = 0; i < lengths.size(); ++i) {
-                Case c{.k = id, .v = id, .k_dim = 128, .v_dim = 128, .n_head = 8, .n_head_kv = 2, .n_kv = lengths[i]};
+                const int d = id == turbo4 ? 64 : 128;
+                Case c{.k = id, .v = id, .k_dim = d, .v_dim = d, .n_head = 8, .n_head_kv = 2, .n_kv = lengths[i]};
                 c.random_codes = true, c.sharpness = 12;
+                if (id == tcq3) c.n_tokens = 3;
                 Case w = c;
-                w.k = w.v = raw, w.n_kv = i == 1 ? 200 : 130;
+                w.k = w.v = raw, w.n_kv = i == 1 ? 200 : lengths.size() == 1 ? 630 : 130;
+                if (id == turbo4 || id == tcq3) w.mask = Mask::random;
                 problems.push_back(std::make_unique<turboquant::test::Problem>(c, 1 + i));
                 compressed.push_back(problems.back().get());
                 problems.push_back(std::make_unique<turboquant::test::Problem>(w, 30 + i));

@@ -154,8 +154,8 @@ struct AttentionArgs {
     /// Of the masks, by summarize_mask for plan.n_kv and for exact_tiles tiles; or null. Not with masks of several heads.
     const std::uint8_t *mask_tiles = nullptr, *exact_mask_tiles = nullptr;
     int exact_tiles = 0;
-    /// Queries and exact rows are made by the launch that is the last before this one on the stream (keep_rows) and what that follows, and
-    /// nothing else that this call reads is: it may begin beside them, and waits before it reads these (programmatic dependent launch, sm_90).
+    /// Exact rows are made by the launch that is the last before this one on the stream (keep_rows), and all else that this call reads by
+    /// what that one waits for: the call may begin beside it, and only what reads exact rows waits (programmatic dependent launch, sm_90).
     bool beside_keeping = false;
     float scale = 1, logit_softcap = 0;
     float max_bias = 0;            ///< ALiBi: the mask's values times each head's slope, as in ggml; nothing without a mask

@@ -16,12 +16,12 @@ struct KeepPair {
 /// A head of a row, by one warp that has values lane + 32 i: butterflies instead of a product with the matrix.
 template <int n>
 __global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__ KeepPair pair) {
-    let_next_begin();
     const KeepRows& a = pair.of[blockIdx.z];
     const int at = static_cast<int>(blockIdx.x) * 4 + static_cast<int>(threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (a.signs && lane < 2 * n) touch(a.signs + 32 * lane);  // two rows of them
     if (a.slots && lane == 30 && at < a.n * a.n_head) touch(a.slots + at / a.n_head);
     wait_for_launch_before();
+    let_next_begin();  // not sooner: attention beside this reads what was made before it
     if (at < a.n * a.n_head) {
         const int i = at / a.n_head, head = at - i * a.n_head;
         float x[n];
@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__
     }
 }
 __global__ void keep_rows_kernel(const __grid_constant__ KeepPair pair) {
-    let_next_begin();
     wait_for_launch_before();
+    let_next_begin();
     const KeepRows& a = pair.of[blockIdx.z];
     __shared__ float kept[kMaxHeadDim], signed_kept[kMaxHeadDim];
     for (int j = threadIdx.x; j < a.head_dim; j += blockDim.x) {

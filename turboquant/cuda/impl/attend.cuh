@@ -41,11 +41,14 @@ struct Attend : Queries<D, kGroups> {
         const uint8_t *k_tile = k.tiles + first * k.stride, *v_tile = v.tiles + first * v.stride;
         const unsigned k_stride = static_cast<unsigned>(k.stride), v_stride = static_cast<unsigned>(v.stride);
         Ahead<kAhead> keys, values;
-        if (first < tile_end) {
+        const auto load_first = [&] {
+            if (first >= tile_end) return;
             keys.load(k, k_tile, lane);
             if (k.is_raw()) prefetch_tile(k_tile, k.code_bytes());
             prefetch_tile(v_tile, v.code_bytes());
-        }
+        };
+        const bool late = kMayBeExact && exact;
+        if (!late) load_first();
         uint32_t* lut = reinterpret_cast<uint32_t*>(shared + l.lut);
         if (format_uses_lut(k.format))
 #pragma unroll 1
@@ -56,7 +59,6 @@ struct Attend : Queries<D, kGroups> {
         if (has_term) this->fetch_panel(l);
         const int first_pos = uniform(pos_first);
         if (has_term) this->touch_term(first_pos, term_id);
-        wait_for_launch_before();  // for queries; what was read so far was there before (AttentionArgs::beside_keeping)
         this->make_rows(l, [&] {
             if (has_term) terms.residue = this->make_term(l, first_pos, term_id);
         });
@@ -65,6 +67,10 @@ struct Attend : Queries<D, kGroups> {
         if (kFormat != kAnyFormat && thread < 32) lut[thread] = p.table[k.format].prmt[thread & 7];
         if (has_term) this->wait_for_panel(l);
         __syncthreads();
+        if (late) {
+            wait_for_launch_before();  // all else was there before that began (AttentionArgs::beside_keeping)
+            load_first();
+        }
         QueryOperand<D, kGroups> q;
         q.shared = reinterpret_cast<const uint32_t*>(shared + l.operands) + lane;
         if (!k.is_raw()) q.load();
@@ -213,9 +219,12 @@ struct Attend : Queries<D, kGroups> {
         for (; tile < tile_end; tile += kWarps) {
             bool hidden = true;
             for (int token = first_row / p.group; token <= last; ++token) {
-                const uint16_t* m = p.exact_mask + item.seq * p.exact_mask_seq_stride + token * p.exact_mask_token_stride + tile * kTileKeys;
+                const uint16_t* m = p.exact_mask + item.seq * p.exact_mask_seq_stride + token * p.exact_mask_token_stride;
 #pragma unroll
-                for (int i = 0; i < kTileKeys; i += 32) hidden &= tile * kTileKeys + lane + i >= n_kv || m[lane + i] == kMaskHidden;
+                for (int i = 0; i < kTileKeys; i += 32) {
+                    const int cell = tile * kTileKeys + lane + i;
+                    hidden &= cell >= n_kv || m[cell] == kMaskHidden;
+                }
             }
             if (!__all_sync(~0u, hidden)) break;
         }
@@ -324,7 +333,6 @@ __global__ void __launch_bounds__(32 * kWarps, kernel_blocks(D, kGroups, kFormat
     extern __shared__ __align__(16) uint8_t shared[];
     Block<D, kGroups> block(p, shared);
     block.find_work();
-    if (block.exact) wait_for_launch_before();
     float o[kGroups][D / 8], most[kGroups], sum[kGroups], step;
     if (kFormat != kAnyFormat && block.exact)
         step = Attend<D, kGroups, fragment_codec_index(CodecId::raw), false>(block).run(o, most, sum);
