@@ -114,9 +114,10 @@ inline void unpack_f32(const CodecTables& t, const TileView& view, const uint8_t
         unpack_f32(t, tile, panel);
 }
 
-inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows) {
+inline void scores(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows, NextTile& next) {
     if (c.k->i8) {
         unpack_i8(*c.k, Side::key, tile, lut, s.k_panel);
+        next.fetch_keys();
         multiply(KeyProductI8{s.q8, c.k->head_dim, s.k_panel, static_cast<int32_t*>(s.scores)}, n_rows, kTileKeys);
     } else {
         float* panel = reinterpret_cast<float*>(s.k_panel);
@@ -147,12 +148,14 @@ inline void softmax(const AttentionCall& c, const Scratch& s, const TileScales& 
     }
 }
 
-inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows, float* acc) {
+inline void accumulate(const AttentionCall& c, const Scratch& s, const Lut& lut, const uint8_t* tile, int n_rows, float* acc,
+                       NextTile& next) {
     if (c.v->i8) {
         if (c.args->v_is_k)
             transpose_i8(s.k_panel, c.dim_v, s.v_panel);
         else
             unpack_i8(*c.v, Side::value, tile, lut, s.v_panel);
+        next.fetch_values();
         multiply(ValueProductI8<>{s.weights, s.v_panel, c.dim_v, s.alpha, s.step, acc}, n_rows, c.dim_v);
     } else {
         float* panel = reinterpret_cast<float*>(s.v_panel);
@@ -188,12 +191,6 @@ inline int wanted_residuals(const AttentionCall& c, const AttentionUnit& u, cons
 inline void add_residual_scores(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, const Lut& lut, int n);
 inline void add_residual_values(const AttentionCall& c, const AttentionUnit& u, const Scratch& s, const Lut& lut, int n, float* acc);
 
-// Tiles of one head are far apart (the heads lie between them), which a hardware prefetcher does not see. Keys and values at different
-// times, since the queue of outstanding lines is short.
-inline void prefetch_tile(const uint8_t* tile, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(tile + i, 0, 3);
-}
-
 inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scratch, float* state) {
     const AttentionArgs& a = *c.args;
     const Scratch s(c, scratch);
@@ -203,7 +200,6 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
     const Lut k_lut = c.k->i8 ? load_lut(*c.k, Simd::kPanelBias) : Lut{}, v_lut = c.v->i8 ? load_lut(*c.v, 0) : Lut{};
     const Lut key_residuals = c.k_residual ? load_lut(*c.k_residual, integer_scores(c) ? Simd::kPanelBias : 0) : Lut{};
     const Lut value_residuals = c.k_residual ? load_lut(*c.v_residual, 0) : Lut{};
-    const size_t k_bytes = static_cast<size_t>(8) * c.k->bits * c.k->head_dim, v_bytes = static_cast<size_t>(8) * c.v->bits * c.v->head_dim;
     TileScales scales;
     int next_residual = 0;
     for (int i = u.tile_begin; i < u.tile_end; ++i) {
@@ -211,16 +207,21 @@ inline void attend(const AttentionCall& c, const AttentionUnit& u, uint8_t* scra
         if (tile_masked(a, s, u.n_rows, i, n_cells)) continue;
         const uint8_t* k_tile = u.k_tiles + i * a.k.tile_stride;
         const uint8_t* v_tile = u.v_tiles + i * a.v.tile_stride;
-        if (i + 1 < u.tile_end) prefetch_tile(k_tile + a.k.tile_stride, k_bytes);
         unpack_scales(*c.k, k_tile, scales.k);
         unpack_scales(*c.v, v_tile, scales.v);
         const int n_window = c.k_residual ? wanted_residuals(c, u, s, i, &next_residual) : 0;
-        scores(c, s, k_lut, k_tile, u.n_rows);
+        NextTile next(c, u, i + 1);
+        next.fetch_keys();
+        scores(c, s, k_lut, k_tile, u.n_rows, next);
+        next.fetch_keys();
         if (a.term.n_freq) score_terms(s.term, a.term, cell, n_cells, u.n_rows, u.term_panels_built);
-        if (i + 1 < u.tile_end && !a.v_is_k) prefetch_tile(v_tile + a.v.tile_stride, v_bytes);
+        next.fetch_keys();
         if (n_window) add_residual_scores(c, u, s, key_residuals, n_window);
+        next.fetch_values();
         softmax(c, s, scales, u.n_rows, i, n_cells, n_window > 0);
-        accumulate(c, s, v_lut, v_tile, u.n_rows, acc);
+        next.fetch_values();
+        accumulate(c, s, v_lut, v_tile, u.n_rows, acc, next);
+        next.fetch_values();
         if (n_window) add_residual_values(c, u, s, value_residuals, n_window, acc);
     }
     save_state(c, s, u.n_rows, state);
