@@ -33,8 +33,8 @@ struct Followed {
         EXPECT_EQ(held.cell_term, fresh.cell_term);
         EXPECT_NE(held.cells_number, 0u);
         const bool same = pos == held.cell_pos && term == held.cell_term;
-        if (!same) EXPECT_NE(held.cells_number, number);
-        if (stays) EXPECT_EQ(held.cells_number, number);
+        EXPECT_TRUE(same || held.cells_number != number);
+        EXPECT_TRUE(!stays || held.cells_number == number);
         number = held.cells_number;
     }
     void write(std::int64_t row, std::int32_t pos) { cells.place(std::vector<std::int64_t>{row}, std::vector<std::int32_t>{pos}); }
