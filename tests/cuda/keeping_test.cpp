@@ -4,7 +4,7 @@
 #ifdef TQ_HAS_CUDA
 #include <gtest/gtest.h>
 
-#include "turboquant/codec/rotation.h"
+#include "tests/cuda/rotation_signs.h"
 #include "turboquant/cuda/step.h"
 
 namespace turboquant::cuda::test {
@@ -12,20 +12,6 @@ namespace {
 
 using enum CodecId;
 using turboquant::test::Case;
-
-/// KeepRows::signs of a head size.
-std::vector<float> rotation_signs(int d) {
-    std::vector<float> signs(2 * d), row(d);
-    for (int k = 0; k < d; ++k) {
-        std::vector<float> unit(d);
-        unit[k] = 1;
-        rotation_for(d).forward(unit);
-        signs[k] = unit[0];
-        if (k == 0) row = unit;
-    }
-    for (int j = 0; j < d; ++j) signs[d + j] = row[j] / row[0];
-    return signs;
-}
 
 class CudaKeeping : public Gpu {};
 

@@ -4,9 +4,9 @@
 #include <functional>
 #include <vector>
 
+#include "tests/cuda/rotation_signs.h"
 #include "turboquant/codec/quantizer.h"
 #include "turboquant/codec/random.h"
-#include "turboquant/codec/rotation.h"
 #include "turboquant/cuda/impl/step.h"
 
 namespace turboquant::cuda {
@@ -47,17 +47,9 @@ TEST(KeepRowsEmulated, ButterfliesAreTheRotation) {
         for (const bool keys : {true, false}) {
             constexpr int n = 5, n_head = 2;
             SplitMix64 random(d);
-            std::vector<float> x(n * n_head * d), signs(2 * d);
+            std::vector<float> x(n * n_head * d);
             for (float& f : x) f = 3 * static_cast<float>(random.normal());
-            std::vector<float> first(d), row(d);  // of the rotation's matrix, as DeviceTables makes them
-            for (int k = 0; k < d; ++k) {
-                std::vector<float> unit(d);
-                unit[k] = 1;
-                rotation_for(d).forward(unit);
-                signs[k] = unit[0];
-                if (k == 0) row = unit;
-            }
-            for (int j = 0; j < d; ++j) signs[d + j] = row[j] / row[0];
+            const std::vector<float> signs = test::rotation_signs(d);
             const std::vector<std::int32_t> slots{3, -1, 70, 0, 65};
             const std::vector<std::uint8_t> rounded{1, 0, 1, 0, 1}, plain{0, 1};
             KeepRows a;

@@ -60,8 +60,9 @@ TEST_P(Architecture, LogitsAreThoseOfLlamasOwnCache) {
     EXPECT_LT(turbo4, 2 * m.turbo4 + 1e-6);
     EXPECT_GT(turbo4, m.turbo4 / 2 - 1e-6);
     // Of a mixture few tokens choose another expert, and they are most of the divergence: in turbo8 it may be less of them elsewhere.
-    const double least = tiny().name == "gpt_oss" ? 0 : m.turbo8 / 2 - 1e-6;
-    EXPECT_GE(turbo8, least);
+    if (tiny().name != "gpt_oss") {
+        EXPECT_GT(turbo8, m.turbo8 / 2 - 1e-6);
+    }
 }
 
 TEST_P(Architecture, OffsetRemovalKnowsTheRope) {
