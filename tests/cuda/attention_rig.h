@@ -104,6 +104,15 @@ class Rig {
         must(run_attention(plan, args, workspace_->as<void>(), stream_));
         return result();
     }
+    /// In two launches (can_split), of which the first hides the rows in its mask.
+    std::vector<float> run_split(const NewRows& rows, const std::uint16_t* old_mask) {
+        poison();
+        AttentionArgs before = args;
+        before.exact_mask = old_mask;
+        must(run_before_rows(plan, before, workspace_->as<void>(), stream_));
+        must(run_with_rows(plan, args, rows, workspace_->as<void>(), stream_));
+        return result();
+    }
     /// From a graph captured once, with this many cells in the first sequence.
     std::vector<float> replay(int n_kv) {
         cudaGraph_t graph;

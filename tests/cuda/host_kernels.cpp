@@ -338,4 +338,21 @@ Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, St
     return {};
 }
 
+bool can_split(const AttentionPlan& p, const AttentionArgs& a, const KeepRows& keys, const KeepRows& values) {
+    return p.exact_windows && a.exact_mask && keys.slots && values.slots && keys.n == values.n;
+}
+/// All in the second launch: other rows are the same at both times.
+Status run_before_rows(const AttentionPlan&, const AttentionArgs&, void*, Stream) { return {}; }
+Status run_with_rows(const AttentionPlan& p, const AttentionArgs& all, const NewRows& rows, void*, Stream stream) {
+    if (rows.keep)
+        if (const Status status = keep_rows(rows.keys, stream, &rows.values); !status.ok()) return status;
+    AttentionArgs a = all;
+    const std::size_t stride = a.exact_mask_token_stride;
+    std::vector<std::uint16_t> mask(a.exact_mask, a.exact_mask + p.n_seq * p.n_tokens * stride);
+    for (int t = 0; t < p.n_seq * p.n_tokens; ++t)
+        for (int i = 0; i < rows.keys.n; ++i) mask[t * stride + rows.keys.slots[i]] = rows.mask[t * rows.keys.n + i];
+    a.exact_mask = mask.data();
+    return run_attention(p, a, nullptr, stream);
+}
+
 }  // namespace turboquant::cuda

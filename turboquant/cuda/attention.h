@@ -15,6 +15,7 @@
 #include "turboquant/cuda/impl/format_table.h"
 #include "turboquant/cuda/rows.h"
 #include "turboquant/cuda/status.h"
+#include "turboquant/cuda/step.h"
 
 namespace turboquant::cuda {
 
@@ -69,7 +70,7 @@ struct AttentionPlan {
 
 /// Cuts a call so that its blocks fill `device` evenly. Errors: sizes that have no kernel, named.
 Status plan_attention(const Device& device, const AttentionShape& shape, AttentionPlan& plan);
-/// Readies `workspace` (plan.workspace_bytes, 256-byte aligned) for runs of the plan. Not to be captured; synchronizes `stream`.
+/// Readies `workspace` (plan.workspace_bytes, 256-byte aligned) for runs of the plan. Not to be captured; waits for `stream` where the plan has items.
 Status prepare_workspace(const AttentionPlan& plan, void* workspace, Stream stream);
 
 /// One side of the cache: tiles of all sequences and heads.
@@ -166,5 +167,19 @@ struct AttentionArgs {
 
 /// Enqueues the call on `stream`.
 Status run_attention(const AttentionPlan& plan, const AttentionArgs& args, void* workspace, Stream stream);
+
+inline constexpr int kMostNewRows = 32;
+/// The rows that a step makes, which its queries see exactly.
+struct NewRows {
+    KeepRows keys, values;                ///< of the same tokens
+    const std::uint16_t* mask = nullptr;  ///< fp16 [seq][token][keys.n]: what of them a query sees
+    bool keep = true;                     ///< they are kept as keep_rows does; false: they were, only x is read
+};
+/// The same call as two launches: run_before_rows wants queries, and may be under way while the model makes the step's keys and values; its
+/// exact_mask hides them. run_with_rows, after both, attends to them where they were made, finishes, and keeps them.
+/// can_split: whether that is for this call; not for head sizes that are no powers of two, for more than 32 rows, or for prefill.
+bool can_split(const AttentionPlan& plan, const AttentionArgs& args, const KeepRows& keys, const KeepRows& values);
+Status run_before_rows(const AttentionPlan& plan, const AttentionArgs& args, void* workspace, Stream stream);
+Status run_with_rows(const AttentionPlan& plan, const AttentionArgs& args, const NewRows& rows, void* workspace, Stream stream);
 
 }  // namespace turboquant::cuda

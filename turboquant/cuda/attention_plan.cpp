@@ -11,7 +11,7 @@ namespace turboquant::cuda {
 namespace {
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-constexpr int kMaxSplits = 128;
+constexpr int kMaxSplits = 127;  // with exact rows a part for each lane of a block (impl/join.cuh)
 
 // Parts of a sequence of n_tiles, if a part has about `per_part`: none is without work for a warp.
 int parts_of(int n_tiles, int per_part) { return std::clamp(ceil_div(n_tiles, per_part), 1, kMaxSplits); }

@@ -1,11 +1,9 @@
 // Checks the arguments of a run and launches the kernel of its head size.
 #include <algorithm>
-#include <map>
-#include <mutex>
-#include <utility>
 
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/impl/instances.h"
+#include "turboquant/cuda/impl/join_params.h"
 #include "turboquant/cuda/impl/launch.h"
 #include "turboquant/cuda/impl/params.h"
 #include "turboquant/cuda/impl/shared_layout.h"
@@ -43,42 +41,13 @@ const char* problem_of(const AttentionPlan& plan, const AttentionArgs& a, const 
     return nullptr;
 }
 
-/// A kernel's limit only grows: another thread may be between setting it and its launch.
-Status allow_shared(const void* kernel, int bytes) {
-    static std::mutex mutex;
-    static std::map<std::pair<int, const void*>, int> allowed;
-    int device = 0;
-    if (const auto e = cudaGetDevice(&device)) return status_of(e, "cudaGetDevice");
-    const std::scoped_lock lock(mutex);
-    int& limit = allowed[{device, kernel}];
-    if (bytes <= limit) return {};
-    if (const auto e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return status_of(e, "attention: shared memory");
-    limit = bytes;
-    return {};
-}
-
 SideParams side_of(const Tiles& t) {
     return {t.tiles, t.seq_stride, t.head_stride, t.tile_stride, t.head_at, t.head_format, std::max(0, fragment_codec_index(t.codec))};
 }
 
-}  // namespace
-
-Status prepare_workspace(const AttentionPlan& plan, void* workspace, Stream stream) {
+AttentionParams params_of(const AttentionPlan& plan, const AttentionArgs& a, void* workspace) {
     const WorkspaceLayout w = workspace_layout(plan);
     auto* base = static_cast<std::uint8_t*>(workspace);
-    const auto s = static_cast<cudaStream_t>(stream);
-    if (const auto e = cudaMemsetAsync(base + w.count, 0, w.items - w.count, s)) return status_of(e, "attention workspace: clear");
-    if (!plan.items.empty())
-        if (const auto e = cudaMemcpyAsync(base + w.items, plan.items.data(), plan.items.size() * sizeof(AttentionPlan::Item), cudaMemcpyHostToDevice, s))
-            return status_of(e, "attention workspace: copy");
-    return status_of(cudaStreamSynchronize(s), "attention workspace");
-}
-
-Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* workspace, Stream stream) {
-    if (const char* problem = problem_of(plan, a, workspace)) return bad_argument(problem);
-    const WorkspaceLayout w = workspace_layout(plan);
-    auto* base = static_cast<std::uint8_t*>(workspace);
-
     AttentionParams p{};
     p.k = side_of(a.k), p.v = side_of(a.v), p.exact_k = side_of(a.exact_k), p.exact_v = side_of(a.exact_v);
     p.q = a.q, p.exact_q = a.exact_q, p.out = a.out, p.lse = a.lse;
@@ -101,21 +70,68 @@ Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* wo
                   static_cast<const uint4*>(t.panel), t.tile_pos, t.cell_pos, t.cell_term, t.tile_seq_stride, t.cell_seq_stride, t.offset, t.dim_freq};
     p.signs_in = a.tables->signs_in, p.signs_out = a.tables->signs_out, p.hartley = a.tables->hartley, p.lut = a.tables->lut;
     std::copy(std::begin(a.tables->formats), std::end(a.tables->formats), p.table);
-    if (prefill_serves(plan, a)) return run_prefill(plan, p, workspace, stream);
+    p.count = reinterpret_cast<unsigned*>(base + w.count);
+    p.part = reinterpret_cast<float*>(base + w.part), p.part_ml = reinterpret_cast<float2*>(base + w.part_ml);
+    return p;
+}
+
+Status run_tiles(const AttentionPlan& plan, const AttentionArgs& a, void* workspace, Stream stream, bool parts_only) {
+    if (const char* problem = problem_of(plan, a, workspace)) return bad_argument(problem);
+    AttentionParams p = params_of(plan, a, workspace);
+    if (!parts_only && prefill_serves(plan, a)) return run_prefill(plan, p, workspace, stream);
     const bool one_format = !a.k.head_format && !a.v.head_format && a.k.codec == a.v.codec;
     const void* kernel = attend_instance(plan.head_dim, plan.groups, {one_format ? p.k.codec : kAnyFormat, p.term.n_freq > 0});
     if (!kernel) return bad_argument("attention: the plan names a kernel that does not exist");
-    p.count = reinterpret_cast<unsigned*>(base + w.count);
-    p.part = reinterpret_cast<float*>(base + w.part), p.part_ml = reinterpret_cast<float2*>(base + w.part_ml);
 
     const auto first = [&] { return shared_layout(plan.head_dim, plan.groups, p.term.panel ? p.term.n_pad : 0, p.term.n_terms, 0).bytes; };
     if (first() > plan.shared_per_block) p.term.panel = nullptr;  // the term key by key: slower, the same result
     const std::size_t shared = std::max(first(), shared_layout(plan.head_dim, plan.groups, 0, 0, plan.most_splits).bytes);
-    if (const Status status = allow_shared(kernel, static_cast<int>(shared)); !status.ok()) return status;
+    if (const Status status = allow_shared(kernel, shared, "attention: shared memory"); !status.ok()) return status;
+    p.parts_only = parts_only;
     void* args[] = {&p};
     const int of_head = plan.n_items * plan.n_row_blocks;
     const dim3 grid = plan.exact_windows ? dim3(of_head * plan.n_head_kv) : dim3(of_head, plan.n_head_kv);
     return launch(kernel, grid, dim3(32 * kWarps), args, shared, stream, a.beside_keeping && plan.exact_windows, "attention: launch");
+}
+
+}  // namespace
+
+Status prepare_workspace(const AttentionPlan& plan, void* workspace, Stream stream) {
+    const WorkspaceLayout w = workspace_layout(plan);
+    auto* base = static_cast<std::uint8_t*>(workspace);
+    const auto s = static_cast<cudaStream_t>(stream);
+    if (const auto e = cudaMemsetAsync(base + w.count, 0, w.items - w.count, s)) return status_of(e, "attention workspace: clear");
+    if (plan.items.empty()) return {};
+    if (const auto e = cudaMemcpyAsync(base + w.items, plan.items.data(), plan.items.size() * sizeof(AttentionPlan::Item), cudaMemcpyHostToDevice, s))
+        return status_of(e, "attention workspace: copy");
+    return status_of(cudaStreamSynchronize(s), "attention workspace");
+}
+
+Status run_attention(const AttentionPlan& plan, const AttentionArgs& a, void* workspace, Stream stream) {
+    return run_tiles(plan, a, workspace, stream, false);
+}
+
+bool can_split(const AttentionPlan& plan, const AttentionArgs& a, const KeepRows& keys, const KeepRows& values) {
+    const auto kept = [&](const KeepRows& rows) {
+        return rows.n > 0 && rows.n <= kMostNewRows && rows.slots && rows.signs && rows.tiles && rows.n_head == plan.n_head_kv && rows.head_dim == plan.head_dim;
+    };
+    return plan.exact_windows && !prefill_serves(plan, a) && kept(keys) && kept(values) && keys.n == values.n && join_instance(plan.head_dim);
+}
+
+Status run_before_rows(const AttentionPlan& plan, const AttentionArgs& a, void* workspace, Stream stream) {
+    if (!plan.exact_windows) return bad_argument("attention: rows of the step apart, but planned without exact rows");
+    return run_tiles(plan, a, workspace, stream, true);
+}
+
+Status run_with_rows(const AttentionPlan& plan, const AttentionArgs& a, const NewRows& rows, void* workspace, Stream stream) {
+    if (const char* problem = problem_of(plan, a, workspace)) return bad_argument(problem);
+    if (!plan.exact_windows || !join_instance(plan.head_dim)) return bad_argument("attention: rows of the step apart are not for this call");
+    if (rows.keys.n < 1 || rows.keys.n > kMostNewRows || rows.values.n != rows.keys.n || !rows.mask) return bad_argument("attention: rows of the step: none, too many, or no mask");
+    AttentionParams p = params_of(plan, a, workspace);
+    JoinParams j{{{rows.keys, rows.values}}, rows.keys.n, 4 * plan.groups, rows.mask};
+    void* args[] = {&p, &j};
+    const int n_join = plan.n_seq * plan.n_head_kv * p.n_rows, n_keep = rows.keep ? (2 * j.n * plan.n_head_kv + kWarps - 1) / kWarps : 0;
+    return launch(join_instance(plan.head_dim), dim3(n_join + n_keep), dim3(32 * kWarps), args, 0, stream, false, "attention: rows of the step");
 }
 
 }  // namespace turboquant::cuda

@@ -4,11 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "turboquant/cuda/encode_launch.h"
@@ -55,21 +52,6 @@ std::size_t encode_plan_bytes(const TileView& view, int n_head) {
     return tables_at(n_head) + formats_of(view, n_head).size() * sizeof(FormatTables);
 }
 
-namespace {
-
-enum class Kernels { scalar, trellis };
-
-/// So much, or what a plan before was promised: a kernel serves several formats and head sizes, so its limit must not shrink.
-std::size_t most_shared(int device, Kernels kernels, std::size_t bytes) {
-    static std::mutex mutex;
-    static std::map<std::pair<int, Kernels>, std::size_t> most;
-    const std::scoped_lock lock(mutex);
-    std::size_t& so_far = most[{device, kernels}];
-    return so_far = std::max(so_far, bytes);
-}
-
-}  // namespace
-
 Status plan_encode(const TileView& view, int n_head, NormMode norm_mode, const Device& device, void* memory, Stream stream,
                    EncodePlan& plan) {
     if (const char* what = check(view, n_head, memory)) return bad_argument(what);
@@ -99,8 +81,7 @@ Status plan_encode(const TileView& view, int n_head, NormMode norm_mode, const D
     if (plan.any_scalar) {
         if (plan.scalar_shared > device.shared_per_block)
             return bad_argument("encode: this head size in this format needs more shared memory than the card has");
-        if (const int error = allow_scalar_shared(d, most_shared(device.index, Kernels::scalar, plan.scalar_shared)))
-            return status_of(error, "cudaFuncSetAttribute");
+        if (const Status status = allow_scalar_shared(d, plan.scalar_shared); !status.ok()) return status;
     }
     if (plan.any_trellis) {
         for (plan.trellis_warps = kMaxTrellisWarps; plan.trellis_warps > 0; plan.trellis_warps /= 2)
@@ -108,8 +89,7 @@ Status plan_encode(const TileView& view, int n_head, NormMode norm_mode, const D
         if (plan.trellis_warps == 0)
             return bad_argument(
                 "encode: a trellis format of this head size needs more shared memory than the card has; use a turbo format");
-        if (const int error = allow_trellis_shared(d, most_shared(device.index, Kernels::trellis, trellis_shared(d, plan.trellis_warps))))
-            return status_of(error, "cudaFuncSetAttribute");
+        if (const Status status = allow_trellis_shared(d, trellis_shared(d, plan.trellis_warps)); !status.ok()) return status;
     }
     const auto s = static_cast<cudaStream_t>(stream);
     if (const int error = cudaMemcpyAsync(memory, image.data(), image.size(), cudaMemcpyHostToDevice, s))

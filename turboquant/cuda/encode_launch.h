@@ -6,9 +6,10 @@
 
 namespace turboquant::cuda {
 
-/// Lets blocks of a head size have so much shared memory. A cudaError_t.
-int allow_scalar_shared(int head_dim, std::size_t bytes);
-int allow_trellis_shared(int head_dim, std::size_t bytes);
+/// Lets blocks of a head size have so much shared memory.
+Status allow_scalar_shared(int head_dim, std::size_t bytes);
+Status allow_trellis_shared(int head_dim, std::size_t bytes);
+/// These return a cudaError_t.
 int launch_scalar(const EncodeCall& call, int head_dim, int n_head, int blocks, std::size_t shared, Stream stream);
 int launch_raw(const EncodeCall& call, int n_head, Stream stream);
 int launch_trellis(const EncodeCall& call, int head_dim, int n_head, int blocks, int warps, Stream stream);

@@ -2,6 +2,7 @@
 
 #include "turboquant/cuda/encode_launch.h"
 #include "turboquant/cuda/impl/encode_trellis.h"
+#include "turboquant/cuda/impl/launch.h"
 
 namespace turboquant::cuda {
 namespace {
@@ -39,11 +40,11 @@ Kernels trellis_kernels_for(int head_dim) {
 
 }  // namespace
 
-int allow_trellis_shared(int head_dim, std::size_t bytes) {
+Status allow_trellis_shared(int head_dim, std::size_t bytes) {
     const Kernels kernels = trellis_kernels_for(head_dim);
     for (const void* kernel : {reinterpret_cast<const void*>(kernels.one), reinterpret_cast<const void*>(kernels.several)})
-        if (const auto e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes))) return e;
-    return cudaSuccess;
+        if (const Status status = allow_shared(kernel, bytes, "encode: shared memory"); !status.ok()) return status;
+    return {};
 }
 
 int launch_trellis(const EncodeCall& call, int head_dim, int n_head, int blocks, int warps, Stream stream) {

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <mutex>
+#include <utility>
 
 namespace turboquant::cuda {
 namespace {
@@ -20,6 +21,19 @@ bool can_wait(const void* kernel) {
 }
 
 }  // namespace
+
+Status allow_shared(const void* kernel, std::size_t bytes, const char* what) {
+    static std::mutex mutex;
+    static std::map<std::pair<int, const void*>, std::size_t> allowed;
+    int device = 0;
+    if (const auto e = cudaGetDevice(&device)) return status_of(e, "cudaGetDevice");
+    const std::scoped_lock lock(mutex);
+    std::size_t& limit = allowed[{device, kernel}];
+    if (bytes <= limit) return {};
+    if (const auto e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes))) return status_of(e, what);
+    limit = bytes;
+    return {};
+}
 
 Status launch(const void* kernel, dim3 grid, dim3 block, void** args, std::size_t shared, Stream stream, bool beside, const char* what) {
     cudaLaunchConfig_t config{};

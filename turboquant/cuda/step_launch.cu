@@ -2,6 +2,7 @@
 
 #include "turboquant/attention/attention.h"
 #include "turboquant/cuda/attention.h"
+#include "turboquant/cuda/impl/kept_pair.h"
 #include "turboquant/cuda/impl/launch.h"
 #include "turboquant/cuda/impl/params.h"
 #include "turboquant/cuda/impl/step.h"
@@ -10,12 +11,9 @@
 namespace turboquant::cuda {
 namespace {
 
-struct KeepPair {
-    KeepRows of[2];
-};
 /// A head of a row, by one warp that has values lane + 32 i: butterflies instead of a product with the matrix.
 template <int n>
-__global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__ KeepPair pair) {
+__global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__ KeptPair pair) {
     const KeepRows& a = pair.of[blockIdx.z];
     const int at = static_cast<int>(blockIdx.x) * 4 + static_cast<int>(threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (a.signs && lane < 2 * n) touch(a.signs + 32 * lane);  // two rows of them
@@ -30,7 +28,7 @@ __global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__
         keep_head<n>(a, i, head, lane, x);
     }
 }
-__global__ void keep_rows_kernel(const __grid_constant__ KeepPair pair) {
+__global__ void keep_rows_kernel(const __grid_constant__ KeptPair pair) {
     wait_for_launch_before();
     let_next_begin();
     const KeepRows& a = pair.of[blockIdx.z];
@@ -95,7 +93,7 @@ Status keep_rows(const KeepRows& a, Stream stream, const KeepRows* also) {
         const Status status = keep_rows(a, stream);
         return status.ok() ? keep_rows(*also, stream) : status;
     }
-    KeepPair pair{{a, also ? *also : a}};
+    KeptPair pair{{a, also ? *also : a}};
     void* args[] = {&pair};
     const unsigned n = also ? 2 : 1;
     const dim3 grid = kernel == reinterpret_cast<const void*>(&keep_rows_kernel) ? dim3(a.n, a.n_head, n) : dim3((a.n * a.n_head + 3) / 4, 1, n);

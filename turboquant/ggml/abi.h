@@ -68,8 +68,15 @@ struct ggml_backend_i {
     ggml_status (*graph_compute)(ggml_backend_t backend, ggml_cgraph* graph);
     void (*event_record)(ggml_backend_t, ggml_backend_event_t);
     void (*event_wait)(ggml_backend_t, ggml_backend_event_t);
-    void (*graph_optimize)();  // signature differs between versions; optional, always null here
+    void (*graph_optimize)();  // optional; the signature differs between versions, this is that of 0.25: graph_optimize_025
 };
+
+/// Since 0.25: `tensor` stays allocated until `until` has been computed.
+struct ggml_backend_graph_optimize_params {
+    void (*add_alloc_dep)(void* user_data, ggml_tensor* tensor, ggml_tensor* until);
+    void* user_data;
+};
+using graph_optimize_025 = void (*)(ggml_backend_t, ggml_cgraph*, ggml_backend_graph_optimize_params*);
 
 struct ggml_backend {
     ggml_guid_t guid;

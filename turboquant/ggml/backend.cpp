@@ -2,8 +2,10 @@
 
 #include <cstring>
 #include <exception>
+#include <map>
 #include <new>
 #include <optional>
+#include <string_view>
 
 #include "turboquant/ggml/decoded_sources.h"
 #include "turboquant/ggml/inner_device.h"
@@ -128,6 +130,23 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     return guarded(b, all) ? status : b.failure;
 }
 
+/// Rows that are kept stay where the model made them until attention over their cache is through, which reads them there
+/// (cache/cuda/cuda_attend.cpp). Without it their memory may be the result's, and attention reads what was kept instead.
+void keep_rows_allocated(ggml_backend_t backend, ggml_cgraph* graph, ggml_backend_graph_optimize_params* params) {
+    const Ops& ops = device_of(backend->device).ops;
+    std::map<const ggml_tensor*, const ggml_tensor*> rows;
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        ggml_tensor* node = ggml_graph_node(graph, i);
+        if (node->op == ops.set_rows) rows[root(node)] = root(node->src[0]);
+        if (node->op != ops.flash_attn) continue;
+        for (const int side : {1, 2})
+            if (const auto found = rows.find(root(node->src[side])); found != rows.end())
+                params->add_alloc_dep(params->user_data, const_cast<ggml_tensor*>(found->second), node);
+    }
+}
+
+bool can_keep_allocated() { return std::string_view(ggml_version()).starts_with("0.25."); }
+
 ggml_guid_t guid() {
     static ggml_guid id = {0x74, 0x75, 0x72, 0x62, 0x6f, 0x71, 0x75, 0x61, 0x6e, 0x74, 0x2e, 0x63, 0x70, 0x70, 0x00, 0x01};
     return &id;
@@ -152,6 +171,8 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
         i.free = [](ggml_backend_t x) { delete &backend_of(x); };
         i.graph_compute = graph_compute;
         if (!device.on_host()) i.synchronize = [](ggml_backend_t x) { backend_of(x).inner->synchronize(); };
+        if (!device.on_host() && can_keep_allocated())
+            i.graph_optimize = reinterpret_cast<void (*)()>(static_cast<graph_optimize_025>(keep_rows_allocated));
         return &b.release()->backend;
     } catch (const std::exception& e) {
         device.refuse(e.what());

@@ -26,7 +26,9 @@ GpuBackend::GpuBackend(ggml_backend_dev_t dev, int index, const Ops& ops) : ops_
         queue_ = std::make_shared<Queue>(index);
         must(cuda::new_stream(origin_));
         must(cuda::new_stream(rehearsing_));
+        must(cuda::new_stream(early_));
         must(cuda::new_event(rehearsed_));
+        must(cuda::new_event(early_done_));
     } catch (...) {
         ggml_backend_free(backend_);
         throw;
@@ -42,7 +44,9 @@ GpuBackend::~GpuBackend() {
     known_.clear();
     cuda::drop_stream(origin_);
     cuda::drop_stream(rehearsing_);
+    cuda::drop_stream(early_);
     cuda::drop_event(rehearsed_);
+    cuda::drop_event(early_done_);
     if (inner_event_) ggml_backend_event_free(inner_event_);
     if (own_event_) ggml_backend_event_free(own_event_);
     ggml_backend_free(backend_);
@@ -87,7 +91,7 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
             return GGML_STATUS_ABORTED;
         }
         if (queue_->deferring())
-            marks_.push_back({i, queue_->waiting().size(), queue_->rehearsals().size()});
+            marks_.push_back({i, queue_->waiting().size(), queue_->rehearsals().size(), queue_->earlies().size()});
         else
             from_ = i + 1, own_ahead_ = true;
     }
@@ -101,9 +105,10 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
 void GpuBackend::catch_up() {
     const Launches& launches = queue_->take();
     const Lanes lanes = queue_->lanes();
-    const std::size_t done = give_marked(launches, lanes);
+    const std::size_t done = give_marked(launches, lanes), early = marks_.empty() ? 0 : marks_.back().early;
     marks_.clear();
     begin_inner(at_, lanes);
+    must(queue_->earlies().run(early, queue_->earlies().size(), lanes));
     must(launches.run(done, launches.size(), lanes));
     own_ahead_ = true;
 }
@@ -127,12 +132,21 @@ void GpuBackend::walk(const Piece& piece, const Launches& launches, const Lanes&
 
 /// Gives the marked nodes with their launches, and all nodes between, to the streams. How many launches that were.
 std::size_t GpuBackend::give_marked(const Launches& launches, const Lanes& lanes) {
-    std::size_t done = 0, rehearsed = 0;
+    std::size_t done = 0, rehearsed = 0, early = 0;
     for (std::size_t i = 0; i < marks_.size(); i++) {
-        const Mark& m = marks_[i];
-        if (const std::size_t end = rehearsals_until(i); capturing_ && end > rehearsed && inner_between(from_, m.node))
-            rehearse(m.node, std::exchange(rehearsed, end), end);
+        const Mark &m = marks_[i], &last = marks_[last_of_run(i)];
+        const bool begins_early = last.early > early;
+        if (capturing_ && inner_between(from_, m.node)) {
+            const int queries = begins_early ? queries_end(i, last_of_run(i)) : m.node;
+            if (last.rehearsals > rehearsed)
+                rehearse(queries, begins_early ? 1 : 2, std::exchange(rehearsed, last.rehearsals), last.rehearsals);
+            if (begins_early) begin_early(queries, std::exchange(early, last.early), last.early);
+            begin_inner(m.node, lanes);
+            if (begins_early) must(cuda::wait_for(lanes.main, early_done_));
+        }
         begin_inner(m.node, lanes);
+        must(queue_->earlies().run(early, last.early, lanes));
+        early = last.early;
         must(launches.run(done, m.launches, lanes));
         own_ahead_ = true, done = m.launches, from_ = m.node + 1;
     }
@@ -143,16 +157,40 @@ bool GpuBackend::inner_between(int from, int end) const {
     return std::any_of(nodes_ + from, nodes_ + end, [this](const ggml_tensor* node) { return !is_view_op(ops_, node); });
 }
 
-/// Rehearsals of a mark's launches and of all that follow it without another's work between.
-std::size_t GpuBackend::rehearsals_until(std::size_t mark) const {
+/// The last mark that follows one without another's work between.
+std::size_t GpuBackend::last_of_run(std::size_t mark) const {
     while (mark + 1 < marks_.size() && !inner_between(marks_[mark].node + 1, marks_[mark + 1].node)) mark++;
-    return marks_[mark].rehearsals;
+    return mark;
 }
 
-/// Rehearsals first .. end-1 beside the wrapped backend's last two products before `until`, so that little passes through the caches in between.
-void GpuBackend::rehearse(int until, std::size_t first, std::size_t end) {
+/// The node after the last one that queries of these marks' attention are made of, from from_ on.
+int GpuBackend::queries_end(std::size_t first_mark, std::size_t last_mark) const {
+    int end = from_;
+    for (std::size_t i = first_mark; i <= last_mark; i++) {
+        const ggml_tensor* t = nodes_[marks_[i].node]->src[0];
+        if (std::string_view(ggml_op_name(nodes_[marks_[i].node]->op)) != "FLASH_ATTN_EXT") continue;
+        while (t->src[0] && is_view_op(ops_, t)) t = t->src[0];
+        for (int at = marks_[first_mark].node; at > end; at--)
+            if (nodes_[at - 1] == t) end = at;
+    }
+    return end;
+}
+
+/// Work that wants what was made up to `from`, first .. end-1, on a stream of its own.
+void GpuBackend::begin_early(int from, std::size_t first, std::size_t end) {
+    forward(from_, from, origin_);
+    from_ = from;
+    follow_own(origin_);
+    ggml_backend_event_record(inner_event_, backend_);
+    must(cuda::wait_for(early_, inner_event_->context));
+    must(queue_->earlies().run(first, end, {early_, early_}));
+    must(cuda::record(early_done_, early_));
+}
+
+/// Rehearsals first .. end-1 beside the wrapped backend's last products before `until`, so that little passes through the caches in between.
+void GpuBackend::rehearse(int until, int n_products, std::size_t first, std::size_t end) {
     int at = until;
-    for (int products = 0; at > from_ && products < 2;) products += std::string_view(ggml_op_name(nodes_[--at]->op)) == "MUL_MAT";
+    for (int products = 0; at > from_ && products < n_products;) products += std::string_view(ggml_op_name(nodes_[--at]->op)) == "MUL_MAT";
     forward(from_, at, origin_);
     from_ = at;
     ggml_backend_event_record(inner_event_, backend_);
@@ -163,7 +201,8 @@ void GpuBackend::rehearse(int until, std::size_t first, std::size_t end) {
 /// The one that does the same as the piece at hand, put in front; or null.
 GpuBackend::Known* GpuBackend::find_known(std::list<Known>& all, const Launches& launches) {
     const auto found = std::ranges::find_if(all, [&](const Known& k) {
-        return k.marks == marks_ && k.launches == launches && k.rehearsals == queue_->rehearsals() && k.nodes.equals(inner_);
+        return k.marks == marks_ && k.launches == launches && k.rehearsals == queue_->rehearsals() && k.early == queue_->earlies() &&
+               k.nodes.equals(inner_);
     });
     if (found == all.end()) return nullptr;
     all.splice(all.begin(), all, found);
@@ -178,7 +217,7 @@ ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
     if (!known) {
         if (all.size() == kKnownEach) all.pop_back();
         known = &all.emplace_front();
-        known->launches = launches, known->rehearsals = queue_->rehearsals(), known->marks = marks_;
+        known->launches = launches, known->rehearsals = queue_->rehearsals(), known->early = queue_->earlies(), known->marks = marks_;
         known->nodes.assign(inner_);
     } else if (!known->graph && may_capture()) {
         capture(piece, *known);

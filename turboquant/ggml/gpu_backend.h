@@ -40,16 +40,16 @@ class GpuBackend final : public InnerBackend {
         int from, end;
         std::span<const int> own;
     };
-    /// One of our nodes, and how many launches of its piece there are when it is done, and how many rehearsals.
+    /// One of our nodes, and how many launches of its piece there are when it is done, how many rehearsals and early ones.
     struct Mark {
         int node;
-        std::size_t launches, rehearsals;
+        std::size_t launches, rehearsals, early;
         friend bool operator==(const Mark&, const Mark&) = default;
     };
     /// A piece as it was some time before.
     struct Known {
         NodeRecord nodes;
-        Launches launches, rehearsals;
+        Launches launches, rehearsals, early;
         std::vector<Mark> marks;
         void* graph = nullptr;
 
@@ -61,8 +61,10 @@ class GpuBackend final : public InnerBackend {
     ggml_status run_piece(const Piece& piece, const OwnNode& run);
     ggml_status finish(const Piece& piece, const Launches& launches);
     bool inner_between(int from, int end) const;
-    std::size_t rehearsals_until(std::size_t mark) const;
-    void rehearse(int until, std::size_t first, std::size_t end);
+    std::size_t last_of_run(std::size_t mark) const;
+    int queries_end(std::size_t first_mark, std::size_t last_mark) const;
+    void rehearse(int until, int n_products, std::size_t first, std::size_t end);
+    void begin_early(int from, std::size_t first, std::size_t end);
     void catch_up();
     void begin_inner(int until, const Lanes& lanes);
     void walk(const Piece& piece, const Launches& launches, const Lanes& lanes);
@@ -78,8 +80,8 @@ class GpuBackend final : public InnerBackend {
     Ops ops_;
     ggml_backend_t backend_;
     std::shared_ptr<Queue> queue_;
-    cuda::Stream origin_ = nullptr, rehearsing_ = nullptr;  ///< of captures
-    void* rehearsed_ = nullptr;
+    cuda::Stream origin_ = nullptr, rehearsing_ = nullptr, early_ = nullptr;  ///< of captures
+    void *rehearsed_ = nullptr, *early_done_ = nullptr;
     ggml_backend_event_t inner_event_ = nullptr, own_event_ = nullptr;
     bool inner_ahead_ = false, own_ahead_ = false, wrote_ = false;
     bool can_capture_ = false, capturing_ = false;

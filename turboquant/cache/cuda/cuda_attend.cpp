@@ -1,5 +1,7 @@
 // Attention of a store on a GPU: an attention call of the host's kind becomes one of the GPU's.
 #include <algorithm>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "turboquant/cache/cuda/cuda_store.h"
@@ -18,6 +20,19 @@ const std::uint8_t* summarize(Queue& q, cuda::DeviceArray& memory, cuda::MaskTil
     m.out = memory.as<std::uint8_t>();
     q.launch([m](const Lanes& lanes) { return cuda::summarize_mask(m, lanes.main); });
     return m.out;
+}
+
+/// Of the mask of all exact rows: that of the rows that the step makes, and that of the others.
+void set_new_rows(Queue& q, Queue::Step& s, std::vector<std::uint16_t> mask, std::span<const std::int32_t> slots) {
+    const bool known = !slots.empty() && slots.size() <= cuda::kMostNewRows &&
+                       std::ranges::all_of(slots, [&](std::int32_t slot) { return slot >= 0 && slot < s.n_slots; });
+    s.new_slots.assign(slots.begin(), known ? slots.end() : slots.begin());
+    if (!known) return;
+    std::vector<std::uint16_t> rows;
+    for (std::size_t at = 0; at < mask.size(); at += s.exact_stride)
+        for (const std::int32_t slot : slots) rows.push_back(std::exchange(mask[at + slot], kMaskHidden));
+    q.refresh(s.new_mask, rows.data(), rows.size());
+    q.refresh(s.old_mask, mask.data(), mask.size());
 }
 
 /// Masks of the exact rows by slot: slots that no row of the call lies in are hidden. `capacity`: slots that there are; where few tokens are
@@ -39,6 +54,7 @@ void set_exact_rows(Queue& q, Calls calls, Queue::Step& s, std::size_t capacity)
             for (int i = 0, e = c.args.exact.n; i < e; i++)
                 row[c.args.exact.k_slots[i]] = c.args.exact.mask[static_cast<std::size_t>(t) * e + i];
     const std::uint16_t* there = q.refresh(s.exact_mask, mask.data(), mask.size());
+    set_new_rows(q, s, mask, q.kept_slots());
     s.exact_mask_tiles = n_tokens <= kDecodeTokens
                              ? nullptr
                              : summarize(q, s.of_exact_mask,
@@ -139,21 +155,65 @@ auto attention_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& a
     };
 }
 
-void launch_attention(Queue& q, const cuda::AttentionShape& shape, cuda::AttentionArgs args) {
+/// Its two launches (cuda::can_split).
+auto before_rows_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& args) {
+    return [plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>()](cuda::Stream stream) {
+        static_cast<void>(number);
+        return cuda::run_before_rows(*plan, args, workspace, stream);
+    };
+}
+auto with_rows_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& args, const cuda::NewRows& rows) {
+    return [plan = &p.plan, number = p.number, args, rows, workspace = p.workspace.as<void>()](const Lanes& lanes) {
+        static_cast<void>(number);
+        return cuda::run_with_rows(*plan, args, rows, workspace, lanes.main);
+    };
+}
+
+/// Whether what a call writes lies where the model made these rows, which were free when they were kept.
+bool overlap(const cuda::AttentionShape& shape, const cuda::AttentionArgs& a, const cuda::KeepRows& rows) {
+    const float *begin = a.out, *end = a.out + (shape.n_kv.size() - 1) * a.out_seq_stride + (shape.n_tokens - 1) * a.out_token_stride +
+                                       (shape.n_head - 1) * a.out_head_stride + shape.head_dim;
+    return std::less<>()(begin, rows.x + (rows.n - 1) * rows.stride + rows.n_head * rows.head_dim) && std::less<>()(rows.x, end);
+}
+
+/// True: in two launches, whatever else was given in between: it must not change how is rounded. The first begins when queries are there, if
+/// nothing was.
+bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionShape& shape, cuda::AttentionArgs args) {
     const Queue::PlannedAttention& p = q.plan(shape);
+    // Not where there are few cells: with states of 5 and 40 tokens of the smallest formats, text after a restore parted from the text before
+    // it on a card, for a reason that is not known (docs/cuda.md).
+    constexpr int kFewCells = 256;
+    const cuda::KeepRows* kept = step.new_slots.empty() || shape.n_kv[0] <= kFewCells ? nullptr : q.kept_pair(step.new_slots);
+    if (kept && cuda::can_split(p.plan, args, kept[0], kept[1]) && !overlap(shape, args, kept[0]) && !overlap(shape, args, kept[1])) {
+        cuda::NewRows rows{kept[0], kept[1], step.new_mask.array.as<std::uint16_t>(), false};
+        args.exact_mask = step.old_mask.array.as<std::uint16_t>();
+        // Where the launch that kept them was done, the data of its arguments may be another's by now.
+        rows.keep = q.drop_keeping();
+        if (rows.keep)
+            q.early(before_rows_on(p, args));
+        else
+            q.launch([run = before_rows_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
+        q.launch(with_rows_on(p, args, rows));
+        return true;
+    }
     args.beside_keeping = q.keeping();
     q.launch([run = attention_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
+    return false;
 }
 
 /// The call on its first cells: what is wanted is its code.
-void rehearse_attention(Queue& q, cuda::AttentionShape shape, cuda::AttentionArgs args) {
+void rehearse_attention(Queue& q, cuda::AttentionShape shape, cuda::AttentionArgs args, bool split) {
     constexpr int kCells = 1024;
     if (shape.n_tokens > 1 || shape.n_kv.size() > 1) return;
     const int n_kv = std::min(shape.n_kv[0], kCells);
     shape.n_kv = {&n_kv, 1};
     args.out = q.memory<float>(Queue::Use::rehearsed, static_cast<std::size_t>(shape.n_head) * shape.head_dim);
     args.out_token_stride = args.out_seq_stride = 0, args.out_head_stride = shape.head_dim;
-    q.rehearse([run = attention_on(q.plan(shape, true), args)](const Lanes& lanes) { return run(lanes.main); });
+    const Queue::PlannedAttention& p = q.plan(shape, true);
+    if (split)
+        q.rehearse([run = before_rows_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
+    else
+        q.rehearse([run = attention_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
 }
 
 }  // namespace
@@ -285,9 +345,9 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     const std::vector<int> n_kv(calls.size(), a.n_kv);
     const cuda::AttentionShape shape{layout_.head_dim(), a.n_head, a.n_head_kv, a.n_tokens,       n_kv,
                                      step.n_slots > 0,   true,     formats,     c.term.n_freq > 0};
-    launch_attention(q, shape, c);
+    const bool split = launch_attention(q, step, shape, c);
     // Not before what it reads of the step is there.
-    if (!made) rehearse_attention(q, shape, c);
+    if (!made) rehearse_attention(q, shape, c, split);
     q.end_layer();
     return nullptr;
 }

@@ -139,7 +139,7 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
         k.matrix = rotation.matrix, k.signs = rotation.signs, k.plain = plain_heads_.as<std::uint8_t>();
         k.halves = exact_halves_.as<std::uint16_t>(), k.tiles = exact_memory_.as<std::uint8_t>(), k.tile_stride = exact_plan_.tile_stride;
     }
-    q.keep(k);
+    q.keep(k, rows.exact_slots);
     return k.out;
 }
 

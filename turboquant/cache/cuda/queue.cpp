@@ -77,7 +77,7 @@ Queue::~Queue() {
 
 void Queue::defer(std::function<void()> catch_up) {
     catch_up_ = std::move(catch_up), deferring_ = true, t_deferring = this;
-    waiting_.clear(), rehearsals_.clear();
+    waiting_.clear(), rehearsals_.clear(), early_.clear();
 }
 
 Launches& Queue::take() {
@@ -86,6 +86,7 @@ Launches& Queue::take() {
 }
 
 void Queue::begin_graph() {
+    graph_++;
     for (Uploads& u : uploads_) u.n_used = 0;
 }
 
@@ -135,16 +136,19 @@ Queue::Copy& Queue::uploaded(Use use, std::span<const std::uint8_t> data) {
     return copy;
 }
 
-void Queue::keep(cuda::KeepRows rows) {
-    if (keeping_ && may_join_ && deferring_) {
+void Queue::keep(cuda::KeepRows rows, std::span<const std::int32_t> slots) {
+    const bool second = n_kept_ == 1 && std::ranges::equal(slots, kept_slots_);
+    if (second && keeping_ && may_join_ && deferring_) {
         waiting_.drop_last();
-        launch([first = kept_, rows](const Lanes& lanes) { return cuda::keep_rows(first, lanes.main, &rows); });
-        may_join_ = false;
+        launch([first = kept_[0], rows](const Lanes& lanes) { return cuda::keep_rows(first, lanes.main, &rows); });
+        may_join_ = false, joined_ = true;
     } else {
         launch([rows](const Lanes& lanes) { return cuda::keep_rows(rows, lanes.main); });
-        kept_ = rows, may_join_ = deferring_;
+        may_join_ = deferring_ && !second, joined_ = false;
     }
     keeping_ = true;
+    kept_[second] = rows, n_kept_ = second ? 2 : 1;
+    if (!second) kept_slots_.assign(slots.begin(), slots.end());
 }
 
 void Queue::fork() {
@@ -212,27 +216,38 @@ Queue::PlannedAttention& Queue::plan(const cuda::AttentionShape& s, bool rehears
     std::vector<int> key{s.head_dim,      s.n_head, s.n_head_kv, s.n_tokens, s.n_kv[0], static_cast<int>(s.n_kv.size()),
                          s.exact_windows, s.term,   rehearsal};
     for (const CodecId codec : s.formats) key.push_back(static_cast<int>(codec));
-    for (PlannedAttention& p : plans_)
-        if (p.key == key) {
-            p.used = ++clock_;
-            return p;
-        }
-    if (plans_.size() == kPlans) {
-        catch_up();
-        must(cuda::synchronize(stream_));
-        plans_.erase(std::ranges::min_element(plans_, {}, &PlannedAttention::used));
-    }
-    PlannedAttention& p = plans_.emplace_back();
-    try {
-        must(cuda::plan_attention(tables_->device(), s, p.plan));
-        must(p.workspace.reserve(p.plan.workspace_bytes, stream_));
-        must(cuda::prepare_workspace(p.plan, p.workspace.as<void>(), stream_));
-    } catch (...) {
-        plans_.pop_back();
-        throw;
-    }
-    p.key = std::move(key), p.used = p.number = ++clock_;
+    const auto found = std::ranges::find(plans_, key, &PlannedAttention::key);
+    PlannedAttention& p = found == plans_.end() ? new_plan(s, key) : *found;
+    p.used = ++clock_, p.graph = graph_;
     return p;
+}
+
+/// Batches of a prompt have other numbers of cells each: their plan takes the memory of the one before, whose launches are before its own.
+Queue::PlannedAttention& Queue::new_plan(const cuda::AttentionShape& s, const std::vector<int>& key) {
+    constexpr std::size_t kCells = 4;  // where a key has them
+    constexpr int kFewTokens = 8;      // steps of decoding come again with the same cells
+    const auto follows = [&](const PlannedAttention& p) {
+        std::vector<int> other = p.key;
+        other[kCells] = key[kCells];
+        return p.graph != graph_ && other == key;
+    };
+    cuda::AttentionPlan plan;
+    must(cuda::plan_attention(tables_->device(), s, plan));
+    auto at = s.n_tokens > kFewTokens ? std::ranges::find_if(plans_, follows) : plans_.end();
+    if (at == plans_.end()) {
+        if (plans_.size() == kPlans) {
+            catch_up();
+            must(cuda::synchronize(stream_));
+            plans_.erase(std::ranges::min_element(plans_, {}, &PlannedAttention::used));
+        }
+        plans_.emplace_back();
+        at = std::prev(plans_.end());
+    }
+    at->key.clear();  // what fails below leaves no plan
+    reserve(at->workspace, plan.workspace_bytes);
+    must(cuda::prepare_workspace(plan, at->workspace.as<void>(), stream_));
+    at->plan = std::move(plan), at->key = key, at->number = ++clock_;
+    return *at;
 }
 
 bool Queue::take_not_finite() {

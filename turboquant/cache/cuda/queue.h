@@ -57,6 +57,14 @@ class Queue {
         if (deferring_) rehearsals_.add(f);
     }
     const Launches& rehearsals() const { return rehearsals_; }
+    /// Work that wants queries, not what the step keeps: done before the next launch, or as soon as the
+    /// queries are there, beside what else is done until then. f(stream).
+    template <class F>
+    void early(const F& f) {
+        const auto on_main = [f](const Lanes& lanes) { return f(lanes.main); };
+        deferring_ ? early_.add(on_main) : must(on_main(lanes()));
+    }
+    const Launches& earlies() const { return early_; }
     DeviceTables& tables() const { return *tables_; }
 
     /// Launches wait from now on, until take(). `catch_up` is called where that cannot be: it takes and does them, and launches are done at
@@ -65,7 +73,7 @@ class Queue {
     bool deferring() const { return deferring_; }
     const Launches& waiting() const { return waiting_; }
     /// Ends that; those that wait are the caller's.
-    Launches& take();  ///< and those of rehearsals()
+    Launches& take();  ///< and those of rehearsals() and earlies()
     /// For all who need what was launched to be under way, or its memory to be free: the host looks at results, memory is replaced.
     void catch_up() {
         give_encodes();
@@ -82,16 +90,31 @@ class Queue {
     }
     /// Keeps rows: in one launch with those before, or beside them, if nothing else was given to the main stream since; and whether nothing was
     /// (AttentionArgs::beside_keeping).
-    void keep(cuda::KeepRows rows);
+    /// `slots`: the host's copy of the rows'.
+    void keep(cuda::KeepRows rows, std::span<const std::int32_t> slots);
     bool keeping() const { return keeping_; }
+    std::span<const std::int32_t> kept_slots() const { return kept_slots_; }
+    /// Rows of keys and values that were kept, in these slots, since others gave work: the rows are still where the model made them. Or null.
+    const cuda::KeepRows* kept_pair(std::span<const std::int32_t> slots) const {
+        return n_kept_ == 2 && std::ranges::equal(slots, kept_slots_) ? kept_ : nullptr;
+    }
+    /// Takes away the launch that keeps them, if that waits and is the last: another does it.
+    bool drop_keeping() {
+        if (!(keeping_ && joined_ && deferring_)) return false;
+        waiting_.drop_last();
+        keeping_ = joined_ = false;
+        return true;
+    }
     /// Others give work to their stream that ours waits for.
-    void other_work() { keeping_ = false; }
-    /// At least so many bytes; contents are lost.
+    void other_work() { keeping_ = false, n_kept_ = 0; }
+    /// At least so many bytes; contents are lost. With room for more: what grows with the cells would be new memory for each batch of a
+    /// prompt, which the GPU is waited for and which is another list of launches.
     void reserve(cuda::DeviceArray& a, std::size_t bytes) {
+        constexpr std::size_t kLarge = std::size_t{1} << 24;
         if (bytes <= a.bytes()) return;
         catch_up();
         settle();
-        must(a.reserve(bytes, stream_));
+        must(a.reserve(bytes < kLarge ? std::bit_ceil(bytes) : bytes + bytes / 8, stream_));
     }
 
     /// Memory of a purpose, until it is asked for again.
@@ -165,6 +188,7 @@ class Queue {
         cuda::DeviceArray workspace;
         std::vector<int> key{};
         std::uint64_t used = 0, number = 0;  ///< no two plans have one number
+        std::uint64_t graph = 0;             ///< the last that used it
     };
     /// `rehearsal`: with a workspace of its own.
     PlannedAttention& plan(const cuda::AttentionShape& shape, bool rehearsal = false);
@@ -177,11 +201,13 @@ class Queue {
         const std::uint8_t *mask_tiles = nullptr, *exact_mask_tiles = nullptr;  ///< or null
         bool own_mask = false;
         int n_slots = 0;  ///< of exact rows, at most
+        std::vector<std::int32_t>
+            new_slots{};  ///< of rows that the step makes; old_mask is exact_mask without them, new_mask [seq][token][row]
         std::size_t exact_stride = 0, cell_seq_stride = 0;
         int max_position = 0;
         std::vector<std::uint64_t> cells{};  ///< TileStore::StreamCall::cells of what cell_pos and cell_term hold; empty: not known
         cuda::DeviceArray patched, tile_pos, of_mask, of_exact_mask;
-        Copy tile, halves, exact_mask, exact_n, cell_pos, cell_term;
+        Copy tile, halves, exact_mask, old_mask, new_mask, exact_n, cell_pos, cell_term;
     };
     /// That of numbers (TileStore::attend), of one or of all sequences, filled in by `make` if they are others than were there, or 0.
     template <class F>
@@ -203,6 +229,7 @@ class Queue {
   private:
     void fork();
     void give_encodes();
+    PlannedAttention& new_plan(const cuda::AttentionShape& shape, const std::vector<int>& key);
     static std::mutex& shared_mutex();
     static Queue& shared(int device);
     void refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t bytes);
@@ -226,15 +253,17 @@ class Queue {
     std::uint32_t* not_finite_ = nullptr;  ///< memory of the host
     bool deferring_ = false, keeping_ = false, moving_ = false;
     std::function<void()> catch_up_;
-    Launches waiting_, rehearsals_;
+    Launches waiting_, rehearsals_, early_;
     struct EncodeJobs {
         std::array<cuda::EncodeJob, cuda::kMostEncodeJobs> of;
         std::size_t n = 0;
     } encodes_;
-    cuda::KeepRows kept_;  ///< by the last launch, if that may take in others
-    bool may_join_ = false;
+    cuda::KeepRows kept_[2];  ///< since others gave work
+    int n_kept_ = 0;          ///< of them; 2: in the same slots
+    std::vector<std::int32_t> kept_slots_;
+    bool may_join_ = false, joined_ = false;  ///< the last launch keeps the first of them; both
     std::deque<PlannedAttention> plans_;
-    std::uint64_t clock_ = 0;
+    std::uint64_t clock_ = 0, graph_ = 0;
     std::deque<Step> steps_;
     std::vector<std::int32_t> side_slots_;
     struct TurnsKey {

@@ -19,7 +19,7 @@ struct Attend : Queries<D, kGroups> {
     using Base = Queries<D, kGroups>;
     using Base::p, Base::shared, Base::thread, Base::warp, Base::lane, Base::g, Base::t, Base::n, Base::kRows;
     using Base::item, Base::item_index, Base::kv_head, Base::row_block, Base::first_row, Base::n_kv, Base::exact, Base::tile_begin, Base::tile_end;
-    using Side = Stream<D, kFormat>;
+    using Side = TileStream<D, kFormat>;
     __device__ __forceinline__ explicit Attend(const Block<D, kGroups>& block) : Base(block) {}
 
     /// Sums of weighted values, largest logits and sums of weights of this warp; returns the factor of the former.

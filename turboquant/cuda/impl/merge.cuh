@@ -41,7 +41,7 @@ struct Merge : Block<D, kGroups> {
         __syncthreads();
         const int n_units = p.n_head_kv * p.n_row_blocks, unit = kv_head * p.n_row_blocks + row_block;
         const std::size_t slot = static_cast<std::size_t>(item_index) * n_units + unit;
-        const bool alone = item.n_splits == 1;
+        const bool alone = item.n_splits == 1 && !p.parts_only;
         float2* total = reinterpret_cast<float2*>(shared + l.total);
 #pragma unroll 1
         for (int i = thread; i < kRows * D / 4; i += 32 * kWarps) {
@@ -71,6 +71,7 @@ struct Merge : Block<D, kGroups> {
 
     /// True in the last block of its head to get here; then `rows` and `total` hold the merged result.
     __device__ __forceinline__ bool merge_blocks(const SharedLayout& l, int n_units, int unit, float* rows, float2* total) {
+        if (p.parts_only) return false;
         int* last = reinterpret_cast<int*>(shared + l.last);
         unsigned* count = p.count + static_cast<std::size_t>(item.seq) * n_units + unit;
         __syncthreads();  // what the block wrote is before what its first thread does, and that is before what it reads

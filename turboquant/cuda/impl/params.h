@@ -63,6 +63,7 @@ struct AttentionParams {
     const AttentionItem* items;    // compressed ones, then exact ones; null: splits_each per sequence, in order
     int splits_each, n_seq, n_compressed;
     bool has_exact, causal;
+    bool parts_only;  // all blocks leave their parts, another launch merges them (join.cuh)
     int window;
     const std::uint16_t *mask, *exact_mask;
     const std::uint8_t *mask_tiles, *exact_mask_tiles;  // [seq][token][tile]: MaskTile; null: not known

@@ -53,11 +53,11 @@ __device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(~0u, x)
 
 /// One side of the item that a block works on.
 template <int D, int kFormat>
-struct Stream {
+struct TileStream {
     const uint8_t* tiles;
     std::size_t stride;
     int format;
-    __device__ __forceinline__ Stream(const SideParams& s, int seq, int head) {
+    __device__ __forceinline__ TileStream(const SideParams& s, int seq, int head) {
         format = kFormat != kAnyFormat ? kFormat : s.codec;
         tiles = s.tiles + seq * s.seq_stride;
         if (kFormat == kAnyFormat && s.head_codec) {

@@ -1,0 +1,171 @@
+// The end of a call whose newest rows were made while its other parts were under way (attention.h, run_before_rows): a block takes a query
+// row, attends to the newest rows where the model made them, and merges the parts; other blocks of the launch keep these rows.
+#pragma once
+
+#include "turboquant/attention/attention.h"
+#include "turboquant/cuda/impl/join_params.h"
+#include "turboquant/cuda/impl/merge.cuh"
+#include "turboquant/cuda/impl/step.h"
+
+namespace turboquant::cuda {
+
+/// One query row, by a block: each warp takes every fourth part, the first the newest rows too.
+template <int D>
+struct Join {
+    static constexpr int kEach = D / 32, kBatch = 64 / kEach;
+    struct Shared {
+        float y[kWarps][D];
+        float2 total[kWarps];
+    };
+    const AttentionParams& p;
+    const JoinParams& j;
+    Shared& shared;
+    const int warp, lane, seq, kv_head, row, token, head;
+
+    __device__ __forceinline__ void run() const {
+        const int n_units = p.n_head_kv * p.n_row_blocks, rows = j.rows_of_block, unit = kv_head * p.n_row_blocks + row / rows;
+        int n_parts = p.splits_each, first_item = seq * p.splits_each;
+        if (p.items) {  // exact rows' items come last, one for each sequence
+            const AttentionItem item = p.items[p.n_compressed + seq];
+            n_parts = item.n_splits, first_item = item.first_item;
+        }
+        const std::size_t step = static_cast<std::size_t>(n_units) * rows,
+                          at = (static_cast<std::size_t>(first_item + warp) * n_units + unit) * rows + row % rows;
+        const float* parts = p.part + at * D;
+        const int n = (n_parts - warp + kWarps - 1) / kWarps;  // at most 32 (attention_plan.cpp)
+
+        // All loads that wait for nothing.
+        const bool has_rows = warp == 0;
+        float q[kEach], k[kEach], v[kEach];
+        const std::uint16_t seen = has_rows && lane < j.n ? j.mask[(seq * p.n_tokens + token) * j.n + lane] : kMaskHidden;
+        if (has_rows) {
+            const float* from = (p.exact_q ? p.exact_q : p.q) + seq * p.q_seq_stride + token * p.q_token_stride + head * p.q_head_stride;
+#pragma unroll
+            for (int i = 0; i < kEach; ++i) q[i] = from[lane + 32 * i];
+            load_row(0, k, v);
+        }
+        const float2 ml = lane < n ? __ldcg(p.part_ml + at + lane * kWarps * step) : make_float2(kLeast, 0);
+        float x[kBatch][kEach];
+        load_parts(parts, step, 0, n, x);
+
+        // The newest rows: lane i has row i's logit, in units of log2.
+        float logit = kLeast;
+        const unsigned rows_seen = __ballot_sync(~0u, seen != kMaskHidden);
+        for_each(rows_seen, [&](int i) {
+            if (i) load_row(i, k, v);
+            float dot = 0;
+#pragma unroll
+            for (int d = 0; d < kEach; ++d) dot = fmaf(q[d], k[d], dot);
+            dot = sum(dot);
+            if (lane == i) logit = dot * p.scale * kLog2e;
+        });
+        if (seen != kMaskHidden && p.softcap != 0) logit = p.softcap * kLog2e * tanhf(logit / (p.softcap * kLog2e));
+        if (seen != kMaskHidden && seen) logit = fmaf(__half2float(__ushort_as_half(seen)), slope(), logit);
+
+        const float top = most(fmaxf(logit, ml.x)), weight = seen != kMaskHidden ? exp2_fast(logit - top) : 0, of_part = exp2_fast(ml.x - top);
+        const float all = sum(fmaf(of_part, ml.y, weight));
+        float y[kEach] = {};
+#pragma unroll 1
+        for (int s0 = 0; s0 < n; s0 += kBatch) {
+            if (s0) load_parts(parts, step, s0, n, x);
+#pragma unroll
+            for (int s = 0; s < kBatch; ++s) {
+                const float f = __shfl_sync(~0u, of_part, (s0 + s) & 31);  // of none: 0 times 0
+#pragma unroll
+                for (int i = 0; i < kEach; ++i) y[i] = fmaf(f, x[s][i], y[i]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) shared.y[warp][lane + 32 * i] = y[i];
+        if (lane == 0) shared.total[warp] = make_float2(top, all);
+        __syncthreads();
+        if (warp == 0) finish(rows_seen, weight, k, v);
+    }
+
+  private:
+    /// Sinks, the division, the way back out of the rotated space, where the newest rows' values are.
+    __device__ __forceinline__ void finish(unsigned rows_seen, float weight, float (&k)[kEach], float (&v)[kEach]) const {
+        const float sink = p.sinks ? p.sinks[head] * kLog2e : kLeast;
+        float top = sink, factor[kWarps], y[kEach] = {};
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) top = fmaxf(top, shared.total[w].x);
+        float all = p.sinks ? exp2_fast(sink - top) : 0;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+            factor[w] = exp2_fast(shared.total[w].x - top), all = fmaf(factor[w], shared.total[w].y, all);
+#pragma unroll
+            for (int i = 0; i < kEach; ++i) y[i] = fmaf(factor[w], shared.y[w][lane + 32 * i], y[i]);
+        }
+        if (!format_is_raw(p.v.head_codec ? p.v.head_codec[kv_head] : p.v.codec)) rotate_lanes<D>(y, lane, p.signs_out, p.signs_in);
+        for_each(rows_seen, [&](int i) {
+            if (rows_seen != 1) load_row(i, k, v);
+            const float w = __shfl_sync(~0u, weight, i) * factor[0];
+#pragma unroll
+            for (int d = 0; d < kEach; ++d) y[d] = fmaf(w, v[d], y[d]);
+        });
+        const float f = all > 0 ? 1 / all : 0;
+        float* to = p.out + seq * p.out_seq_stride + token * p.out_token_stride + head * p.out_head_stride;
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) to[lane + 32 * i] = y[i] * f;
+        if (p.lse && lane == 0)
+            p.lse[(static_cast<std::size_t>(seq) * p.n_tokens + token) * p.n_head + head] = all > 0 ? (top + log2f(all)) * 0.6931471805599453f : -INFINITY;
+    }
+
+    template <class F>
+    __device__ __forceinline__ static void for_each(unsigned bits, F&& f) {
+#pragma unroll 1
+        for (; bits; bits &= bits - 1) f(__ffs(bits) - 1);
+    }
+    __device__ __forceinline__ static float sum(float x) {
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) x += __shfl_xor_sync(~0u, x, d);
+        return x;
+    }
+    __device__ __forceinline__ static float most(float x) {
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
+        return x;
+    }
+    __device__ __forceinline__ void load_row(int i, float (&k)[kEach], float (&v)[kEach]) const {
+        const float *a = j.kept.of[0].x + i * j.kept.of[0].stride + kv_head * D, *b = j.kept.of[1].x + i * j.kept.of[1].stride + kv_head * D;
+#pragma unroll
+        for (int d = 0; d < kEach; ++d) k[d] = a[lane + 32 * d], v[d] = b[lane + 32 * d];
+    }
+    __device__ __forceinline__ void load_parts(const float* parts, std::size_t step, int s0, int n, float (&x)[kBatch][kEach]) const {
+#pragma unroll
+        for (int s = 0; s < kBatch; ++s)
+#pragma unroll
+            for (int i = 0; i < kEach; ++i) x[s][i] = s0 + s < n ? __ldcg(parts + (s0 + s) * kWarps * step * D + lane + 32 * i) : 0;
+    }
+    __device__ __forceinline__ float slope() const {
+        if (p.max_bias == 0) return kLog2e;
+        int n2 = 1;
+        while (2 * n2 <= p.n_head) n2 *= 2;
+        const float exponent = head < n2 ? -p.max_bias * (head + 1) / n2 : -p.max_bias / 2 * (2 * (head - n2) + 1) / n2;
+        return kLog2e * exp2f(exponent);
+    }
+};
+
+/// A query row a block, then 4 heads of kept rows a block, keys and values.
+template <int D>
+__global__ void __launch_bounds__(32 * kWarps) join_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ JoinParams j) {
+    __shared__ typename Join<D>::Shared shared;
+    const int warp = uniform(threadIdx.x >> 5), lane = threadIdx.x & 31, n_join = p.n_seq * p.n_head_kv * p.n_rows;
+    let_next_begin();
+    if (static_cast<int>(blockIdx.x) < n_join) {
+        const int unit = blockIdx.x / p.n_rows, row = blockIdx.x - unit * p.n_rows;
+        const int seq = unit / p.n_head_kv, kv_head = unit - seq * p.n_head_kv, token = row / p.group;
+        Join<D>{p, j, shared, warp, lane, seq, kv_head, row, token, kv_head * p.group + row - token * p.group}.run();
+        return;
+    }
+    const int at = (blockIdx.x - n_join) * kWarps + warp;
+    if (at >= 2 * j.n * p.n_head_kv) return;
+    const KeepRows& a = j.kept.of[at & 1];
+    const int i = (at >> 1) / p.n_head_kv, head = (at >> 1) - i * p.n_head_kv;
+    float x[D / 32];
+#pragma unroll
+    for (int k = 0; k < D / 32; ++k) x[k] = a.x[i * a.stride + head * D + lane + 32 * k];
+    keep_head<D / 32>(a, i, head, lane, x);
+}
+
+}  // namespace turboquant::cuda
