@@ -115,7 +115,7 @@ class CudaRowsApart : public CudaKeeping, public ::testing::WithParamInterface<A
 
 /// As rows that were kept before: the same but for the rounding of what is kept, and what is kept is the same.
 TEST_P(CudaRowsApart, AreAttendedToAsKeptRowsAre) {
-    constexpr int n_head_kv = 2, n_slots = 128, n_old = 10, n_stride = n_slots;
+    constexpr int n_head_kv = 2, n_slots = 128, n_old = 10;
     constexpr std::uint16_t kMinusOne = 0xbc00;
     const Apart& a = GetParam();
     std::vector<std::unique_ptr<Problem>> problems;
@@ -139,26 +139,26 @@ TEST_P(CudaRowsApart, AreAttendedToAsKeptRowsAre) {
 
     // A token sees its sequence's old rows, shared here, and the new ones up to its own.
     const std::uint16_t near = a.max_bias > 0 ? kMinusOne : std::uint16_t{0};
-    std::vector<std::uint16_t> all(static_cast<std::size_t>(n_new) * n_stride, kMaskHidden), old, fresh;
+    std::vector<std::uint16_t> all(static_cast<std::size_t>(n_new) * n_slots, kMaskHidden), old, fresh;
     for (int row = 0; row < n_new; ++row)
-        for (const int slot : old_slots) all[row * n_stride + slot] = near;
+        for (const int slot : old_slots) all[row * n_slots + slot] = near;
     for (int row = 0; row < n_new; ++row)
         for (int i = 0; i < n_new; ++i) {
             const bool seen = i / a.n_tokens == row / a.n_tokens && i <= row;
             fresh.push_back(seen ? (i < row ? near : std::uint16_t{0}) : kMaskHidden);
-            all[row * n_stride + new_slots[i]] = fresh.back();
+            all[row * n_slots + new_slots[i]] = fresh.back();
         }
     old = all;
     for (int row = 0; row < n_new; ++row)
-        for (const int slot : new_slots) old[row * n_stride + slot] = kMaskHidden;
+        for (const int slot : new_slots) old[row * n_slots + slot] = kMaskHidden;
     if (a.max_bias > 0) {  // of a mask
         rig.args.max_bias = a.max_bias;
         rig.args.mask = rig.keep(std::vector<std::uint16_t>(static_cast<std::size_t>(n_new) * 1024, kMinusOne))->as<std::uint16_t>();
-        rig.args.mask_token_stride = 1024, rig.args.mask_seq_stride = 1024 * a.n_tokens;
+        rig.args.mask_token_slots = 1024, rig.args.mask_seq_stride = 1024 * a.n_tokens;
     }
     rig.args.exact_n = rig.keep(std::vector<std::int32_t>(a.n_seq, n_slots))->as<std::int32_t>();
     rig.args.exact_mask = rig.keep(all)->as<std::uint16_t>();
-    rig.args.exact_mask_token_stride = n_stride, rig.args.exact_mask_seq_stride = static_cast<std::size_t>(a.n_tokens) * n_stride;
+    rig.args.exact_mask_token_slots = n_slots, rig.args.exact_mask_seq_stride = static_cast<std::size_t>(a.n_tokens) * n_slots;
     const auto* old_mask = rig.keep(old)->as<std::uint16_t>();
     const NewRows rows{made[0], made[1], rig.keep(fresh)->as<std::uint16_t>()};
     ASSERT_TRUE(can_split(rig.plan, rig.args, rows.keys, rows.values));

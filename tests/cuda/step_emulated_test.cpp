@@ -31,11 +31,7 @@ struct Kept {
     }
     static void warp(const KeepRows& a, int i, int h) {
         const auto of_size = [&]<int n>() {
-            const std::function<void(int)> body = [&](int lane) {
-                float x[n];
-                for (int k = 0; k < n; ++k) x[k] = a.x[i * a.stride + h * a.head_dim + lane + 32 * k];
-                keep_head<n>(a, i, h, lane, x);
-            };
+            const std::function<void(int)> body = [&](int lane) { keep_head<n>(a, i, h, lane); };
             emulator::Block::run(32, body);
         };
         a.head_dim == 64 ? of_size.operator()<2>() : a.head_dim == 128 ? of_size.operator()<4>() : of_size.operator()<8>();

@@ -22,10 +22,7 @@ __global__ void __launch_bounds__(128) keep_heads_kernel(const __grid_constant__
     let_next_begin();  // not sooner: attention beside this reads what was made before it
     if (at < a.n * a.n_head) {
         const int i = at / a.n_head, head = at - i * a.n_head;
-        float x[n];
-#pragma unroll
-        for (int k = 0; k < n; ++k) x[k] = a.x[i * a.stride + head * 32 * n + lane + 32 * k];
-        keep_head<n>(a, i, head, lane, x);
+        keep_head<n>(a, i, head, lane);
     }
 }
 __global__ void keep_rows_kernel(const __grid_constant__ KeptPair pair) {

@@ -5,7 +5,6 @@
 #include <map>
 #include <new>
 #include <optional>
-#include <string_view>
 
 #include "turboquant/ggml/decoded_sources.h"
 #include "turboquant/ggml/inner_device.h"
@@ -145,8 +144,6 @@ void keep_rows_allocated(ggml_backend_t backend, ggml_cgraph* graph, ggml_backen
     }
 }
 
-bool can_keep_allocated() { return std::string_view(ggml_version()).starts_with("0.25."); }
-
 ggml_guid_t guid() {
     static ggml_guid id = {0x74, 0x75, 0x72, 0x62, 0x6f, 0x71, 0x75, 0x61, 0x6e, 0x74, 0x2e, 0x63, 0x70, 0x70, 0x00, 0x01};
     return &id;
@@ -171,7 +168,7 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
         i.free = [](ggml_backend_t x) { delete &backend_of(x); };
         i.graph_compute = graph_compute;
         if (!device.on_host()) i.synchronize = [](ggml_backend_t x) { backend_of(x).inner->synchronize(); };
-        if (!device.on_host() && can_keep_allocated())
+        if (!device.on_host() && is_ggml_0_25())
             i.graph_optimize = reinterpret_cast<void (*)()>(static_cast<graph_optimize_025>(keep_rows_allocated));
         return &b.release()->backend;
     } catch (const std::exception& e) {

@@ -16,7 +16,7 @@ constexpr std::size_t kMostKnown = 256, kKnownEach = 3;
 
 /// Whether the wrapped backend launches nodes one by one when it sees them changed since the time before, changed in ggml_tensor::padding.
 /// Else it might begin a capture of its own within ours, which ends the process.
-bool inner_can_be_captured() { return std::string_view(ggml_version()).starts_with("0.25."); }
+bool inner_can_be_captured() { return is_ggml_0_25(); }
 
 }  // namespace
 
@@ -136,15 +136,15 @@ std::size_t GpuBackend::give_marked(const Launches& launches, const Lanes& lanes
     for (std::size_t i = 0; i < marks_.size(); i++) {
         const Mark &m = marks_[i], &last = marks_[last_of_run(i)];
         const bool begins_early = last.early > early;
+        bool beside = false;
         if (capturing_ && inner_between(from_, m.node)) {
             const int queries = begins_early ? queries_end(i, last_of_run(i)) : m.node;
             if (last.rehearsals > rehearsed)
                 rehearse(queries, begins_early ? 1 : 2, std::exchange(rehearsed, last.rehearsals), last.rehearsals);
-            if (begins_early) begin_early(queries, std::exchange(early, last.early), last.early);
-            begin_inner(m.node, lanes);
-            if (begins_early) must(cuda::wait_for(lanes.main, early_done_));
+            if ((beside = begins_early)) begin_early(queries, std::exchange(early, last.early), last.early);
         }
         begin_inner(m.node, lanes);
+        if (beside) must(cuda::wait_for(lanes.main, early_done_));
         must(queue_->earlies().run(early, last.early, lanes));
         early = last.early;
         must(launches.run(done, m.launches, lanes));

@@ -54,6 +54,8 @@ std::string check_ggml_version(const char* version) {
            " to " + kNewestGgml + ".x). Update turboquant, or load it all the same with TURBOQUANT_KV=\"turbo4,abi=any\" at your own risk";
 }
 
+bool is_ggml_0_25() { return std::string_view(ggml_version()).starts_with("0.25."); }
+
 std::string check_registry(const void* caller) {
     Dl_info ours{}, theirs{};
     for (const char* name : {"libllama.so.0", "libllama.so"}) {

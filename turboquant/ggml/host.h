@@ -22,6 +22,8 @@ inline constexpr const char* kNewestGgml = "0.25";  // any 0.25.x
 
 /// Empty if ggml_version() is one we know; else what to do about it.
 std::string check_ggml_version(const char* version);
+/// For what was checked with 0.25 alone: more than an interface's layout.
+bool is_ggml_0_25();
 
 /// Empty if the registry that `caller` (an address in it) belongs to is the one that libllama uses, or no libllama is loaded as a shared
 /// library; else what is wrong and what to do. A process may hold two copies of libggml, as with llama-cpp-python's wheel, where libggml.so

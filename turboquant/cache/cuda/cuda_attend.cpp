@@ -9,8 +9,6 @@
 namespace turboquant {
 namespace {
 
-constexpr int kDecodeTokens = 8;  // up to so many query tokens exact rows are one more part of the same call
-
 using Calls = std::span<const TileStore::StreamCall>;
 
 std::size_t tiles_of(int n_kv) { return (static_cast<std::size_t>(n_kv) + kTileKeys - 1) / kTileKeys; }
@@ -54,7 +52,7 @@ void set_exact_rows(Queue& q, Calls calls, Queue::Step& s, std::size_t capacity)
             for (int i = 0, e = c.args.exact.n; i < e; i++)
                 row[c.args.exact.k_slots[i]] = c.args.exact.mask[static_cast<std::size_t>(t) * e + i];
     const std::uint16_t* there = q.refresh(s.exact_mask, mask.data(), mask.size());
-    set_new_rows(q, s, mask, q.kept_slots());
+    set_new_rows(q, s, std::move(mask), q.kept_slots());
     s.exact_mask_tiles = n_tokens <= kDecodeTokens
                              ? nullptr
                              : summarize(q, s.of_exact_mask,
@@ -147,21 +145,15 @@ void set_cells(Queue& q, Calls calls, Queue::Step& s) {
     });
 }
 
-/// A call as it is given to a stream.
-auto attention_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& args) {
-    return [plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>()](cuda::Stream stream) {
+/// A call as it is given to a stream; or the first of its two launches (cuda::can_split).
+auto attention_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& args,
+                  decltype(&cuda::run_attention) run = &cuda::run_attention) {
+    return [plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>(), run](cuda::Stream stream) {
         static_cast<void>(number);  // tells plans apart that lie in the same place, one after the other
-        return cuda::run_attention(*plan, args, workspace, stream);
+        return run(*plan, args, workspace, stream);
     };
 }
-
-/// Its two launches (cuda::can_split).
-auto before_rows_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& args) {
-    return [plan = &p.plan, number = p.number, args, workspace = p.workspace.as<void>()](cuda::Stream stream) {
-        static_cast<void>(number);
-        return cuda::run_before_rows(*plan, args, workspace, stream);
-    };
-}
+/// The second.
 auto with_rows_on(const Queue::PlannedAttention& p, const cuda::AttentionArgs& args, const cuda::NewRows& rows) {
     return [plan = &p.plan, number = p.number, args, rows, workspace = p.workspace.as<void>()](const Lanes& lanes) {
         static_cast<void>(number);
@@ -189,10 +181,11 @@ bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionSh
         args.exact_mask = step.old_mask.array.as<std::uint16_t>();
         // Where the launch that kept them was done, the data of its arguments may be another's by now.
         rows.keep = q.drop_keeping();
+        const auto before = attention_on(p, args, &cuda::run_before_rows);
         if (rows.keep)
-            q.early(before_rows_on(p, args));
+            q.early(before);
         else
-            q.launch([run = before_rows_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
+            q.launch([before](const Lanes& lanes) { return before(lanes.main); });
         q.launch(with_rows_on(p, args, rows));
         return true;
     }
@@ -209,11 +202,9 @@ void rehearse_attention(Queue& q, cuda::AttentionShape shape, cuda::AttentionArg
     shape.n_kv = {&n_kv, 1};
     args.out = q.memory<float>(Queue::Use::rehearsed, static_cast<std::size_t>(shape.n_head) * shape.head_dim);
     args.out_token_stride = args.out_seq_stride = 0, args.out_head_stride = shape.head_dim;
-    const Queue::PlannedAttention& p = q.plan(shape, true);
-    if (split)
-        q.rehearse([run = before_rows_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
-    else
-        q.rehearse([run = attention_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
+    q.rehearse([run = attention_on(q.plan(shape, true), args, split ? &cuda::run_before_rows : &cuda::run_attention)](const Lanes& lanes) {
+        return run(lanes.main);
+    });
 }
 
 }  // namespace

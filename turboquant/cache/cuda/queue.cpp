@@ -225,15 +225,15 @@ Queue::PlannedAttention& Queue::plan(const cuda::AttentionShape& s, bool rehears
 /// Batches of a prompt have other numbers of cells each: their plan takes the memory of the one before, whose launches are before its own.
 Queue::PlannedAttention& Queue::new_plan(const cuda::AttentionShape& s, const std::vector<int>& key) {
     constexpr std::size_t kCells = 4;  // where a key has them
-    constexpr int kFewTokens = 8;      // steps of decoding come again with the same cells
     const auto follows = [&](const PlannedAttention& p) {
+        if (p.graph == graph_ || p.key.size() != key.size()) return false;
         std::vector<int> other = p.key;
         other[kCells] = key[kCells];
-        return p.graph != graph_ && other == key;
+        return other == key;
     };
     cuda::AttentionPlan plan;
     must(cuda::plan_attention(tables_->device(), s, plan));
-    auto at = s.n_tokens > kFewTokens ? std::ranges::find_if(plans_, follows) : plans_.end();
+    auto at = s.n_tokens > kDecodeTokens ? std::ranges::find_if(plans_, follows) : plans_.end();
     if (at == plans_.end()) {
         if (plans_.size() == kPlans) {
             catch_up();

@@ -24,6 +24,9 @@
 
 namespace turboquant {
 
+/// Up to so many query tokens a step decodes: exact rows are one more part of its calls, and steps come again with the same cells.
+inline constexpr int kDecodeTokens = 8;
+
 class Queue {
   public:
     /// Throws std::runtime_error.
@@ -201,8 +204,8 @@ class Queue {
         const std::uint8_t *mask_tiles = nullptr, *exact_mask_tiles = nullptr;  ///< or null
         bool own_mask = false;
         int n_slots = 0;  ///< of exact rows, at most
-        std::vector<std::int32_t>
-            new_slots{};  ///< of rows that the step makes; old_mask is exact_mask without them, new_mask [seq][token][row]
+        /// Of rows that the step makes; old_mask is exact_mask without them, new_mask theirs, [seq][token][row].
+        std::vector<std::int32_t> new_slots{};
         std::size_t exact_stride = 0, cell_seq_stride = 0;
         int max_position = 0;
         std::vector<std::uint64_t> cells{};  ///< TileStore::StreamCall::cells of what cell_pos and cell_term hold; empty: not known

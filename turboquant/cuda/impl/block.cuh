@@ -1,12 +1,12 @@
 // The work of a block: a part of one sequence's tiles, or its exact rows, for one KV head and one block of query rows.
 #pragma once
 
+#include "turboquant/cuda/impl/alibi.cuh"
 #include "turboquant/cuda/impl/shared_layout.h"
 #include "turboquant/cuda/impl/stream.cuh"
 
 namespace turboquant::cuda {
 
-inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr float kQueryTop = 32500;  // 15 bits in two signed bytes
 inline constexpr float kLeast = -1e30f;    // below all logits; differences of it with itself are 0, not NaN
 
@@ -75,14 +75,7 @@ struct Block {
         tile_end = exact ? end : min(end, begin + static_cast<int>(2 * (n_pairs * (split + 1) / splits)));
     }
 
-    __device__ __forceinline__ float slope_of(int row) const {
-        if (p.max_bias == 0) return kLog2e;
-        const int h = kv_head * p.group + row % p.group;
-        int n2 = 1;
-        while (2 * n2 <= p.n_head) n2 *= 2;
-        const float exponent = h < n2 ? -p.max_bias * (h + 1) / n2 : -p.max_bias / 2 * (2 * (h - n2) + 1) / n2;
-        return kLog2e * exp2f(exponent);
-    }
+    __device__ __forceinline__ float slope_of(int row) const { return mask_slope(p, kv_head * p.group + row % p.group); }
 };
 
 }  // namespace turboquant::cuda

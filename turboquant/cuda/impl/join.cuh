@@ -35,10 +35,9 @@ struct Join {
         const int n = (n_parts - warp + kWarps - 1) / kWarps;  // at most 32 (attention_plan.cpp)
 
         // All loads that wait for nothing.
-        const bool has_rows = warp == 0;
         float q[kEach], k[kEach], v[kEach];
-        const std::uint16_t seen = has_rows && lane < j.n ? j.mask[(seq * p.n_tokens + token) * j.n + lane] : kMaskHidden;
-        if (has_rows) {
+        const std::uint16_t seen = warp == 0 && lane < j.n ? j.mask[(seq * p.n_tokens + token) * j.n + lane] : kMaskHidden;
+        if (warp == 0) {
             const float* from = (p.exact_q ? p.exact_q : p.q) + seq * p.q_seq_stride + token * p.q_token_stride + head * p.q_head_stride;
 #pragma unroll
             for (int i = 0; i < kEach; ++i) q[i] = from[lane + 32 * i];
@@ -60,7 +59,7 @@ struct Join {
             if (lane == i) logit = dot * p.scale * kLog2e;
         });
         if (seen != kMaskHidden && p.softcap != 0) logit = p.softcap * kLog2e * tanhf(logit / (p.softcap * kLog2e));
-        if (seen != kMaskHidden && seen) logit = fmaf(__half2float(__ushort_as_half(seen)), slope(), logit);
+        if (seen != kMaskHidden && seen) logit = fmaf(__half2float(__ushort_as_half(seen)), mask_slope(p, head), logit);
 
         const float top = most(fmaxf(logit, ml.x)), weight = seen != kMaskHidden ? exp2_fast(logit - top) : 0, of_part = exp2_fast(ml.x - top);
         const float all = sum(fmaf(of_part, ml.y, weight));
@@ -137,13 +136,6 @@ struct Join {
 #pragma unroll
             for (int i = 0; i < kEach; ++i) x[s][i] = s0 + s < n ? __ldcg(parts + (s0 + s) * kWarps * step * D + lane + 32 * i) : 0;
     }
-    __device__ __forceinline__ float slope() const {
-        if (p.max_bias == 0) return kLog2e;
-        int n2 = 1;
-        while (2 * n2 <= p.n_head) n2 *= 2;
-        const float exponent = head < n2 ? -p.max_bias * (head + 1) / n2 : -p.max_bias / 2 * (2 * (head - n2) + 1) / n2;
-        return kLog2e * exp2f(exponent);
-    }
 };
 
 /// A query row a block, then 4 heads of kept rows a block, keys and values.
@@ -162,10 +154,7 @@ __global__ void __launch_bounds__(32 * kWarps) join_kernel(const __grid_constant
     if (at >= 2 * j.n * p.n_head_kv) return;
     const KeepRows& a = j.kept.of[at & 1];
     const int i = (at >> 1) / p.n_head_kv, head = (at >> 1) - i * p.n_head_kv;
-    float x[D / 32];
-#pragma unroll
-    for (int k = 0; k < D / 32; ++k) x[k] = a.x[i * a.stride + head * D + lane + 32 * k];
-    keep_head<D / 32>(a, i, head, lane, x);
+    keep_head<D / 32>(a, i, head, lane);
 }
 
 }  // namespace turboquant::cuda

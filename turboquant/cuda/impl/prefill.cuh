@@ -6,6 +6,7 @@
 // FlashAttention-3, arXiv:2407.08608.
 #pragma once
 
+#include "turboquant/cuda/impl/alibi.cuh"
 #include "turboquant/cuda/impl/prefill_params.h"
 #include "turboquant/cuda/impl/warp.cuh"
 #include "turboquant/cuda/impl/wgmma.cuh"
@@ -111,15 +112,7 @@ struct PrefillRows {
         row[0] = work.first_row + group * kGroupRows + thread / 32 * 16 + g, row[1] = row[0] + 8;
     }
 
-    __device__ __forceinline__ float slope_of(int r) const {
-        const AttentionParams& p = work.p.a;
-        if (p.max_bias == 0) return 1.4426950408889634f;
-        const int h = work.kv_head * p.group + r % p.group;
-        int n2 = 1;
-        while (2 * n2 <= p.n_head) n2 *= 2;
-        const float exponent = h < n2 ? -p.max_bias * (h + 1) / n2 : -p.max_bias / 2 * (2 * (h - n2) + 1) / n2;
-        return 1.4426950408889634f * exp2f(exponent);
-    }
+    __device__ __forceinline__ float slope_of(int r) const { return mask_slope(work.p.a, work.kv_head * work.p.a.group + r % work.p.a.group); }
 
     /// This warp has read all of a stage. Every warp says so: they read scales, each at its own pace.
     __device__ __forceinline__ void leave(uint64_t* empty) const {

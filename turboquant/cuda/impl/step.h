@@ -49,12 +49,13 @@ TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j, const float
     reinterpret_cast<std::uint16_t*>(tile + fragment_word_offset(a.head_dim, at.lane, at.word))[at.shift / 16] = half_bits(v);
 }
 
-/// keep_value of a head by one warp, whose lane has the values lane + 32 k (`x`, the batch's), for head sizes that are powers of two.
+/// keep_value of a head by one warp, whose lane has the values lane + 32 k, for head sizes that are powers of two.
 template <int n>
-TQ_DEVICE void keep_head(const KeepRows& a, int i, int head, int lane, const float (&x)[n]) {
+TQ_DEVICE void keep_head(const KeepRows& a, int i, int head, int lane) {
     const int head_dim = 32 * n, n_embd = a.n_head * head_dim, slot = a.slots ? a.slots[i] : -1;
     const bool rounded = a.rounded && a.rounded[i], turned = a.tiles && slot >= 0 && (!a.plain || !a.plain[head]);
-    float y[n];
+    float x[n], y[n];
+    for (int k = 0; k < n; ++k) x[k] = a.x[i * a.stride + head * head_dim + lane + 32 * k];
     for (int k = 0; k < n; ++k) {
         const int j = lane + 32 * k, dim = head * head_dim + j;
         std::uint16_t half = half_bits(x[k]);
