@@ -154,11 +154,11 @@ TEST_P(CudaRowsApart, AreAttendedToAsKeptRowsAre) {
     if (a.max_bias > 0) {  // of a mask
         rig.args.max_bias = a.max_bias;
         rig.args.mask = rig.keep(std::vector<std::uint16_t>(static_cast<std::size_t>(n_new) * 1024, kMinusOne))->as<std::uint16_t>();
-        rig.args.mask_token_slots = 1024, rig.args.mask_seq_stride = 1024 * a.n_tokens;
+        rig.args.mask_token_stride = 1024, rig.args.mask_seq_stride = 1024 * a.n_tokens;
     }
     rig.args.exact_n = rig.keep(std::vector<std::int32_t>(a.n_seq, n_slots))->as<std::int32_t>();
     rig.args.exact_mask = rig.keep(all)->as<std::uint16_t>();
-    rig.args.exact_mask_token_slots = n_slots, rig.args.exact_mask_seq_stride = static_cast<std::size_t>(a.n_tokens) * n_slots;
+    rig.args.exact_mask_token_stride = n_slots, rig.args.exact_mask_seq_stride = static_cast<std::size_t>(a.n_tokens) * n_slots;
     const auto* old_mask = rig.keep(old)->as<std::uint16_t>();
     const NewRows rows{made[0], made[1], rig.keep(fresh)->as<std::uint16_t>()};
     ASSERT_TRUE(can_split(rig.plan, rig.args, rows.keys, rows.values));
