@@ -108,6 +108,7 @@ class KvTensor {
     /// Must precede any use of restored rows: exact keys whose offset did not come with other rows are measured anew, as if just written;
     /// compressed ones are lost.
     RestoreResult finish_restore(StoreContext& ctx, CellPositions& cells);
+    bool restoring() const { return restoring_; }  ///< rows came since the last finish_restore()
 
     /// Moves the keys of row r by shift[r] positions (context shift). What was measured so far stays.
     void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
@@ -198,7 +199,7 @@ class KvTensor {
         std::int64_t row;
         std::vector<float> x;
     };
-    bool restoring_ = false;  ///< rows came since the last finish_restore()
+    bool restoring_ = false;
     std::vector<Waiting> waiting_;
     std::vector<Pending> pending_;
     std::map<std::uint32_t, std::vector<std::uint16_t>> mus_;  ///< by hash, of the state that is being restored

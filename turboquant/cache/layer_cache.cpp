@@ -41,7 +41,12 @@ bool LayerCache::removes_offset() const {
 }
 
 void LayerCache::finish_restore(StoreContext& ctx) {
-    if (has(Side::key)) lost_ = worse(lost_, tensor(Side::key).finish_restore(ctx, *cells_));
+    if (!has(Side::key) || !tensor(Side::key).restoring()) return;
+    lost_ = worse(lost_, tensor(Side::key).finish_restore(ctx, *cells_));
+    // Keys that waited for their offset came exactly, within windows or not. From here on both sides' windows are as where they came from, so
+    // that the next rows go to the same slots, and are attended to in the same way.
+    end_batch(ctx);
+    if (has(Side::value)) pair_exact(ctx);
 }
 
 bool LayerCache::write_keys(CacheContext& ctx, const StoreRows& batch, std::span<const std::int32_t> pos,

@@ -172,10 +172,7 @@ bool overlap(const cuda::AttentionShape& shape, const cuda::AttentionArgs& a, co
 /// nothing was.
 bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionShape& shape, cuda::AttentionArgs args) {
     const Queue::PlannedAttention& p = q.plan(shape);
-    // Not where there are few cells: with states of 5 and 40 tokens of the smallest formats, text after a restore parted from the text before
-    // it on a card: the first step then keeps its rows first, in all layers (docs/cuda.md).
-    constexpr int kFewCells = 256;
-    const cuda::KeepRows* kept = step.new_slots.empty() || shape.n_kv[0] <= kFewCells ? nullptr : q.kept_pair(step.new_slots);
+    const cuda::KeepRows* kept = step.new_slots.empty() ? nullptr : q.kept_pair(step.new_slots);
     if (kept && cuda::can_split(p.plan, args, kept[0], kept[1]) && !overlap(shape, args, kept[0]) && !overlap(shape, args, kept[1])) {
         cuda::NewRows rows{kept[0], kept[1], step.new_mask.array.as<std::uint16_t>(), false};
         args.exact_mask = step.old_mask.array.as<std::uint16_t>();

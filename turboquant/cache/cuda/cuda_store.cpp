@@ -160,10 +160,8 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
                  std::ranges::find(rows.rounded, 0) == rows.rounded.end() && std::ranges::min(rows.exact_slots) >= 0;
     // Where keys and values lie in different slots, their row is not seen exactly.
     later = later && q.same_slots(rows.exact_slots);
-    if (later)
-        q.reserve(later_, kLaterRows * layout_.n_embd() * sizeof(float));
-    else
-        q.settle();
+    if (!later || q.rows_move()) q.settle();
+    if (later) q.reserve(later_, kLaterRows * layout_.n_embd() * sizeof(float));
     if (const float* rounded = keep(q, rows, x, stride, later ? later_.as<float>() : nullptr)) x = rounded, stride = layout_.n_embd();
     std::vector<std::int64_t> places(n);
     for (std::size_t i = 0; i < n; i++) places[i] = layout_.place(rows.rows[i]);
