@@ -43,9 +43,9 @@ class SpecStore final : public TileStore {
         return finite;
     }
     bool takes_residuals() const override { return true; }
-    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
-                       std::uint64_t) const override {
-        if (queries) transform_queries(ctx, d_, *queries, a);
+    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, const StreamCall& call) const override {
+        AttentionArgs a = call.args;
+        if (call.queries) transform_queries(ctx, d_, *call.queries, a);
         a.k = view(stream), a.v = static_cast<const SpecStore&>(values).view(stream);
         set_exact(values, a.exact);
         if (const char* error = check_attention_args(a)) return error;

@@ -11,6 +11,7 @@
 #include "turboquant/codec/rotation.h"
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/fragment_order.h"
+#include "turboquant/cuda/impl/masks.h"
 #include "turboquant/cuda/impl/step.h"
 #include "turboquant/cuda/memory.h"
 
@@ -201,9 +202,20 @@ Status transform_queries(const TransformQueries& a, Stream) {
         }
     return {};
 }
-Status patch_mask(const PatchMask& a, Stream) {
+Status see_cells(const SeeCells& a, Stream) {
+    std::fill_n(a.seen, (a.n_kv + 63) / 64, std::uint64_t{0});
     for (int t = 0; t < a.n_tokens; ++t)
-        for (int j = 0; j < a.n_kv; ++j) patch_value(a, t, j);
+        for (int j = 0; j < a.n_kv; ++j)
+            if (a.mask[t * a.token_stride + j] != kMaskHidden) a.seen[j / 64] |= std::uint64_t{1} << j % 64;
+    return {};
+}
+Status window_masks(const WindowMasks& a, Stream) {
+    for (int row = 0; row < a.n_seq * a.n_tokens; ++row) {
+        std::int32_t own = -1;
+        for (int s = 0; s < a.n_slots; ++s) own = std::max(own, seen_position(a, row, s));
+        for (std::size_t j = 0; j < a.out_stride; ++j) a.out[row * a.out_stride + j] = cell_value(a, row, static_cast<int>(j));
+        for (int s = 0; s < a.n_slots; ++s) take_slot(a, row, own, s);
+    }
     return {};
 }
 std::size_t attention_table_bytes(int) { return 256; }

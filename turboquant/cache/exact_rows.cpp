@@ -104,7 +104,7 @@ void ExactRows::add(std::span<const std::int64_t> rows, const CellPositions& cel
     clock_++;
 }
 
-void ExactRows::add_now(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::int32_t>& slots) {
+void ExactRows::make_way(std::span<const std::int64_t> rows, const CellPositions& cells) {
     constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
     BySequence<std::int32_t> first;  // position of the batch's first token
     for (const std::int64_t row : rows)
@@ -115,6 +115,10 @@ void ExactRows::add_now(std::span<const std::int64_t> rows, const CellPositions&
     // The batch's own rows have their new positions, so they go, too, and are written again.
     for (std::int64_t& row : slots_)
         if (row >= 0 && (cells.at(row) < 0 || cells.at(row) >= first.at(sequence(row, cells), kNone))) row = -1;
+}
+
+void ExactRows::add_now(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::int32_t>& slots) {
+    make_way(rows, cells);
     slots.assign(rows.size(), -1);
     std::size_t next = 0;
     for (std::size_t i = 0; i < rows.size(); i++)

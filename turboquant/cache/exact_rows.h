@@ -54,6 +54,8 @@ class ExactRows {
     /// Takes in a batch: slots[i] is that of rows[i], or -1. A token at position p ends what was kept of its sequence from p on: it was cut
     /// back. Rows of unknown position are not kept.
     void add(std::span<const std::int64_t> rows, const CellPositions& cells, std::vector<std::int32_t>& slots);
+    /// The first of that alone: drops what the batch ends.
+    void make_way(std::span<const std::int64_t> rows, const CellPositions& cells);
     /// Takes in a restored row, in any order; returns its slot.
     std::int32_t put(std::int64_t row);
     /// Drops what no later query can want. The moves close the slots up, in this order; then there are slots().size() of them.

@@ -103,6 +103,11 @@ void KvTensor::end_batch(StoreContext& ctx, const CellPositions& cells) {
     store_->move_exact(ctx, moves, exact_->slots().size());
 }
 
+void KvTensor::make_way(StoreContext& ctx, std::span<const std::int64_t> rows, const CellPositions& cells) {
+    if (exact_) exact_->make_way(rows, cells);
+    end_batch(ctx, cells);
+}
+
 void KvTensor::pair_exact(StoreContext& ctx, const ExactRows& other) {
     const std::size_t before = exact_->slots().size();
     const ExactRows::Arrangement moves = exact_->arrange(other.slots());

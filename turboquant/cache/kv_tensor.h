@@ -57,6 +57,8 @@ class KvTensor {
     /// (CellPositions::place). Returns false if a value was not finite. Once attention over it is done, end_batch() follows.
     bool write(StoreContext& ctx, StoreRows batch, const CellPositions& cells, bool remove_offset);
     void end_batch(StoreContext& ctx, const CellPositions& cells);
+    /// Drops what such a batch, which is placed, ends of its sequences' windows, and what none can want that comes after it.
+    void make_way(StoreContext& ctx, std::span<const std::int64_t> rows, const CellPositions& cells);
 
     /// Encodes a batch of rows as they are. While outlier channels are measured (measuring), the measurement is brought up to date and what
     /// was written before is encoded again. Returns false if a value was not finite.
@@ -108,7 +110,6 @@ class KvTensor {
     /// Must precede any use of restored rows: exact keys whose offset did not come with other rows are measured anew, as if just written;
     /// compressed ones are lost.
     RestoreResult finish_restore(StoreContext& ctx, CellPositions& cells);
-    bool restoring() const { return restoring_; }  ///< rows came since the last finish_restore()
 
     /// Moves the keys of row r by shift[r] positions (context shift). What was measured so far stays.
     void rotate(StoreContext& ctx, const RopeParams& rope, std::span<const std::int32_t> shift);
@@ -199,7 +200,7 @@ class KvTensor {
         std::int64_t row;
         std::vector<float> x;
     };
-    bool restoring_ = false;
+    bool restoring_ = false;  ///< rows came since the last finish_restore()
     std::vector<Waiting> waiting_;
     std::vector<Pending> pending_;
     std::map<std::uint32_t, std::vector<std::uint16_t>> mus_;  ///< by hash, of the state that is being restored

@@ -41,11 +41,14 @@ bool LayerCache::removes_offset() const {
 }
 
 void LayerCache::finish_restore(StoreContext& ctx) {
-    if (!has(Side::key) || !tensor(Side::key).restoring()) return;
-    lost_ = worse(lost_, tensor(Side::key).finish_restore(ctx, *cells_));
-    // Keys that waited for their offset came exactly, within windows or not. From here on both sides' windows are as where they came from, so
-    // that the next rows go to the same slots, and are attended to in the same way.
-    end_batch(ctx);
+    if (has(Side::key)) lost_ = worse(lost_, tensor(Side::key).finish_restore(ctx, *cells_));
+}
+
+/// Keys that waited for their offset came exactly, within windows or not. Before the next rows come both sides' windows are as where they
+/// came from, so that these go to the same slots, and are attended to in the same way.
+void LayerCache::settle_windows(StoreContext& ctx, std::span<const std::int64_t> rows) {
+    for (const auto& kv : tensors_)
+        if (kv && kv->bound()) kv->make_way(ctx, rows, *cells_);
     if (has(Side::value)) pair_exact(ctx);
 }
 
@@ -60,6 +63,7 @@ bool LayerCache::write_keys(CacheContext& ctx, const StoreRows& batch, std::span
     } else if (!cells_->setter) {
         cells_->place_without_rope(batch.rows);
     }
+    if (std::exchange(restored_, false)) settle_windows(ctx.store, batch.rows);
     return tensor(Side::key).write(ctx.store, batch, *cells_, removes_offset());
 }
 
@@ -88,6 +92,7 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
         a = common;
         a.q = streams[i].q, a.out = streams[i].out, a.mask = streams[i].mask;
         std::uint64_t plan_number = 0, cells_number = 0;
+        const std::int32_t* exact_positions = nullptr;
         const bool offset = removes_offset();
         const ExactRows *k = keys.exact(), *v = k && !a.v_is_k ? values.exact() : nullptr;
         if (offset || k) {
@@ -100,15 +105,19 @@ const char* LayerCache::attend(CacheContext& ctx, AttentionArgs a, std::int64_t 
                                 a.n_tokens,
                                 a.n_kv,
                                 stream};
-            const StepPlan& plan = ctx.plans.find(*ctx.store.executor, mask, *cells_, k, v, offset, keys.store().exact_in_pairs());
+            PlanFor store{keys.store().exact_in_pairs(), keys.store().has_masks()};
+            if (store.has_masks && !streams[i].host_mask && a.mask)
+                store.see = [&](const StepMask& m, std::vector<std::uint16_t>& seen) { keys.store().see_cells(ctx.store, m, seen); };
+            const StepPlan& plan = ctx.plans.find(*ctx.store.executor, mask, *cells_, k, v, offset, store);
             plan_number = plan.number, cells_number = offset ? plan.cells_number : 0;
             a.mask_heads = mask.heads;
             // Exact keys are asked with the queries as the model made them.
             a.exact.q = a.q, a.exact.q_token_stride = a.q_token_stride, a.exact.q_head_stride = a.q_head_stride;
             plan.set_exact(a);
+            exact_positions = plan.exact_positions.data();
             if (offset) set_score_term(plan, queries_[i], a);
         }
-        calls_[i] = {a, offset && keys.offset() ? &queries_[i] : nullptr, plan_number, cells_number};
+        calls_[i] = {a, offset && keys.offset() ? &queries_[i] : nullptr, plan_number, cells_number, exact_positions};
     }
     // When all offsets have begun: one that begins changes what all calls are given.
     if (keys.offset())
@@ -143,6 +152,7 @@ void LayerCache::save_rows(StoreContext& ctx, Side side, std::int64_t first, std
 }
 
 RestoreResult LayerCache::restore_rows(StoreContext& ctx, Side side, std::int64_t first, std::int64_t n, RowReader& in) {
+    restored_ = true;
     return tensor(side).restore_rows(ctx, first, n, in, *cells_, side == Side::key && cells_->restorer == this);
 }
 

@@ -33,8 +33,9 @@ struct StreamQuery {
     const float* q = nullptr;
     float* out = nullptr;
     const std::uint16_t* mask = nullptr;
-    const std::uint16_t* host_mask = nullptr;  ///< the same where the host reads it; null: `mask` is there
-    const void* mask_id = nullptr;             ///< tells masks of a graph apart that lie in the same memory, one after the other
+    const std::uint16_t* host_mask =
+        nullptr;                    ///< the same where the host reads it; null: `mask` is there, or nowhere (TileStore::has_masks)
+    const void* mask_id = nullptr;  ///< tells masks of a graph apart that lie in the same memory, one after the other
 };
 
 class LayerCache {
@@ -106,6 +107,7 @@ class LayerCache {
   private:
     static int index(Side side) { return side == Side::key ? 0 : 1; }
     void finish_restore(StoreContext& ctx);
+    void settle_windows(StoreContext& ctx, std::span<const std::int64_t> rows);
     void pair_exact(StoreContext& ctx);
     void save_as_llama(StoreContext& ctx, Side side, std::size_t first, std::size_t n, std::uint16_t* out);
     void set_score_term(const StepPlan& plan, QueryTransform& queries, AttentionArgs& a);
@@ -117,6 +119,7 @@ class LayerCache {
     CarriedOffsets carried_[2];           ///< by the rows of llama.cpp's states
     std::uint64_t shift_generation_ = 0;  ///< see CellPositions::shift
     bool rope_known_ = false;
+    bool restored_ = false;  ///< since rows were written
     RestoreResult lost_ = RestoreResult::ok;
 };
 

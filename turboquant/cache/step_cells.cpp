@@ -104,14 +104,18 @@ std::uint64_t next_number() {
 
 }  // namespace
 
-void StepCells::set(Executor& executor, const StepMask& m, const CellPositions& cells) {
-    if (!follow(m, cells)) set_all(executor, m, cells);
-    cells_ = m.n_tokens == 1 ? &cells : nullptr, serial_ = cells.serial(), version_ = cells.version(), stream_ = m.stream;
+void StepCells::set(Executor& executor, const StepMask& m, const CellPositions& cells, const SeeCells& see) {
+    if (see || !follow(m, cells)) {
+        static thread_local std::vector<std::uint16_t> seen;
+        see ? see(m, seen) : find_visible(executor, m, seen);
+        set_all(m, cells, seen);
+        mask_.clear();
+        if (m.n_tokens == 1 && m.mask && !see) mask_.assign(m.mask, m.mask + m.n_kv);
+    }
+    cells_ = m.n_tokens == 1 && !see ? &cells : nullptr, serial_ = cells.serial(), version_ = cells.version(), stream_ = m.stream;
 }
 
-void StepCells::set_all(Executor& executor, const StepMask& m, const CellPositions& cells) {
-    static thread_local std::vector<std::uint16_t> seen;
-    find_visible(executor, m, seen);
+void StepCells::set_all(const StepMask& m, const CellPositions& cells, const std::vector<std::uint16_t>& seen) {
     const std::int32_t* packed = cells.packed().data() + m.stream * cells.n_cells();
     cell_pos.resize(m.n_kv), cell_term.resize(m.n_kv);
     OffsetList list(ids);
@@ -121,10 +125,6 @@ void StepCells::set_all(Executor& executor, const StepMask& m, const CellPositio
                   cell_term.data() + first);
     }
     cells_number = next_number();
-    if (m.n_tokens == 1 && m.mask)
-        mask_.assign(m.mask, m.mask + m.n_kv);
-    else
-        mask_.clear();
 }
 
 /// Tiles of which a cell or what is seen of it changed, ascending; takes over the mask. False: not known, or too many.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "turboquant/cache/positions.h"
@@ -20,6 +21,9 @@ struct StepMask {
     friend bool operator==(const StepMask&, const StepMask&) = default;
 };
 
+/// seen[j] != 0: some query of the mask sees cell j. Where the host cannot read the mask; else none.
+using SeeCells = std::function<void(const StepMask&, std::vector<std::uint16_t>& seen)>;
+
 class StepCells {
   public:
     /// Offset ids of the cells that some query sees (ScoreTerm). Cells of ended sequences keep their ids until they are overwritten, so
@@ -31,12 +35,12 @@ class StepCells {
 
     /// Makes it that of a call. Of single tokens only what changed since the call before is looked at: a step of decoding writes one cell
     /// and shows it, and as that stands where it was expected (hidden cells go on from their neighbours), nothing else comes of it.
-    void set(Executor& executor, const StepMask& m, const CellPositions& cells);
+    void set(Executor& executor, const StepMask& m, const CellPositions& cells, const SeeCells& see = {});
 
   private:
     bool follow(const StepMask& m, const CellPositions& cells);
     bool find_changes(const StepMask& m, const CellPositions& cells);
-    void set_all(Executor& executor, const StepMask& m, const CellPositions& cells);
+    void set_all(const StepMask& m, const CellPositions& cells, const std::vector<std::uint16_t>& seen);
 
     // Of the call before, if it was of a single token.
     const CellPositions* cells_ = nullptr;

@@ -54,15 +54,20 @@ void copy_masks(const StepMask& m, std::span<const int> tiles, const std::uint16
     }
 }
 
-void plan_windows(Executor& executor, const StepMask& m, std::span<const Exact> rows, WindowSizes windows, StepPlan& plan) {
-    plan.k_slots.clear(), plan.v_slots.clear(), plan.exact_cells.clear(), plan.tile_patch.clear();
-    if (rows.empty()) return;
+void list_rows(std::span<const Exact> rows, StepPlan& plan) {
+    plan.k_slots.clear(), plan.v_slots.clear(), plan.exact_cells.clear(), plan.exact_positions.clear();
+    for (const Exact& e : rows) {
+        plan.k_slots.push_back(e.k), plan.v_slots.push_back(e.v);
+        plan.exact_cells.push_back(e.cell), plan.exact_positions.push_back(e.pos);
+    }
+}
+
+void plan_masks(Executor& executor, const StepMask& m, std::span<const Exact> rows, WindowSizes windows, StepPlan& plan) {
     const std::size_t n = rows.size();
     std::vector<int> tiles;  // patched ones
     if (!windows.residual()) plan.tile_patch.assign((m.n_kv + kTileKeys - 1) / kTileKeys, -1);
     for (const Exact& e : rows) {
-        plan.k_slots.push_back(e.k), plan.v_slots.push_back(e.v), plan.exact_cells.push_back(e.cell);
-        if (windows.residual()) continue;
+        if (windows.residual()) break;
         std::int16_t& patch = plan.tile_patch[e.cell / kTileKeys];
         if (patch < 0) patch = static_cast<std::int16_t>(tiles.size()), tiles.push_back(e.cell / kTileKeys);
     }
@@ -97,29 +102,32 @@ void StepPlan::set_exact(AttentionArgs& a) const {
     if (!tile_patch.empty()) a.patch = {tile_patch.data(), patches.data()};
     a.exact.n = static_cast<int>(k_slots.size());
     a.exact.k_slots = k_slots.data(), a.exact.v_slots = v_slots.data(), a.exact.cells = exact_cells.data();
-    a.exact.mask = exact_mask.data();
+    a.exact.mask = exact_mask.empty() ? nullptr : exact_mask.data();
 }
 
 const StepPlan& StepPlans::find(Executor& executor, const StepMask& m, const CellPositions& cells, const ExactRows* k, const ExactRows* v,
-                                bool with_offsets, bool in_pairs) {
+                                bool with_offsets, const PlanFor& store) {
     const std::span<const std::int64_t> k_rows = k ? k->slots() : std::span<const std::int64_t>(),
                                         v_rows = v ? v->slots() : std::span<const std::int64_t>();
     const WindowSizes windows = k ? k->windows() : WindowSizes{0, 0, WindowForm::halves};
     for (std::size_t i = 0; i < n_valid_; i++) {
         const Entry& e = entries_[i];
         if (e.mask == m && e.cells == &cells && e.version == cells.version() && e.with_offsets >= with_offsets &&
-            e.with_windows == (k != nullptr) && e.in_pairs == in_pairs && e.windows == windows && std::ranges::equal(e.k_rows, k_rows) &&
-            std::ranges::equal(e.v_rows, v_rows))
+            e.with_windows == (k != nullptr) && e.in_pairs == store.in_pairs && e.has_masks == store.has_masks && e.windows == windows &&
+            std::ranges::equal(e.k_rows, k_rows) && std::ranges::equal(e.v_rows, v_rows))
             return e.plan;
     }
     if (n_valid_ == entries_.size()) entries_.emplace_back();
     Entry& e = entries_[n_valid_++];
     e.mask = m, e.cells = &cells, e.version = cells.version(), e.with_offsets = with_offsets, e.with_windows = k != nullptr;
-    e.windows = windows, e.in_pairs = in_pairs;
+    e.windows = windows, e.in_pairs = store.in_pairs, e.has_masks = store.has_masks;
     e.plan.number = graph_ << 16 | (n_valid_ - 1);
     e.k_rows.assign(k_rows.begin(), k_rows.end()), e.v_rows.assign(v_rows.begin(), v_rows.end());
-    if (with_offsets) e.plan.set(executor, m, cells);
-    plan_windows(executor, m, k ? kept_rows(m, cells, *k, v, in_pairs) : std::vector<Exact>(), windows, e.plan);
+    if (with_offsets) e.plan.set(executor, m, cells, store.see);
+    const std::vector<Exact> rows = k ? kept_rows(m, cells, *k, v, store.in_pairs) : std::vector<Exact>();
+    list_rows(rows, e.plan);
+    e.plan.tile_patch.clear(), e.plan.exact_mask.clear();
+    if (!store.has_masks && !rows.empty()) plan_masks(executor, m, rows, windows, e.plan);
     return e.plan;
 }
 

@@ -22,7 +22,7 @@ StoreRows round_rows(Side side, std::size_t n_embd, StoreRows batch, std::vector
 const char* TileStore::attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
                                       std::span<const StreamCall> calls) const {
     for (const StreamCall& c : calls)
-        if (const char* error = attend(ctx, values, first_stream++, c.args, c.queries, c.plan)) return error;
+        if (const char* error = attend(ctx, values, first_stream++, c)) return error;
     return nullptr;
 }
 

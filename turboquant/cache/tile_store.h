@@ -20,6 +20,7 @@
 #include "turboquant/cache/key_transform.h"
 #include "turboquant/cache/layout.h"
 #include "turboquant/cache/rope.h"
+#include "turboquant/cache/step_cells.h"
 #include "turboquant/kernels/executor.h"
 
 namespace turboquant {
@@ -67,25 +68,30 @@ class TileStore {
     /// leave. False if a vector is not finite: it becomes zero, the others are written.
     virtual bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) = 0;
 
-    /// Attention over a stream; of `a` all but k and v, and those of its exact rows, is given; queries are as the model made them, and
-    /// `queries` (or null) says what becomes of them. q, out, mask and sinks are what the device takes. This store has the keys; `values`
-    /// has the values and is of the same kind, or is this one (a.v_is_k). `plan` names what comes with the mask (patch, exact rows, cells
-    /// of the term): in two calls of a context with the same number that is not 0 it is the same. Returns why it cannot be done
-    /// (check_attention_args), or null.
-    virtual const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a,
-                               const QueryTransform* queries, std::uint64_t plan) const = 0;
-    /// What the streams of a batch have of their own in attention; sizes, strides and scalars are alike in all.
+    /// Attention over a stream. q, out, mask and sinks are what the device takes. Of the streams of a batch sizes, strides and scalars are
+    /// alike.
     struct StreamCall {
-        AttentionArgs args;
-        const QueryTransform* queries = nullptr;
+        AttentionArgs args;  ///< all but k and v, and those of the exact rows, is given; queries are as the model made them
+        const QueryTransform* queries = nullptr;  ///< what becomes of them, or null: nothing
+        /// What comes with the mask (patch, exact rows, cells of the term): in two calls of a context with the same number that is not 0 it
+        /// is the same.
         std::uint64_t plan = 0;
         std::uint64_t cells = 0;  ///< as `plan`, for the cells of the term alone
+        /// Of the exact rows, whose cells are args.exact.cells: for stores that find out themselves who wants which (has_masks).
+        const std::int32_t* exact_positions = nullptr;
     };
+    /// This store has the keys; `values` has the values and is of the same kind, or is this one (v_is_k). Returns why it cannot be done
+    /// (check_attention_args), or null.
+    virtual const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, const StreamCall& call) const = 0;
     /// attend() for streams first_stream, first_stream + 1, ..: one after the other, where the device does not take them together.
     virtual const char* attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
                                        std::span<const StreamCall> calls) const;
     /// Whether exact rows must lie in slots of one number in keys and values: others are attended to in compressed form.
     virtual bool exact_in_pairs() const { return false; }
+    /// Whether the store has the masks, which are where it computes, and finds out itself who wants which exact rows: calls have neither a
+    /// patch nor masks of exact rows then. And which cells some query of a mask sees, of those that the host does not have: seen[j] != 0.
+    virtual bool has_masks() const { return false; }
+    virtual void see_cells(StoreContext&, const StepMask& /*mask*/, std::vector<std::uint16_t>& /*seen*/) const {}
 
     /// Whether the host may look at inputs of write(). If not, it has rows set aside that it may want to know later: x[i*stride ..) as fp16
     /// in the numbered place places[i] (-1: not this one), and fetches them, n_embd values each, when it does; that waits for the device.

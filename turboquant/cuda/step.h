@@ -1,4 +1,4 @@
-// What a cache asks of the GPU around encoding and attention: rows kept exactly, what becomes of queries, masks with exact cells hidden. Raw pointers, nothing allocated, capturable, as encode.h.
+// What a cache asks of the GPU around encoding and attention: rows kept exactly, what becomes of queries. Raw pointers, nothing allocated, capturable, as encode.h.
 #pragma once
 
 #include <cstddef>
@@ -69,20 +69,5 @@ struct TransformQueries {
     float* terms = nullptr;  ///< [seq][n_terms][n_tokens][n_head][2*n_freq]
 };
 Status transform_queries(const TransformQueries& args, Stream stream);
-
-/// A mask with other values for some tiles (attention/attention.h, MaskPatch). Of several sequences: as of one whose tokens are theirs, each
-/// with tiles and patches of its own.
-struct PatchMask {
-    const std::uint16_t* mask = nullptr;  ///< mask[t*token_stride + cell], or null: all visible
-    std::size_t token_stride = 0;
-    int n_tokens = 0, n_kv = 0;
-    int of_sequence = 0;                    ///< tokens of a sequence; 0: all
-    std::size_t seq_stride = 0;             ///< of the mask
-    const std::int16_t* tile = nullptr;     ///< [seq][tiles]: number of the tile's patch, or -1
-    const std::uint16_t* halves = nullptr;  ///< [patch][tokens of its sequence][64]
-    std::uint16_t* out = nullptr;           ///< out[t*out_stride + cell]
-    std::size_t out_stride = 0;
-};
-Status patch_mask(const PatchMask& args, Stream stream);
 
 }  // namespace turboquant::cuda

@@ -70,10 +70,6 @@ __global__ void transform_queries_kernel(const __grid_constant__ TransformQuerie
     }
     for (int i = threadIdx.x; i < a.n_freq; i += blockDim.x) query_term(a, blockIdx.z, blockIdx.x, blockIdx.y, i);
 }
-__global__ void patch_mask_kernel(const __grid_constant__ PatchMask a) {
-    const int cell = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-    if (cell < a.n_kv) patch_value(a, blockIdx.y, cell);
-}
 __global__ void move_rows_kernel(std::uint16_t* halves, std::size_t n_embd, const std::int64_t* from, const std::int64_t* to) {
     for (std::size_t i = threadIdx.x; i < n_embd; i += blockDim.x) halves[to[blockIdx.x] * n_embd + i] = halves[from[blockIdx.x] * n_embd + i];
 }
@@ -122,12 +118,6 @@ Status transform_queries(const TransformQueries& a, Stream stream) {
     if (a.n_tokens == 0 || parts == 0) return {};
     transform_queries_kernel<<<dim3(a.n_seq * a.n_tokens, a.n_head, parts), 64, 0, of(stream)>>>(a);
     return status_of(cudaGetLastError(), "transform_queries");
-}
-
-Status patch_mask(const PatchMask& a, Stream stream) {
-    if (a.n_tokens == 0 || a.n_kv == 0) return {};
-    patch_mask_kernel<<<dim3((a.n_kv + 255) / 256, a.n_tokens), 256, 0, of(stream)>>>(a);
-    return status_of(cudaGetLastError(), "patch_mask");
 }
 
 }  // namespace turboquant::cuda

@@ -179,6 +179,10 @@ const void* on_host(const ggml_tensor* t, std::vector<std::uint8_t>& memory) {
     return memory.data();
 }
 
+bool is_there(const ggml_tensor* t) {
+    return is_ours(t) && root(t)->buffer && static_cast<KvBuffer*>(root(t)->buffer->context)->inputs().is_there(root(t));
+}
+
 size_t alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor* t) {
     const auto side = kv_side(t);
     Device& device = device_of(buft);

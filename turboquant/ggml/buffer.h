@@ -55,6 +55,8 @@ KvExtra* kv_extra(const ggml_tensor* t);
 /// What a tensor of a graph holds, for the host: where it is, or in `memory`. Inputs are known without waiting (input_copies.h), all else is
 /// waited for.
 const void* on_host(const ggml_tensor* t, std::vector<std::uint8_t>& memory);
+/// Whether an input of many values is on the device before its graph is computed; the host then asks the device about it.
+bool is_there(const ggml_tensor* t);
 
 /// Learns head sizes and RoPE from an attention or row-writing op. Attention has the last word on the head size, until rows are written
 /// (`computing`). A size that cannot be served marks the tensor refused.

@@ -13,6 +13,9 @@ bool is_kept(const ggml_tensor* t) {
             (t->type == GGML_TYPE_F16 && std::strstr(t->name, "mask")));
 }
 
+constexpr std::int64_t kMostCopiedTokens = 64;
+bool is_copied(const ggml_tensor* t) { return t->type != GGML_TYPE_F16 || t->ne[1] <= kMostCopiedTokens; }
+
 }  // namespace
 
 void InputCopies::set(const ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) {
@@ -21,6 +24,7 @@ void InputCopies::set(const ggml_tensor* t, const void* data, std::size_t offset
     const bool whole = offset == 0 && size == ggml_nbytes(t);
     if (copy.tensor != t && !whole) return forget(t);
     copy.tensor = t;
+    if (!is_copied(t)) return whole ? copy.bytes.clear() : forget(t);
     if (whole) copy.bytes.resize(size);
     if (copy.bytes.size() < offset + size) return forget(t);
     std::memcpy(copy.bytes.data() + offset, data, size);
@@ -30,6 +34,11 @@ const void* InputCopies::find(const ggml_tensor* t) const {
     const auto found = copies_.find(t->data);
     return found != copies_.end() && found->second.tensor == t && found->second.bytes.size() == ggml_nbytes(t) ? found->second.bytes.data()
                                                                                                                : nullptr;
+}
+
+bool InputCopies::is_there(const ggml_tensor* t) const {
+    const auto found = copies_.find(t->data);
+    return found != copies_.end() && found->second.tensor == t && found->second.bytes.empty();
 }
 
 }  // namespace turboquant::ggml

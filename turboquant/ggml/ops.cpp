@@ -134,7 +134,7 @@ std::string compute_flash_attn(OpContext& ctx, const ggml_tensor* op) {
     const std::int64_t first_row = static_cast<std::int64_t>(k->view_offs) / row_bytes;
 
     ctx.streams.clear();
-    const void* host_mask = mask && !ctx.device->on_host() ? on_host(mask, ctx.mask) : nullptr;
+    const void* host_mask = mask && !ctx.device->on_host() && !is_there(mask) ? on_host(mask, ctx.mask) : nullptr;
     for (std::int64_t s = 0; s < q->ne[3]; s++)
         ctx.streams.push_back(
             {reinterpret_cast<const float*>(static_cast<const char*>(q->data) + s * q->nb[3]),

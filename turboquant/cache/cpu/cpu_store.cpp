@@ -108,9 +108,9 @@ bool CpuStore::write_part(const StoreRows& rows, const KeyTransform* keys, int i
     return finite;
 }
 
-const char* CpuStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a,
-                             const QueryTransform* queries, std::uint64_t) const {
-    if (queries) transform_queries(ctx, layout_.head_dim(), *queries, a);
+const char* CpuStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, const StreamCall& call) const {
+    AttentionArgs a = call.args;
+    if (call.queries) transform_queries(ctx, layout_.head_dim(), *call.queries, a);
     a.k = view(stream);
     a.v = static_cast<const CpuStore&>(values).view(stream);
     set_exact(values, a.exact);

@@ -13,8 +13,7 @@ class CpuStore final : public TileStore {
     CpuStore(const Layout& layout, std::uint8_t* memory, const Kernels& k);
 
     bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) override;
-    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
-                       std::uint64_t plan) const override;
+    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, const StreamCall& call) const override;
     void read(StoreContext& ctx, std::int64_t first, std::int64_t n, float* x) const override;
     void rows_out(StoreContext& ctx, std::int64_t first, std::int64_t n, std::uint8_t* out, std::size_t stride) const override;
     bool takes_residuals() const override { return true; }

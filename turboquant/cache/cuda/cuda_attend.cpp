@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "turboquant/cache/cuda/cuda_store.h"
+#include "turboquant/cuda/masks.h"
 
 namespace turboquant {
 namespace {
@@ -20,21 +21,16 @@ const std::uint8_t* summarize(Queue& q, cuda::DeviceArray& memory, cuda::MaskTil
     return m.out;
 }
 
-/// Of the mask of all exact rows: that of the rows that the step makes, and that of the others.
-void set_new_rows(Queue& q, Queue::Step& s, std::vector<std::uint16_t> mask, std::span<const std::int32_t> slots) {
+/// Slots of the rows that the step makes, if they are few.
+void set_new_slots(Queue& q, Queue::Step& s, std::span<const std::int32_t> slots) {
     const bool known = !slots.empty() && slots.size() <= cuda::kMostNewRows &&
                        std::ranges::all_of(slots, [&](std::int32_t slot) { return slot >= 0 && slot < s.n_slots; });
     s.new_slots.assign(slots.begin(), known ? slots.end() : slots.begin());
-    if (!known) return;
-    std::vector<std::uint16_t> rows;
-    for (std::size_t at = 0; at < mask.size(); at += s.exact_stride)
-        for (const std::int32_t slot : slots) rows.push_back(std::exchange(mask[at + slot], kMaskHidden));
-    q.refresh(s.new_mask, rows.data(), rows.size());
-    q.refresh(s.old_mask, mask.data(), mask.size());
+    if (known) q.refresh(s.slots_of_new, slots.data(), slots.size());
 }
 
-/// Masks of the exact rows by slot: slots that no row of the call lies in are hidden. `capacity`: slots that there are; where few tokens are
-/// asked for, masks are that wide, so that launches stay the same while windows fill.
+/// Which rows are exact, by slot. `capacity`: slots that there are; where few tokens are asked for, masks are that wide, so that launches stay
+/// the same while windows fill.
 void set_exact_rows(Queue& q, Calls calls, Queue::Step& s, std::size_t capacity) {
     std::vector<std::int32_t> n;
     for (const auto& c : calls) {
@@ -43,60 +39,53 @@ void set_exact_rows(Queue& q, Calls calls, Queue::Step& s, std::size_t capacity)
     }
     s.n_slots = *std::ranges::max_element(n);
     if (!s.n_slots) return;
-    const int n_tokens = calls[0].args.n_tokens;
-    s.exact_stride = std::max(tiles_of(s.n_slots) * kTileKeys, n_tokens <= kDecodeTokens ? capacity : 0);
-    std::vector<std::uint16_t> mask(calls.size() * n_tokens * s.exact_stride, kMaskHidden);
-    std::uint16_t* row = mask.data();
-    for (const auto& c : calls)
-        for (int t = 0; t < n_tokens; t++, row += s.exact_stride)
-            for (int i = 0, e = c.args.exact.n; i < e; i++)
-                row[c.args.exact.k_slots[i]] = c.args.exact.mask[static_cast<std::size_t>(t) * e + i];
-    const std::uint16_t* there = q.refresh(s.exact_mask, mask.data(), mask.size());
-    set_new_rows(q, s, std::move(mask), q.kept_slots());
-    s.exact_mask_tiles = n_tokens <= kDecodeTokens
-                             ? nullptr
-                             : summarize(q, s.of_exact_mask,
-                                         {there, n_tokens * s.exact_stride, s.exact_stride, static_cast<int>(calls.size()), n_tokens,
-                                          static_cast<int>(s.exact_stride)});
-    q.refresh(s.exact_n, n.data(), n.size());
-}
-
-void patch_mask(Queue& q, Calls calls, Queue::Step& s) {
-    const AttentionArgs& a = calls[0].args;
-    s.mask = a.mask, s.mask_stride = a.mask_token_stride, s.own_mask = false;
-    s.mask_seq_stride = calls.size() > 1 && a.mask ? calls[1].args.mask - a.mask : 0;
-    const std::size_t n_tiles = tiles_of(a.n_kv), of_patch = static_cast<std::size_t>(a.n_tokens) * kTileKeys;
-    std::vector<std::int16_t> tile;
-    std::vector<std::uint16_t> halves;
-    for (const auto& call : calls) {
-        const AttentionArgs& c = call.args;
-        const auto first = static_cast<std::int16_t>(halves.size() / of_patch);
-        std::int16_t last = -1;
-        for (std::size_t i = 0; i < n_tiles; i++) {
-            const std::int16_t patch = c.patch.tile ? c.patch.tile[i] : std::int16_t{-1};
-            tile.push_back(patch < 0 ? patch : static_cast<std::int16_t>(first + patch));
-            last = std::max(last, patch);
+    s.exact_stride = std::max(tiles_of(s.n_slots) * kTileKeys, calls[0].args.n_tokens <= kDecodeTokens ? capacity : 0);
+    std::vector<std::int32_t> cells(calls.size() * s.exact_stride, -1), positions(cells.size(), -1);
+    for (std::size_t i = 0; i < calls.size(); i++)
+        for (int row = 0; row < calls[i].args.exact.n; row++) {
+            const std::size_t at = i * s.exact_stride + calls[i].args.exact.k_slots[row];
+            cells[at] = calls[i].args.exact.cells[row], positions[at] = calls[i].exact_positions[row];
         }
-        if (last >= 0) halves.insert(halves.end(), c.patch.halves, c.patch.halves + (last + 1) * of_patch);
-    }
-    if (halves.empty()) return;
-    cuda::PatchMask p;
-    p.mask = a.mask, p.token_stride = a.mask_token_stride, p.n_kv = a.n_kv;
-    p.n_tokens = static_cast<int>(calls.size()) * a.n_tokens, p.of_sequence = a.n_tokens, p.seq_stride = s.mask_seq_stride;
-    p.tile = q.refresh(s.tile, tile.data(), tile.size());
-    p.halves = q.refresh(s.halves, halves.data(), halves.size());
-    p.out_stride = n_tiles * kTileKeys;
-    q.reserve(s.patched, p.out_stride * p.n_tokens * sizeof(std::uint16_t));
-    p.out = s.patched.as<std::uint16_t>();
-    q.launch([p](const Lanes& lanes) { return cuda::patch_mask(p, lanes.main); });
-    s.mask = p.out, s.mask_stride = p.out_stride, s.mask_seq_stride = a.n_tokens * p.out_stride, s.own_mask = true;
+    q.refresh(s.exact_cells, cells.data(), cells.size());
+    q.refresh(s.exact_positions, positions.data(), positions.size());
+    q.refresh(s.exact_n, n.data(), n.size());
+    set_new_slots(q, s, q.kept_slots());
 }
 
-void set_mask(Queue& q, Calls calls, Queue::Step& s) {
-    patch_mask(q, calls, s);
+/// The masks of a call with exact rows.
+void split_mask(Queue& q, Calls calls, Queue::Step& s, const WindowSizes& windows) {
     const AttentionArgs& a = calls[0].args;
-    s.mask_tiles = nullptr;
-    if (s.mask && (s.own_mask || a.mask_heads == 1))
+    cuda::WindowMasks w;
+    w.mask = s.mask, w.token_stride = s.mask_stride, w.seq_stride = s.mask_seq_stride;
+    w.n_seq = static_cast<int>(calls.size()), w.n_tokens = a.n_tokens, w.n_kv = a.n_kv;
+    w.cells = s.exact_cells.array.as<std::int32_t>(), w.positions = s.exact_positions.array.as<std::int32_t>();
+    w.n_slots = static_cast<int>(s.exact_stride), w.sink = windows.sink, w.recent = windows.recent;
+    const std::size_t rows = calls.size() * a.n_tokens;
+    const auto masks = [&](cuda::DeviceArray& array, std::size_t each) {
+        q.reserve(array, rows * each * sizeof(std::uint16_t));
+        return array.as<std::uint16_t>();
+    };
+    w.out_stride = tiles_of(a.n_kv) * kTileKeys;
+    w.out = masks(s.own_mask, w.out_stride), w.exact = masks(s.exact_mask, s.exact_stride);
+    if (!s.new_slots.empty()) {
+        w.new_slots = s.slots_of_new.array.as<std::int32_t>(), w.n_new = static_cast<int>(s.new_slots.size());
+        w.fresh = masks(s.new_mask, w.n_new), w.old = masks(s.old_mask, s.exact_stride);
+    }
+    q.launch([w](const Lanes& lanes) { return cuda::window_masks(w, lanes.main); });
+    s.mask = w.out, s.mask_stride = w.out_stride, s.mask_seq_stride = a.n_tokens * w.out_stride;
+    s.exact_mask_tiles =
+        a.n_tokens <= kDecodeTokens
+            ? nullptr
+            : summarize(q, s.of_exact_mask, {w.exact, a.n_tokens * s.exact_stride, s.exact_stride, w.n_seq, a.n_tokens, w.n_slots});
+}
+
+void set_mask(Queue& q, Calls calls, Queue::Step& s, const WindowSizes& windows) {
+    const AttentionArgs& a = calls[0].args;
+    s.mask = a.mask, s.mask_stride = a.mask_token_stride, s.has_own_mask = s.n_slots > 0;
+    s.mask_seq_stride = calls.size() > 1 && a.mask ? calls[1].args.mask - a.mask : 0;
+    s.mask_tiles = s.exact_mask_tiles = nullptr;
+    if (s.has_own_mask) split_mask(q, calls, s, windows);
+    if (s.mask && (s.has_own_mask || a.mask_heads == 1))
         s.mask_tiles =
             summarize(q, s.of_mask, {s.mask, s.mask_seq_stride, s.mask_stride, static_cast<int>(calls.size()), a.n_tokens, a.n_kv});
 }
@@ -174,8 +163,8 @@ bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionSh
     const Queue::PlannedAttention& p = q.plan(shape);
     const cuda::KeepRows* kept = step.new_slots.empty() ? nullptr : q.kept_pair(step.new_slots);
     if (kept && cuda::can_split(p.plan, args, kept[0], kept[1]) && !overlap(shape, args, kept[0]) && !overlap(shape, args, kept[1])) {
-        cuda::NewRows rows{kept[0], kept[1], step.new_mask.array.as<std::uint16_t>(), false};
-        args.exact_mask = step.old_mask.array.as<std::uint16_t>();
+        cuda::NewRows rows{kept[0], kept[1], step.new_mask.as<std::uint16_t>(), false};
+        args.exact_mask = step.old_mask.as<std::uint16_t>();
         // Where the launch that kept them was done, the data of its arguments may be another's by now.
         rows.keep = q.drop_keeping();
         const auto before = attention_on(p, args, &cuda::run_before_rows);
@@ -259,10 +248,14 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, Attenti
     return true;
 }
 
-const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a,
-                              const QueryTransform* queries, std::uint64_t plan) const {
-    const StreamCall call{a, queries, plan};
+const char* CudaStore::attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, const StreamCall& call) const {
     return attend_together(ctx, values, stream, {&call, 1});
+}
+
+void CudaStore::see_cells(StoreContext& ctx, const StepMask& m, std::vector<std::uint16_t>& seen) const {
+    const std::span<const std::uint64_t> words = Queue::of(ctx, device_).see_cells({m.mask, m.token_stride, m.n_tokens, m.n_kv, nullptr});
+    seen.resize(m.n_kv);
+    for (std::size_t j = 0; j < seen.size(); j++) seen[j] = words[j / 64] >> j % 64 & 1;
 }
 
 /// Few tokens of streams whose queries, results and masks lie evenly go in one call.
@@ -295,7 +288,7 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     for (const StreamCall& c : calls) numbers.push_back(c.plan);
     bool made = false;
     Queue::Step& step = q.step(numbers, [&](Queue::Step& s) {
-        made = true, set_exact_rows(q, calls, s, exact_slots_), set_mask(q, calls, s), set_cells(q, calls, s);
+        made = true, set_exact_rows(q, calls, s, exact_slots_), set_mask(q, calls, s, layout_.windows()), set_cells(q, calls, s);
     });
 
     cuda::AttentionArgs c;
@@ -318,14 +311,14 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     if (step.n_slots) {
         c.exact_k = exact_tiles(), c.exact_v = v.exact_tiles();
         c.exact_n = step.exact_n.array.as<std::int32_t>(), c.exact_q = model_q;
-        c.exact_mask = step.exact_mask.array.as<std::uint16_t>(), c.exact_mask_token_stride = step.exact_stride;
+        c.exact_mask = step.exact_mask.as<std::uint16_t>(), c.exact_mask_token_stride = step.exact_stride;
         c.exact_mask_seq_stride = a.n_tokens * step.exact_stride;
     }
     // A mask of the step's own is of one head.
     c.mask_tiles = step.mask_tiles, c.exact_mask_tiles = step.exact_mask_tiles;
     c.exact_tiles = static_cast<int>(step.exact_stride / kTileKeys);
     c.mask = step.mask, c.mask_token_stride = step.mask_stride, c.mask_seq_stride = step.mask_seq_stride;
-    if (!step.own_mask) c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
+    if (!step.has_own_mask) c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
     c.scale = a.scale, c.logit_softcap = a.logit_softcap, c.max_bias = a.max_bias, c.sinks = a.sinks;
 
     std::vector<CodecId> formats = formats_;

@@ -18,11 +18,13 @@ class CudaStore final : public TileStore {
 
     /// Always true: whether all was finite is known later (Queue::take_not_finite).
     bool write(StoreContext& ctx, const StoreRows& rows, const KeyTransform* keys) override;
-    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, AttentionArgs a, const QueryTransform* queries,
-                       std::uint64_t plan) const override;
+    const char* attend(StoreContext& ctx, const TileStore& values, std::int64_t stream, const StreamCall& call) const override;
     const char* attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
                                std::span<const StreamCall> calls) const override;
     bool exact_in_pairs() const override { return true; }
+    bool has_masks() const override { return true; }
+    /// The mask was there before the graph; waits for the device.
+    void see_cells(StoreContext& ctx, const StepMask& m, std::vector<std::uint16_t>& seen) const override;
     bool inputs_on_host() const override { return false; }
     void set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) override;
     void fetch(std::span<const std::int32_t> places, std::uint16_t* rows) const override;

@@ -73,6 +73,7 @@ Queue::~Queue() {
     cuda::drop_stream(side_);
     cuda::drop_stream(stream_);
     cuda::release_shared(not_finite_);
+    cuda::release_shared(seen_);
 }
 
 void Queue::defer(std::function<void()> catch_up) {
@@ -248,6 +249,20 @@ Queue::PlannedAttention& Queue::new_plan(const cuda::AttentionShape& s, const st
     must(cuda::prepare_workspace(plan, at->workspace.as<void>(), stream_));
     at->plan = std::move(plan), at->key = key, at->number = ++clock_;
     return *at;
+}
+
+std::span<const std::uint64_t> Queue::see_cells(cuda::SeeCells args) {
+    const std::size_t n = (static_cast<std::size_t>(args.n_kv) + kTileKeys - 1) / kTileKeys;
+    if (n > seen_words_) {
+        void* memory = nullptr;
+        must(cuda::allocate_shared(std::bit_ceil(n) * sizeof(std::uint64_t), memory));
+        cuda::release_shared(std::exchange(seen_, static_cast<std::uint64_t*>(memory)));
+        seen_words_ = std::bit_ceil(n);
+    }
+    args.seen = seen_;
+    must(cuda::see_cells(args, side_));
+    must(cuda::synchronize(side_));
+    return {seen_, n};
 }
 
 bool Queue::take_not_finite() {

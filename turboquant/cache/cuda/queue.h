@@ -20,6 +20,7 @@
 #include "turboquant/cache/cuda/launches.h"
 #include "turboquant/cache/tile_store.h"
 #include "turboquant/cuda/encode.h"
+#include "turboquant/cuda/masks.h"
 #include "turboquant/cuda/step.h"
 
 namespace turboquant {
@@ -202,15 +203,15 @@ class Queue {
         const std::uint16_t* mask = nullptr;  ///< as the call's, or with exact cells hidden
         std::size_t mask_stride = 0, mask_seq_stride = 0;
         const std::uint8_t *mask_tiles = nullptr, *exact_mask_tiles = nullptr;  ///< or null
-        bool own_mask = false;
+        bool has_own_mask = false;
         int n_slots = 0;  ///< of exact rows, at most
         /// Of rows that the step makes; old_mask is exact_mask without them, new_mask theirs, [seq][token][row].
         std::vector<std::int32_t> new_slots{};
         std::size_t exact_stride = 0, cell_seq_stride = 0;
         int max_position = 0;
         std::vector<std::uint64_t> cells{};  ///< TileStore::StreamCall::cells of what cell_pos and cell_term hold; empty: not known
-        cuda::DeviceArray patched, tile_pos, of_mask, of_exact_mask;
-        Copy tile, halves, exact_mask, old_mask, new_mask, exact_n, cell_pos, cell_term;
+        cuda::DeviceArray own_mask, exact_mask, old_mask, new_mask, tile_pos, of_mask, of_exact_mask;
+        Copy exact_cells, exact_positions, exact_n, slots_of_new, cell_pos, cell_term;
     };
     /// That of numbers (TileStore::attend), of one or of all sequences, filled in by `make` if they are others than were there, or 0.
     template <class F>
@@ -221,6 +222,9 @@ class Queue {
         if (numbers[0] == 0 || !std::ranges::equal(s.numbers, numbers)) make(s), s.numbers.assign(numbers.begin(), numbers.end());
         return s;
     }
+
+    /// SeeCells::seen of a mask that was there before the graph. The device is waited for.
+    std::span<const std::uint64_t> see_cells(cuda::SeeCells args);
 
     /// Slots of the rows that the second stream encodes, of a batch's keys or its values; false if those of the other side differ.
     bool same_slots(std::span<const std::int32_t> slots);
@@ -254,6 +258,8 @@ class Queue {
     std::array<cuda::DeviceArray, kUses> arrays_;
     std::array<Uploads, kUses> uploads_;
     std::uint32_t* not_finite_ = nullptr;  ///< memory of the host
+    std::uint64_t* seen_ = nullptr;        ///< of the host, too
+    std::size_t seen_words_ = 0;
     bool deferring_ = false, keeping_ = false, moving_ = false;
     std::function<void()> catch_up_;
     Launches waiting_, rehearsals_, early_;

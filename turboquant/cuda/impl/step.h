@@ -143,12 +143,4 @@ TQ_DEVICE void query_term(const TransformQueries& a, int term, int t, int h, int
     to[i] = sum, to[a.n_freq + i] = 0;
 }
 
-TQ_DEVICE void patch_value(const PatchMask& a, int t, int cell) {
-    const int each = a.of_sequence ? a.of_sequence : a.n_tokens, seq = t / each;
-    const int patch = a.tile[seq * ((a.n_kv + 63) / 64) + cell / 64];
-    a.out[t * a.out_stride + cell] = patch >= 0 ? a.halves[(static_cast<std::size_t>(patch) * each + t - seq * each) * 64 + cell % 64]
-                                     : a.mask   ? a.mask[seq * a.seq_stride + (t - seq * each) * a.token_stride + cell]
-                                                : std::uint16_t{0};
-}
-
 }  // namespace turboquant::cuda
