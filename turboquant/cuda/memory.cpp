@@ -42,9 +42,7 @@ void drop_event(void* event) {
 
 Status allocate(std::size_t bytes, void*& memory) {
     memory = nullptr;
-    const int error = cudaMalloc(&memory, bytes);
-    if (error) cudaGetLastError();  // not the next call's
-    return status_of(error, "cudaMalloc");
+    return status_of(cudaMalloc(&memory, bytes), "cudaMalloc");
 }
 void release(void* memory) {
     if (memory) cudaFree(memory);
@@ -53,10 +51,7 @@ void release(void* memory) {
 Status allocate_shared(std::size_t bytes, void*& memory) {
     memory = nullptr;
     const int error = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
-    if (error)
-        cudaGetLastError();
-    else
-        std::memset(memory, 0, bytes);
+    if (!error) std::memset(memory, 0, bytes);
     return status_of(error, "cudaHostAlloc");
 }
 void release_shared(void* memory) {
@@ -73,14 +68,10 @@ Status begin_capture(Stream origin) {
 Status end_capture(Stream origin, void*& graph) {
     graph = nullptr;
     cudaGraph_t captured = nullptr;
-    if (const int error = cudaStreamEndCapture(of(origin), &captured)) {
-        cudaGetLastError();
-        return status_of(error, "cudaStreamEndCapture");
-    }
+    if (const int error = cudaStreamEndCapture(of(origin), &captured)) return status_of(error, "cudaStreamEndCapture");
     cudaGraphExec_t exec = nullptr;
     const int error = cudaGraphInstantiateWithFlags(&exec, captured, 0);
     cudaGraphDestroy(captured);
-    if (error) cudaGetLastError();
     graph = exec;
     return status_of(error, "cudaGraphInstantiate");
 }

@@ -19,7 +19,7 @@ struct [[nodiscard]] Status {
     std::string message() const;
 };
 
-/// Wraps a cudaError_t; ok if it is cudaSuccess.
+/// Wraps a cudaError_t; ok if it is cudaSuccess. An error is no longer the thread's last one then (cudaGetLastError).
 Status status_of(int cuda_error, const char* where);
 /// Arguments that cannot be served; `what` is static text and says what would be.
 inline Status bad_argument(const char* what) { return {0, what}; }

@@ -144,6 +144,16 @@ void keep_rows_allocated(ggml_backend_t backend, ggml_cgraph* graph, ggml_backen
     }
 }
 
+/// So that llama.cpp prepares the next batch of a prompt while this one's logits are not there yet.
+void get_tensor_async(ggml_backend_t backend, const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) {
+    Backend& b = backend_of(backend);
+    const ggml_backend_buffer* buffer = root(t)->buffer;
+    if (is_ours(t) && !kv_extra(t) && device_of(buffer->buft).gpu == b.ctx.device->gpu)
+        return static_cast<KvBuffer*>(buffer->context)->memory().get_async(b.inner->stream(), t, data, offset, size);
+    b.inner->synchronize();
+    ggml_backend_tensor_get(t, data, offset, size);
+}
+
 ggml_guid_t guid() {
     static ggml_guid id = {0x74, 0x75, 0x72, 0x62, 0x6f, 0x71, 0x75, 0x61, 0x6e, 0x74, 0x2e, 0x63, 0x70, 0x70, 0x00, 0x01};
     return &id;
@@ -167,7 +177,10 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
         i.get_name = [](ggml_backend_t x) { return device_of(x->device).name.c_str(); };
         i.free = [](ggml_backend_t x) { delete &backend_of(x); };
         i.graph_compute = graph_compute;
-        if (!device.on_host()) i.synchronize = [](ggml_backend_t x) { backend_of(x).inner->synchronize(); };
+        if (!device.on_host()) {
+            i.synchronize = [](ggml_backend_t x) { backend_of(x).inner->synchronize(); };
+            i.get_tensor_async = get_tensor_async;
+        }
         if (!device.on_host() && is_ggml_0_25())
             i.graph_optimize = reinterpret_cast<void (*)()>(static_cast<graph_optimize_025>(keep_rows_allocated));
         return &b.release()->backend;

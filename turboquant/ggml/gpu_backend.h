@@ -31,6 +31,7 @@ class GpuBackend final : public InnerBackend {
     Executor& executor() override { return executor_; }
     std::shared_ptr<void> store_device() override { return queue_; }
     void synchronize() override { ggml_backend_synchronize(backend_); }
+    ggml_backend_t stream() override { return backend_; }
     std::string late_error() override;
     ggml_status compute(ggml_cgraph* graph, int first, int end, std::span<const int> own, const OwnNode& run) override;
 

@@ -30,6 +30,11 @@ class GpuMemory final : public InnerMemory {
     void get(const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const override {
         buffer_->iface.get_tensor(buffer_, t, data, offset, size);
     }
+    void get_async(ggml_backend_t stream, const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const override {
+        ggml_tensor inner = *t;
+        inner.buffer = buffer_, inner.view_src = nullptr;
+        ggml_backend_tensor_get_async(stream, &inner, data, offset, size);
+    }
     void set(ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) override {
         buffer_->iface.set_tensor(buffer_, t, data, offset, size);
     }

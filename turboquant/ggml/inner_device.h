@@ -35,6 +35,8 @@ class InnerBackend {
     /// StoreContext::device of the stream's work, or null.
     virtual std::shared_ptr<void> store_device() { return nullptr; }
     virtual void synchronize() {}
+    /// The wrapped device's own, on which compute() ends; null: compute() waits.
+    virtual ggml_backend_t stream() { return nullptr; }
     /// Why the graph before this one was wrong, found out by now; "" if it was not.
     virtual std::string late_error() { return {}; }
 };
@@ -46,6 +48,10 @@ class InnerMemory {
     virtual void* base() const = 0;
     virtual void init_tensor(ggml_tensor*) {}
     virtual void get(const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const = 0;
+    /// The same after what the wrapped device's `stream` was given before, and without waiting for it.
+    virtual void get_async(ggml_backend_t /*stream*/, const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const {
+        get(t, data, offset, size);
+    }
     virtual void set(ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) = 0;
     virtual void fill(ggml_tensor* t, std::uint8_t value, std::size_t offset, std::size_t size) = 0;
     /// All of a tensor from one of the same layout in memory of the same device; false: through the host.

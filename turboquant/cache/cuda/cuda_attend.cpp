@@ -221,7 +221,7 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, Attenti
         for (const StreamCall& call : calls)
             for (std::size_t i = 0; i < most; i++) ids.push_back(i < call.queries->ids.size() ? call.queries->ids[i] : any);
         t.ids = q.upload<std::int32_t>(Queue::Use::term_ids, ids);
-        const DeviceTables::Term tables = q.tables().term(keys.rope.frequencies, step.max_position);
+        const DeviceTables::Term tables = q.tables().term(keys.rope.frequencies, step.max_position, static_cast<int>(layout_.n_cells()));
         c.term.n_freq = t.n_freq, c.term.n_terms = n_terms;
         if (keys.scales || t.rope.n_dims != 2 * t.n_freq) {
             t.terms = q.memory<float>(Queue::Use::terms, calls.size() * n_terms * rows * 2 * t.n_freq);

@@ -62,12 +62,14 @@ const float* DeviceTables::turns(std::span<const double> frequencies) {
     return found ? found : found = keep(make_turns(frequencies));
 }
 
-DeviceTables::Term DeviceTables::term(std::span<const double> frequencies, int max_position) {
+DeviceTables::Term DeviceTables::term(std::span<const double> frequencies, int max_position, int n_expected) {
     const std::scoped_lock lock(mutex_);
     Term& term = terms_[{frequencies.begin(), frequencies.end()}];
     if (max_position <= term.max_position) return term;
-    // By doubling; the old table stays, since work under way may read it.
-    term.max_position = static_cast<int>(std::bit_ceil(static_cast<unsigned>(std::max(max_position, 4095)) + 1)) - 1;
+    // Else by doubling; the old table stays, since work under way may read it.
+    term.max_position = max_position < n_expected
+                            ? n_expected - 1
+                            : static_cast<int>(std::bit_ceil(static_cast<unsigned>(std::max(max_position, 4095)) + 1)) - 1;
     term.turns = keep(cuda::make_term_turns(frequencies, term.max_position));
     if (!term.panel) term.panel = keep(cuda::make_term_panel(frequencies));
     return term;

@@ -50,8 +50,9 @@ class DeviceTables {
         const void* panel = nullptr;
         int max_position = -1;
     };
-    /// Good for positions up to max_position.
-    Term term(std::span<const double> frequencies, int max_position);
+    /// Good for positions up to max_position; while there are fewer than `n_expected`, for all of these, since a table takes the host
+    /// some milliseconds and would be made between two steps.
+    Term term(std::span<const double> frequencies, int max_position, int n_expected);
 
   private:
     explicit DeviceTables(int index);
