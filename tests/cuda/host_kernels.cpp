@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <vector>
 
 #include "turboquant/attention/attention.h"
@@ -353,9 +354,24 @@ Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, St
 bool can_split(const AttentionPlan& p, const AttentionArgs& a, const KeepRows& keys, const KeepRows& values) {
     return p.exact_windows && a.exact_mask && keys.slots && values.slots && keys.n == values.n;
 }
-/// All in the second launch: other rows are the same at both times.
-Status run_before_rows(const AttentionPlan&, const AttentionArgs&, void*, Stream) { return {}; }
-Status run_with_rows(const AttentionPlan& p, const AttentionArgs& all, const NewRows& rows, void*, Stream stream) {
+/// The result of a call's first launch, by where the second will put its own.
+thread_local std::map<const float*, std::vector<float>> before_rows;
+
+std::size_t out_size(const AttentionPlan& p, const AttentionArgs& a) {
+    return (p.n_seq - 1) * a.out_seq_stride + (p.n_tokens - 1) * a.out_token_stride + (p.n_head - 1) * a.out_head_stride + p.head_dim;
+}
+/// All is in the second launch, which sees whether what the first one read is still the same.
+Status run_before_rows(const AttentionPlan& p, const AttentionArgs& a, void* workspace, Stream stream) {
+    if (const Status status = run_attention(p, a, workspace, stream); !status.ok()) return status;
+    before_rows[a.out].assign(a.out, a.out + out_size(p, a));
+    return {};
+}
+Status run_with_rows(const AttentionPlan& p, const AttentionArgs& all, const NewRows& rows, void* workspace, Stream stream) {
+    const auto first = before_rows.extract(all.out);
+    if (first.empty()) return bad_argument("host kernels: rows of a step without the attention before");
+    if (const Status status = run_attention(p, all, workspace, stream); !status.ok()) return status;
+    if (std::memcmp(first.mapped().data(), all.out, first.mapped().size() * sizeof(float)) != 0)
+        return bad_argument("host kernels: attention before a step's rows read what was not there yet");
     if (rows.keep)
         if (const Status status = keep_rows(rows.keys, stream, &rows.values); !status.ok()) return status;
     AttentionArgs a = all;
@@ -364,7 +380,7 @@ Status run_with_rows(const AttentionPlan& p, const AttentionArgs& all, const New
     for (int t = 0; t < p.n_seq * p.n_tokens; ++t)
         for (int i = 0; i < rows.keys.n; ++i) mask[t * stride + rows.keys.slots[i]] = rows.mask[t * rows.keys.n + i];
     a.exact_mask = mask.data();
-    return run_attention(p, a, nullptr, stream);
+    return run_attention(p, a, workspace, stream);
 }
 
 }  // namespace turboquant::cuda

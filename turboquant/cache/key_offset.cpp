@@ -224,11 +224,12 @@ bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span
     return remeasure(id);
 }
 
+bool KeyOffset::due(int id) const { return std::bit_floor(at(id).kept.size()) != at(id).measured; }
+
 bool KeyOffset::remeasure(int id) {
     Entry& e = entries_[id];
-    const std::size_t n = e.kept.empty() ? 0 : std::bit_floor(e.kept.size());
-    if (n == e.measured) return false;
-    e.measured = n;
+    if (!due(id)) return false;
+    const std::size_t n = e.measured = std::bit_floor(e.kept.size());
     complete(id);
     e.away = false;
     measure(e);
@@ -244,8 +245,8 @@ std::span<const KeptRow> KeyOffset::kept_aside(int id) const {
 
 bool KeyOffset::remeasure_aside(int id, std::size_t& n) {
     Entry& e = entries_[id];
-    n = kept_aside(id).empty() ? 0 : std::bit_floor(e.kept.size());
-    if (n == 0 || n == e.measured) return false;
+    if (kept_aside(id).empty() || !due(id)) return false;
+    n = std::bit_floor(e.kept.size());
     e.measured = n, e.away = true;
     if (n >= kMeasureRows) e.state = State::frozen;  // the rest when mu is here
     return true;

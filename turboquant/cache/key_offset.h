@@ -83,6 +83,8 @@ class KeyOffset {
     void note(int id, std::span<const std::int64_t> rows, std::span<const std::int32_t> pos, std::span<const std::uint8_t> beside,
               std::vector<std::int32_t>& places);
     bool remeasure(int id);
+    /// Whether that would change mu.
+    bool due(int id) const;
     /// The same where the store measures, too, and tells mu when it is asked for. True: the store is to measure mu on the first n of
     /// kept_aside(id); false: nothing is to be measured, or not all rows are aside any more.
     bool remeasure_aside(int id, std::size_t& n);

@@ -163,10 +163,18 @@ bool KvTensor::measure_aside(StoreContext& ctx, int id, const CellPositions& cel
     return true;
 }
 
+/// Of few rows, which are encoded with the mean of those before them until then.
+void KvTensor::remeasure_later(StoreContext& ctx, int id, const CellPositions& cells) {
+    if (!offset_->due(id)) return;
+    store_->when_free(ctx, [this, &ctx, &cells, id] {
+        if (!offset_->frozen(id) && (measure_aside(ctx, id, cells) || offset_->remeasure(id))) encode_kept(ctx, id, cells, {});
+    });
+}
+
 // Measures offsets on the batch, sequence by sequence: runs of rows with one id, as batches have them.
 void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions& cells) {
     const std::span<const std::int64_t> rows = batch.rows;
-    measured_.clear();
+    measured_.clear(), due_.clear();
     for (std::size_t i = 0, end; i < rows.size(); i = end) {
         const int id = cells.offset_id(rows[i]);
         batch_pos_.clear(), batch_beside_.clear();
@@ -182,8 +190,9 @@ void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions&
             changed = offset_->observe(id, x, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
         } else {
             offset_->note(id, rows.subspan(i, end - i), batch_pos_, batch_beside_, places_);
-            store_->set_aside(ctx, x, batch.stride, places_);
-            changed = measure_aside(ctx, id, cells) || offset_->remeasure(id);
+            const bool later = store_->set_aside(ctx, x, batch.stride, places_);
+            if (later) due_.push_back(id);
+            changed = !later && (measure_aside(ctx, id, cells) || offset_->remeasure(id));
             // They are encoded from what is kept of them, without the host's seeing them.
             if (batch.rounded.empty()) rounded_.assign(rows.size(), 0), batch.rounded = rounded_;
             for (std::size_t k = i; k < end; k++)
@@ -204,6 +213,7 @@ bool KvTensor::encode_keys(StoreContext& ctx, StoreRows batch, const CellPositio
         if (m.n > 0 && !rounded.empty() && std::ranges::find(rounded, 0) == rounded.end()) continue;
         finite = encode_kept(ctx, m.id, cells, batch.rows.subspan(m.first, m.n)) && finite;
     }
+    for (const int id : due_) remeasure_later(ctx, id, cells);
     return finite;
 }
 

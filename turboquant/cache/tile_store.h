@@ -96,7 +96,13 @@ class TileStore {
     /// Whether the host may look at inputs of write(). If not, it has rows set aside that it may want to know later: x[i*stride ..) as fp16
     /// in the numbered place places[i] (-1: not this one), and fetches them, n_embd values each, when it does; that waits for the device.
     virtual bool inputs_on_host() const { return true; }
-    virtual void set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/) {}
+    /// True: they are there when the batch that they are of is written, not sooner, and all of them can be encoded again.
+    virtual bool set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/) {
+        return false;
+    }
+    /// f is done when what the device is doing now (a graph of many layers) needs nothing more from the host: what can wait for that is not
+    /// in its way. At once where there is nothing.
+    virtual void when_free(StoreContext&, std::function<void()> f) { f(); }
     virtual void fetch(std::span<const std::int32_t> /*places*/, std::uint16_t* /*rows*/) const {}
     /// The offset of an id becomes the mean, before RoPE, of rows that were set aside and stand at these positions (key_offset.h). The host
     /// does not wait for it; fetch_mean(), which gives it to the host ([n_head][head_dim]), does if need be.

@@ -28,6 +28,11 @@ struct KeepRows {
     /// And rotated, fp16, in tiles of raw in fragment order: head h of slot s in tile s/64, at h tiles. Or null.
     std::uint8_t* tiles = nullptr;
     std::size_t tile_stride = 0;  ///< bytes from a tile of all heads to the next
+
+    /// Rows that are set aside, as they are kept where they are rounded, whether they are or not: row i in place aside_places[i] of `aside`,
+    /// [place][n_head*head_dim] fp16; -1: not. Or null.
+    const std::int32_t* aside_places = nullptr;
+    std::uint16_t* aside = nullptr;
 };
 /// `also`: others, in the same launch where they are alike.
 Status keep_rows(const KeepRows& args, Stream stream, const KeepRows* also = nullptr);

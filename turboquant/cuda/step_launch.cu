@@ -79,7 +79,8 @@ cudaStream_t of(Stream s) { return static_cast<cudaStream_t>(s); }
 }  // namespace
 
 Status keep_rows(const KeepRows& a, Stream stream, const KeepRows* also) {
-    if (a.n == 0 || (!a.out && !a.slots)) return also ? keep_rows(*also, stream) : Status{};
+    if (a.n == 0 || (!a.out && !a.slots && !a.aside_places)) return also ? keep_rows(*also, stream) : Status{};
+    if (a.aside_places && !a.aside) return bad_argument("keep_rows: places aside without memory");
     if (a.slots && (!a.halves || !a.tiles != !a.matrix)) return bad_argument("keep_rows: slots without halves, or tiles without matrix");
     const void* kernel = keep_kernel(a);
     if (also && (also->n != a.n || also->n_head != a.n_head || also->head_dim != a.head_dim || keep_kernel(*also) != kernel)) {

@@ -71,6 +71,7 @@ ggml_status GpuBackend::compute(ggml_cgraph* graph, int first, int end, std::spa
     }
     own_ahead_ = true;
     follow_own(queue_->stream());
+    queue_->end_graph();  // nothing of this is the other stream's
     return status;
 }
 

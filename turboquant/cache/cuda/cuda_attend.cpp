@@ -168,7 +168,8 @@ bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionSh
         // Where the launch that kept them was done, the data of its arguments may be another's by now.
         rows.keep = q.drop_keeping();
         const auto before = attention_on(p, args, &cuda::run_before_rows);
-        if (rows.keep)
+        // Not where rows of a restored state were moved or encoded just now.
+        if (rows.keep && q.only_kept())
             q.early(before);
         else
             q.launch([before](const Lanes& lanes) { return before(lanes.main); });
@@ -233,9 +234,11 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, Attenti
         c.term.cell_pos = step.cell_pos.array.as<std::int32_t>(), c.term.cell_term = step.cell_term.array.as<std::uint8_t>();
         c.term.tile_pos = step.tile_pos.as<std::int32_t>(), c.term.dim_freq = dim_freq_.as<std::uint8_t>();
         c.term.cell_seq_stride = step.cell_seq_stride, c.term.tile_seq_stride = tiles_of(a.n_kv);
-        // Prefill, which takes one sequence, wants the offsets themselves.
-        c.term.offset = calls.size() > 1 ? nullptr : offsets_.as<float>() + ids[0] * offset_size();
-        if (n_terms > 1 && calls.size() == 1) {
+        // Prefill, which takes one sequence, wants the offsets themselves. Steps do not: launches that name an offset would be others for the
+        // next sequence.
+        const bool prefill = calls.size() == 1 && a.n_tokens > kDecodeTokens;
+        c.term.offset = prefill ? offsets_.as<float>() + ids[0] * offset_size() : nullptr;
+        if (prefill && n_terms > 1) {
             auto* all = q.memory<float>(Queue::Use::offsets, n_terms * offset_size());
             for (int i = 0; i < n_terms; i++)
                 q.launch(

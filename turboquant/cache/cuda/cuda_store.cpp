@@ -63,9 +63,12 @@ const std::int64_t* CudaStore::places(Queue& q, std::int64_t first, std::int64_t
 }
 
 void CudaStore::sync_offsets(Queue& q, const KeyTransform& keys) const {
+    // Only what this graph gave may still wait and read what they are.
+    const std::pair<const Queue*, std::uint64_t> use{&q, q.graph()};
+    const bool used = std::exchange(offsets_used_, use) == use;
     if (offsets_version_ == keys.version) return;
-    q.catch_up();
-    q.settle();
+    if (used) q.catch_up();
+    if (used || !q.deferring()) q.settle();
     must(offsets_.reserve(CellPositions::kMaxOffsets * offset_size() * sizeof(float), q.stream()));
     for (std::size_t id = 0; id < keys.mu.size(); id++)
         if (keys.mu[id])
@@ -125,6 +128,7 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
     const bool any_kept = last != rows.exact_slots.end() && *last >= 0;
     if (!any_rounded && !any_kept) return nullptr;
     cuda::KeepRows k;
+    keep_aside(q, rows, k);
     const std::size_t n = rows.rows.size(), values = n * layout_.n_embd();
     k.x = x, k.stride = stride, k.n = static_cast<int>(n), k.n_head = layout_.n_head(), k.head_dim = layout_.head_dim();
     k.keys = layout_.side() == turboquant::Side::key;

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "turboquant/cache/cuda/queue.h"
 #include "turboquant/cuda/encode.h"
@@ -26,7 +29,8 @@ class CudaStore final : public TileStore {
     /// The mask was there before the graph; waits for the device.
     void see_cells(StoreContext& ctx, const StepMask& m, std::vector<std::uint16_t>& seen) const override;
     bool inputs_on_host() const override { return false; }
-    void set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) override;
+    bool set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) override;
+    void when_free(StoreContext& ctx, std::function<void()> f) override { Queue::of(ctx, device_).after_graph(std::move(f)); }
     void fetch(std::span<const std::int32_t> places, std::uint16_t* rows) const override;
     void measure(StoreContext& ctx, int id, std::span<const std::int32_t> places, std::span<const std::int32_t> positions,
                  const KeyTransform& keys) override;
@@ -47,6 +51,15 @@ class CudaStore final : public TileStore {
     void reserve_exact(Queue& q, std::size_t n_slots);
     const float* keep(Queue& q, const StoreRows& rows, const float* x, std::size_t stride, float* out = nullptr);
     void sync_offsets(Queue& q, const KeyTransform& keys) const;
+    /// Rows x[i*stride ..) to places[i].
+    struct Aside {
+        const float* x;
+        std::size_t stride;
+        std::vector<std::int32_t> places;
+    };
+    void reserve_aside(Queue& q, std::size_t n_places);
+    void put_aside(Queue& q, const Aside& rows);
+    void keep_aside(Queue& q, const StoreRows& rows, cuda::KeepRows& k);
     void write_aside(Queue& q, const StoreRows& rows, cuda::EncodeArgs e);
     std::uint16_t* mean(int id) const;
     volatile std::uint32_t* mean_done(int id) const;
@@ -64,11 +77,13 @@ class CudaStore final : public TileStore {
     /// Copies of the key transform: offsets by id ([n_head][2][head_dim]), scales, and the frequency of each dim.
     mutable cuda::DeviceArray offsets_, scales_, dim_freq_;
     mutable std::uint64_t offsets_version_ = 0;
+    mutable std::pair<const Queue*, std::uint64_t> offsets_used_{};  ///< the graph of the last launch that reads them
     /// Exact rows by slot: as they are (fp16), and rotated in tiles of raw.
     cuda::DeviceArray exact_halves_, exact_memory_;
     std::size_t exact_slots_ = 0;
-    cuda::DeviceArray later_;  ///< rows that the second stream encodes
-    cuda::DeviceArray aside_;  ///< [place][n_embd] halves
+    cuda::DeviceArray later_;           ///< rows that the second stream encodes
+    cuda::DeviceArray aside_;           ///< [place][n_embd] halves
+    std::vector<Aside> waiting_aside_;  ///< for write(): the launch that keeps a batch sets them aside
     /// Means by id that the device measures, [id][n_embd] halves, and after each those of its heads that are there; memory of the host.
     struct DropShared {
         void operator()(void* p) const { cuda::release_shared(p); }

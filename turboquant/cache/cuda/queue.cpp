@@ -87,8 +87,14 @@ Launches& Queue::take() {
 }
 
 void Queue::begin_graph() {
-    graph_++;
+    graph_++, in_graph_ = true, only_kept_ = false;
+    after_.clear();
     for (Uploads& u : uploads_) u.n_used = 0;
+}
+
+void Queue::end_graph() {
+    in_graph_ = false;
+    for (const auto& f : std::exchange(after_, {})) f();
 }
 
 void Queue::refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t n) {
@@ -138,7 +144,7 @@ Queue::Copy& Queue::uploaded(Use use, std::span<const std::uint8_t> data) {
 }
 
 void Queue::keep(cuda::KeepRows rows, std::span<const std::int32_t> slots) {
-    const bool second = n_kept_ == 1 && std::ranges::equal(slots, kept_slots_);
+    const bool second = n_kept_ == 1 && std::ranges::equal(slots, kept_slots_), only_kept = only_kept_;
     if (second && keeping_ && may_join_ && deferring_) {
         waiting_.drop_last();
         launch([first = kept_[0], rows](const Lanes& lanes) { return cuda::keep_rows(first, lanes.main, &rows); });
@@ -147,7 +153,7 @@ void Queue::keep(cuda::KeepRows rows, std::span<const std::int32_t> slots) {
         launch([rows](const Lanes& lanes) { return cuda::keep_rows(rows, lanes.main); });
         may_join_ = deferring_ && !second, joined_ = false;
     }
-    keeping_ = true;
+    keeping_ = true, only_kept_ = only_kept;
     kept_[second] = rows, n_kept_ = second ? 2 : 1;
     if (!second) kept_slots_.assign(slots.begin(), slots.end());
 }

@@ -14,6 +14,7 @@
 #include <deque>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "turboquant/cache/cuda/device_tables.h"
@@ -83,13 +84,18 @@ class Queue {
         give_encodes();
         if (deferring_) catch_up_();
     }
-    /// Where data lies that was uploaded for the graph before is free for the next.
+    /// Where data lies that was uploaded for the graph before is free for the next. Until end_graph() what is not wanted within the graph
+    /// waits (after_graph).
     void begin_graph();
+    void end_graph();
+    /// f is done when all of the graph is given, its launches one by one; at once if there is no graph.
+    void after_graph(std::function<void()> f) { in_graph_ ? after_.push_back(std::move(f)) : f(); }
+    std::uint64_t graph() const { return graph_; }  ///< changes with begin_graph()
 
     /// f(lanes): Launches::add.
     template <class F>
     void launch(const F& f) {
-        keeping_ = false;
+        keeping_ = only_kept_ = false;
         deferring_ ? waiting_.add(f) : must(f(lanes()));
     }
     /// Keeps rows: in one launch with those before, or beside them, if nothing else was given to the main stream since; and whether nothing was
@@ -109,8 +115,10 @@ class Queue {
         keeping_ = joined_ = false;
         return true;
     }
+    /// Whether nothing but such launches was given since others gave work: what early() is given need wait for nothing of ours then.
+    bool only_kept() const { return only_kept_; }
     /// Others give work to their stream that ours waits for.
-    void other_work() { keeping_ = false, n_kept_ = 0; }
+    void other_work() { keeping_ = false, n_kept_ = 0, only_kept_ = true; }
     /// At least so many bytes; contents are lost. With room for more: what grows with the cells would be new memory for each batch of a
     /// prompt, which the GPU is waited for and which is another list of launches.
     void reserve(cuda::DeviceArray& a, std::size_t bytes) {
@@ -127,6 +135,7 @@ class Queue {
         places,
         slots,
         rounded,
+        aside,
         ids,
         positions,
         turns,
@@ -260,7 +269,8 @@ class Queue {
     std::uint32_t* not_finite_ = nullptr;  ///< memory of the host
     std::uint64_t* seen_ = nullptr;        ///< of the host, too
     std::size_t seen_words_ = 0;
-    bool deferring_ = false, keeping_ = false, moving_ = false;
+    bool deferring_ = false, keeping_ = false, moving_ = false, in_graph_ = false, only_kept_ = false;
+    std::vector<std::function<void()>> after_;
     std::function<void()> catch_up_;
     Launches waiting_, rehearsals_, early_;
     struct EncodeJobs {

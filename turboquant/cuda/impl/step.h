@@ -9,19 +9,23 @@ namespace turboquant::cuda {
 
 inline constexpr int kTagged = 96;  // cache/saved_row.h, kTagValues; rows of 64 values and more
 
+/// Without what a tag of a saved row would change.
+TQ_DEVICE std::uint16_t untagged(const KeepRows& a, int dim, std::uint16_t half) {
+    return a.keys && dim < kTagged && a.n_head * a.head_dim >= 64 ? half & 0xfffe : half;
+}
+
 /// Value k of a head of row i as it is kept: fp16, if it is rounded or kept at all.
 TQ_DEVICE float kept_value(const KeepRows& a, int i, int dim) {
-    const float x = a.x[i * a.stride + dim];
-    std::uint16_t h = half_bits(x);
-    if (a.keys && a.rounded && a.rounded[i] && dim < kTagged && a.n_head * a.head_dim >= 64) h &= 0xfffe;
-    return half_value(h);
+    const std::uint16_t h = half_bits(a.x[i * a.stride + dim]);
+    return half_value(a.rounded && a.rounded[i] ? untagged(a, dim, h) : h);
 }
 
 /// Value j of a head; `kept`: kept_value of the whole head, `signed_kept`: that times the first signs.
 TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j, const float* kept, const float* signed_kept) {
     const int dim = head * a.head_dim + j, n_embd = a.n_head * a.head_dim;
     if (a.out) a.out[static_cast<std::size_t>(i) * n_embd + dim] = a.rounded && a.rounded[i] ? kept[j] : a.x[i * a.stride + dim];
-    const int slot = a.slots ? a.slots[i] : -1;
+    const int slot = a.slots ? a.slots[i] : -1, place = a.aside_places ? a.aside_places[i] : -1;
+    if (place >= 0) a.aside[static_cast<std::size_t>(place) * n_embd + dim] = untagged(a, dim, half_bits(a.x[i * a.stride + dim]));
     if (slot < 0) return;
     a.halves[static_cast<std::size_t>(slot) * n_embd + dim] = half_bits(kept[j]);
     if (!a.tiles) return;
@@ -52,15 +56,16 @@ TQ_DEVICE void keep_value(const KeepRows& a, int i, int head, int j, const float
 /// keep_value of a head by one warp, whose lane has the values lane + 32 k, for head sizes that are powers of two.
 template <int n>
 TQ_DEVICE void keep_head(const KeepRows& a, int i, int head, int lane) {
-    const int head_dim = 32 * n, n_embd = a.n_head * head_dim, slot = a.slots ? a.slots[i] : -1;
+    const int head_dim = 32 * n, n_embd = a.n_head * head_dim;
+    const int slot = a.slots ? a.slots[i] : -1, place = a.aside_places ? a.aside_places[i] : -1;
     const bool rounded = a.rounded && a.rounded[i], turned = a.tiles && slot >= 0 && (!a.plain || !a.plain[head]);
     float x[n], y[n];
     for (int k = 0; k < n; ++k) x[k] = a.x[i * a.stride + head * head_dim + lane + 32 * k];
     for (int k = 0; k < n; ++k) {
         const int j = lane + 32 * k, dim = head * head_dim + j;
-        std::uint16_t half = half_bits(x[k]);
-        if (a.keys && rounded && dim < kTagged && n_embd >= 64) half &= 0xfffe;
+        const std::uint16_t bits = half_bits(x[k]), half = rounded ? untagged(a, dim, bits) : bits;
         y[k] = half_value(half);
+        if (place >= 0) a.aside[static_cast<std::size_t>(place) * n_embd + dim] = untagged(a, dim, bits);
         if (a.out) a.out[static_cast<std::size_t>(i) * n_embd + dim] = rounded ? y[k] : x[k];
         if (slot >= 0) a.halves[static_cast<std::size_t>(slot) * n_embd + dim] = half;
         if (turned) y[k] *= a.signs[j];
@@ -93,16 +98,19 @@ TQ_DEVICE void mean_value(const MeasureMean& a, int head, int i) {
     const int at = i - a.rope.n_offset, pairs = a.rope.n_dims / 2, apart = a.rope.adjacent ? 1 : pairs;
     const bool turned = at >= 0 && at < a.rope.n_dims, second = turned && (a.rope.adjacent ? at % 2 == 1 : at >= pairs);
     const int other = turned ? (second ? i - apart : i + apart) : i, n_embd = a.n_head * a.head_dim;
+    constexpr int kAtOnce = 8;  // loads that do not wait for each other
     double sum = 0;
-    for (int k = 0; k < a.n; ++k) {
-        const std::uint16_t* row = a.rows + static_cast<std::size_t>(a.places[k]) * n_embd + head * a.head_dim;
-        const float x = half_value(row[i]);
-        if (!turned) {
-            sum += x;
-            continue;
+    for (int k0 = 0; k0 < a.n; k0 += kAtOnce) {
+        float x[kAtOnce], y[kAtOnce], c[kAtOnce], s[kAtOnce];
+        for (int l = 0; l < kAtOnce; ++l) {
+            const int k = k0 + l < a.n ? k0 + l : a.n - 1;
+            const std::uint16_t* row = a.rows + static_cast<std::size_t>(a.places[k]) * n_embd + head * a.head_dim;
+            const float* turn = a.turns + static_cast<std::size_t>(k) * 2 * a.head_dim;
+            x[l] = half_value(row[i]), y[l] = half_value(row[other]);
+            c[l] = turn[i], s[l] = turn[a.head_dim + i];
         }
-        const float *c = a.turns + static_cast<std::size_t>(k) * 2 * a.head_dim, *s = c + a.head_dim, y = half_value(row[other]);
-        sum += (second ? x * c[i] - y * s[i] : x * c[i] + y * s[i]) / a.magnitude;
+        for (int l = 0; l < kAtOnce && k0 + l < a.n; ++l)
+            sum += !turned ? x[l] : (second ? x[l] * c[l] - y[l] * s[l] : x[l] * c[l] + y[l] * s[l]) / a.magnitude;
     }
     const std::uint16_t half = half_bits(static_cast<float>(sum / a.n));
     a.mean[head * a.head_dim + i] = half;
