@@ -181,14 +181,15 @@ bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionSh
     return false;
 }
 
-/// The call on its first cells: what is wanted is its code.
+/// The call on the first cells of its first sequence: what is wanted is its code.
 void rehearse_attention(Queue& q, cuda::AttentionShape shape, cuda::AttentionArgs args, bool split) {
     constexpr int kCells = 1024;
-    if (shape.n_tokens > 1 || shape.n_kv.size() > 1) return;
+    if (shape.n_tokens > kDecodeTokens) return;
     const int n_kv = std::min(shape.n_kv[0], kCells);
     shape.n_kv = {&n_kv, 1};
-    args.out = q.memory<float>(Queue::Use::rehearsed, static_cast<std::size_t>(shape.n_head) * shape.head_dim);
-    args.out_token_stride = args.out_seq_stride = 0, args.out_head_stride = shape.head_dim;
+    const std::size_t row = static_cast<std::size_t>(shape.n_head) * shape.head_dim;
+    args.out = q.memory<float>(Queue::Use::rehearsed, shape.n_tokens * row);
+    args.out_token_stride = row, args.out_seq_stride = 0, args.out_head_stride = shape.head_dim;
     q.rehearse([run = attention_on(q.plan(shape, true), args, split ? &cuda::run_before_rows : &cuda::run_attention)](const Lanes& lanes) {
         return run(lanes.main);
     });
