@@ -90,7 +90,7 @@ bool KvTensor::write(StoreContext& ctx, StoreRows batch, const CellPositions& ce
         exact_->kept_by_batch(batch.rows, cells, rounded_);
         exact_->add(batch.rows, cells, exact_slots_);
         batch.exact_slots = exact_slots_;
-        if (!has_residuals()) batch.rounded = rounded_;
+        if (!has_residuals()) batch.rounded = rounded_, batch.seen_exactly = std::ranges::find(rounded_, 0) == rounded_.end();
     }
     const bool finite = remove_offset ? encode_keys(ctx, batch, cells) : encode_rows(ctx, batch);
     for (std::size_t i = 0; exact_ && !finite && i < batch.rows.size(); i++) exact_->forget(batch.rows[i], 1);
@@ -163,7 +163,7 @@ bool KvTensor::measure_aside(StoreContext& ctx, int id, const CellPositions& cel
     return true;
 }
 
-/// Of few rows, which are encoded with the mean of those before them until then.
+/// Of few rows, which are encoded with the mean of those before them until then: the batch sees them exactly, or is one row.
 void KvTensor::remeasure_later(StoreContext& ctx, int id, const CellPositions& cells) {
     if (!offset_->due(id)) return;
     store_->when_free(ctx, [this, &ctx, &cells, id] {
@@ -190,7 +190,8 @@ void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions&
             changed = offset_->observe(id, x, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
         } else {
             offset_->note(id, rows.subspan(i, end - i), batch_pos_, batch_beside_, places_);
-            const bool later = store_->set_aside(ctx, x, batch.stride, places_);
+            // What this batch's queries read in compressed form has its offset before it is encoded, but for a single row.
+            const bool later = store_->set_aside(ctx, x, batch.stride, places_, batch.seen_exactly || rows.size() == 1);
             if (later) due_.push_back(id);
             changed = !later && (measure_aside(ctx, id, cells) || offset_->remeasure(id));
             // They are encoded from what is kept of them, without the host's seeing them.

@@ -42,6 +42,7 @@ struct StoreRows {
     std::span<const std::int32_t> exact_slots;  ///< slot that takes what is kept of a row in a window, or -1; empty: none
     bool on_host = false;                       ///< x is host memory, whatever the device takes
     std::span<const std::int32_t> aside{};      ///< instead of x: the places where the rows were set aside
+    bool seen_exactly = false;                  ///< all queries of the batch see all rows as windows keep them
 };
 
 /// What queries are for keys that were transformed: scaled the other way, and with the terms (ScoreTerm::q_term) of some offsets.
@@ -96,8 +97,10 @@ class TileStore {
     /// Whether the host may look at inputs of write(). If not, it has rows set aside that it may want to know later: x[i*stride ..) as fp16
     /// in the numbered place places[i] (-1: not this one), and fetches them, n_embd values each, when it does; that waits for the device.
     virtual bool inputs_on_host() const { return true; }
-    /// True: they are there when the batch that they are of is written, not sooner, and all of them can be encoded again.
-    virtual bool set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/) {
+    /// `may_wait`: they are not wanted before the batch that they are of is written. True: they are not there before that, and all of them can be
+    /// encoded again then.
+    virtual bool set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/,
+                           bool /*may_wait*/) {
         return false;
     }
     /// f is done when what the device is doing now (a graph of many layers) needs nothing more from the host: what can wait for that is not

@@ -71,7 +71,7 @@ ggml_status GpuBackend::compute(ggml_cgraph* graph, int first, int end, std::spa
     }
     own_ahead_ = true;
     follow_own(queue_->stream());
-    queue_->end_graph();  // nothing of this is the other stream's
+    queue_->end_graph(status == GGML_STATUS_SUCCESS);  // nothing of this is the other stream's
     return status;
 }
 

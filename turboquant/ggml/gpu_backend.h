@@ -86,7 +86,7 @@ class GpuBackend final : public InnerBackend {
     ggml_backend_event_t inner_event_ = nullptr, own_event_ = nullptr;
     bool inner_ahead_ = false, own_ahead_ = false, wrote_ = false;
     bool can_capture_ = false, capturing_ = false;
-    /// By the first node, those used last in front: what a step does besides (a mean is taken) comes and goes.
+    /// By the first node, those used last in front: what a batch does besides (a mean is taken) comes and goes.
     std::map<const ggml_tensor*, std::list<Known>> known_;
     unsigned char fresh_ = 0;
     SerialExecutor executor_;

@@ -13,11 +13,12 @@ constexpr std::size_t kFewRows = 32;  // of a batch: set aside by the launch tha
 
 }  // namespace
 
-bool CudaStore::set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) {
+bool CudaStore::set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places, bool may_wait) {
     // Others that are not set aside are to be encoded with the offset that is measured now.
-    const bool later = places.size() <= kFewRows && std::ranges::find(places, -1) == places.end();
+    const bool later = may_wait && places.size() <= kFewRows && std::ranges::find(places, -1) == places.end();
     while (!places.empty() && places.back() < 0) places = places.first(places.size() - 1);
     Queue& q = Queue::of(ctx, device_);
+    if (std::exchange(aside_graph_, q.graph()) != q.graph()) waiting_aside_.clear();  // of a batch that failed
     if (!places.empty()) {
         reserve_aside(q, static_cast<std::size_t>(std::ranges::max(places)) + 1);
         waiting_aside_.push_back({x, stride, {places.begin(), places.end()}});
@@ -53,9 +54,14 @@ void CudaStore::put_aside(Queue& q, const Aside& rows) {
 void CudaStore::keep_aside(Queue& q, const StoreRows& rows, cuda::KeepRows& k) {
     if (rows.on_host || !rows.x || !aside_.bytes() || (waiting_aside_.empty() && rows.rows.size() > kFewRows)) return;
     std::vector<std::int32_t> places(rows.rows.size(), -1);
-    for (const Aside& a : waiting_aside_)
-        std::ranges::copy(a.places, places.begin() + (a.x - rows.x) / static_cast<std::ptrdiff_t>(rows.stride));
-    waiting_aside_.clear();
+    for (const Aside& a : std::exchange(waiting_aside_, {})) {
+        const std::ptrdiff_t first = (a.x - rows.x) / static_cast<std::ptrdiff_t>(rows.stride);
+        if (aside_graph_ != q.graph() || first < 0 || first + a.places.size() > places.size()) continue;  // of a batch that failed
+        // A place that a run before had is this one's now: the sequence was cut back within the batch.
+        for (std::int32_t& place : places)
+            if (place >= 0 && std::ranges::find(a.places, place) != a.places.end()) place = -1;
+        std::ranges::copy(a.places, places.begin() + first);
+    }
     k.aside_places = q.upload<std::int32_t>(Queue::Use::aside, places), k.aside = aside_.as<std::uint16_t>();
 }
 

@@ -160,8 +160,8 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
         x = to;
     }
     // Few rows that all queries of their batch see exactly: nobody reads their codes before the next graph.
-    bool later = n <= kLaterRows && !rows.on_host && rows.aside.empty() && rows.rounded.size() == n && rows.exact_slots.size() == n &&
-                 std::ranges::find(rows.rounded, 0) == rows.rounded.end() && std::ranges::min(rows.exact_slots) >= 0;
+    bool later = n <= kLaterRows && !rows.on_host && rows.aside.empty() && rows.seen_exactly && rows.rounded.size() == n &&
+                 rows.exact_slots.size() == n && std::ranges::min(rows.exact_slots) >= 0;
     // Where keys and values lie in different slots, their row is not seen exactly.
     later = later && q.same_slots(rows.exact_slots);
     if (!later || q.rows_move()) q.settle();

@@ -29,7 +29,8 @@ class CudaStore final : public TileStore {
     /// The mask was there before the graph; waits for the device.
     void see_cells(StoreContext& ctx, const StepMask& m, std::vector<std::uint16_t>& seen) const override;
     bool inputs_on_host() const override { return false; }
-    bool set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) override;
+    bool set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places, bool may_wait) override;
+    void clear() override { TileStore::clear(), waiting_aside_.clear(); }
     void when_free(StoreContext& ctx, std::function<void()> f) override { Queue::of(ctx, device_).after_graph(std::move(f)); }
     void fetch(std::span<const std::int32_t> places, std::uint16_t* rows) const override;
     void measure(StoreContext& ctx, int id, std::span<const std::int32_t> places, std::span<const std::int32_t> positions,
@@ -83,6 +84,7 @@ class CudaStore final : public TileStore {
     std::size_t exact_slots_ = 0;
     cuda::DeviceArray later_;           ///< rows that the second stream encodes
     cuda::DeviceArray aside_;           ///< [place][n_embd] halves
+    std::uint64_t aside_graph_ = 0;     ///< Queue::graph() when the first of these came
     std::vector<Aside> waiting_aside_;  ///< for write(): the launch that keeps a batch sets them aside
     /// Means by id that the device measures, [id][n_embd] halves, and after each those of its heads that are there; memory of the host.
     struct DropShared {

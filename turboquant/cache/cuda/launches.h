@@ -17,8 +17,17 @@ struct Lanes {
     cuda::Stream main = nullptr, side = nullptr;
 };
 
+#if defined(__has_builtin)
+#define TQ_HAS_CLEAR_PADDING __has_builtin(__builtin_clear_padding)
+#else
+#define TQ_HAS_CLEAR_PADDING 0
+#endif
+
 class Launches {
   public:
+    /// Whether lists that are the same are always seen to be. Where a compiler cannot clear padding they may not be, and are done one by one, slower.
+    static constexpr bool kComparable = TQ_HAS_CLEAR_PADDING;
+
     /// f(lanes) launches something and returns a Status. What it holds is compared by bytes: pointers to memory of the device, numbers.
     template <class F>
     void add(const F& f) {
@@ -56,13 +65,12 @@ class Launches {
         std::size_t at;
         friend bool operator==(const Entry&, const Entry&) = default;
     };
-    /// Compilers that cannot see lists as different that are the same: they are done one by one, slower.
     template <class F>
-    static void clear_padding([[maybe_unused]] F* f) {
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_clear_padding)
+    static void clear_padding(F* f) {
+#if TQ_HAS_CLEAR_PADDING
         __builtin_clear_padding(f);
-#endif
+#else
+        static_cast<void>(f);
 #endif
     }
 

@@ -92,9 +92,10 @@ void Queue::begin_graph() {
     for (Uploads& u : uploads_) u.n_used = 0;
 }
 
-void Queue::end_graph() {
+void Queue::end_graph(bool given) {
     in_graph_ = false;
-    for (const auto& f : std::exchange(after_, {})) f();
+    for (const auto& f : std::exchange(after_, {}))
+        if (given) f();
 }
 
 void Queue::refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t n) {

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <list>
 #include <span>
 #include <utility>
 #include <vector>
@@ -87,8 +88,8 @@ class Queue {
     /// Where data lies that was uploaded for the graph before is free for the next. Until end_graph() what is not wanted within the graph
     /// waits (after_graph).
     void begin_graph();
-    void end_graph();
-    /// f is done when all of the graph is given, its launches one by one; at once if there is no graph.
+    void end_graph(bool given = true);
+    /// f is done when all of the graph is given, its launches one by one, or not at all if it was not; at once if there is no graph.
     void after_graph(std::function<void()> f) { in_graph_ ? after_.push_back(std::move(f)) : f(); }
     std::uint64_t graph() const { return graph_; }  ///< changes with begin_graph()
 
@@ -256,7 +257,7 @@ class Queue {
         std::size_t n_used = 0;
     };
     static constexpr std::size_t kUses = static_cast<std::size_t>(Use::count);
-    static constexpr std::size_t kPlans = 12;
+    static constexpr std::size_t kPlans = 24;  // calls of up to 8 tokens or sequences, and their rehearsals
 
     int device_;
     DeviceTables* tables_;
@@ -281,7 +282,7 @@ class Queue {
     int n_kept_ = 0;          ///< of them; 2: in the same slots
     std::vector<std::int32_t> kept_slots_;
     bool may_join_ = false, joined_ = false;  ///< the last launch keeps the first of them; both
-    std::deque<PlannedAttention> plans_;
+    std::list<PlannedAttention> plans_;       ///< launches that wait, and graphs, have their addresses
     std::uint64_t clock_ = 0, graph_ = 0;
     std::deque<Step> steps_;
     std::vector<std::int32_t> side_slots_;
