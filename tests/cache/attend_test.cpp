@@ -96,14 +96,23 @@ class Layer {
         EXPECT_EQ(error, nullptr) << error;
     }
 
-    /// The same as a graph that waits for its launches, on the store of GPUs: what they were, done by the end. `waits`: they did to the last. What
-    /// may be done early is, as soon as the layers before are through.
-    Launches graph(Queue& queue, bool& waits, const std::function<void()>& verbs) {
-        std::size_t done = 0, early = 0;
+    /// What step() gave as a graph.
+    struct Given {
+        Launches launches;
+        bool waited = true;       ///< to the last; else only the rest of them
+        std::size_t n_early = 0;  ///< launches besides that may be done early
+    };
+    /// step() on the store of GPUs, as a graph that waits for its launches, done by the end. What may be done early is, as soon as the layers before
+    /// are through.
+    template <class... Args>
+    Given graph(Args&&... args) {
+        Queue& queue = Queue::of(ctx_.store, 0);
+        Given given;
+        std::size_t done = 0;
         const auto give = [&](const Launches& launches, std::size_t end, std::size_t end_early) {
-            EXPECT_TRUE(queue.earlies().run(early, end_early, queue.lanes()).ok());
+            EXPECT_TRUE(queue.earlies().run(given.n_early, end_early, queue.lanes()).ok());
             EXPECT_TRUE(launches.run(done, end, queue.lanes()).ok());
-            done = end, early = end_early;
+            done = end, given.n_early = end_early;
         };
         struct Mark {
             std::size_t launches, early;
@@ -118,20 +127,15 @@ class Layer {
             if (queue.deferring()) marks.push_back({queue.waiting().size(), queue.earlies().size()});
             queue.other_work();
         };
-        waits = true;
         queue.begin_graph();
-        queue.defer([&] { waits = false, give_all(queue.take()); });
-        verbs();
+        queue.defer([&] { given.waited = false, give_all(queue.take()); });
+        step(std::forward<Args>(args)...);
         queue.settle();
-        Launches all;
-        if (waits) give_all(all = queue.take());
-        n_early_ = early;
+        if (given.waited) give_all(given.launches = queue.take());
         queue.end_graph();
         between_ = {};
-        return all;
+        return given;
     }
-    std::size_t n_early() const { return n_early_; }
-    Queue& queue() { return Queue::of(ctx_.store, 0); }
     std::vector<std::uint8_t> saved(Side side, int n) {
         std::vector<std::uint8_t> rows(sizeof(std::uint16_t) * kDim * kHeadsKv * n);
         layer_.save(ctx_.store, side, 0, rows.size(), rows.data());
@@ -159,7 +163,6 @@ class Layer {
     LayerCache layer_;
     std::optional<LayerCache> second_;
     std::function<void()> between_;
-    std::size_t n_early_ = 0;  ///< of the last graph
     std::vector<std::vector<std::uint8_t>> memory_;
     SerialExecutor executor_;
     CacheContext ctx_;
@@ -241,90 +244,85 @@ TEST_P(Attends, AsBeforeAfterAShortStateIsRestored) {
         }
 }
 
+/// Two layers, or pairs of them, of one content: one is given graphs.
+struct InGraphs {
+    Layer one, other;
+    std::mt19937 rng{1};
+    // Lists are compared by addresses, too.
+    std::vector<float> k, v, q, out;
+    std::vector<std::uint16_t> mask;
+
+    InGraphs(const Case& c, bool twice, int n_tokens, int n_kv)
+        : one(StoreKind::cuda, c, twice),
+          other(StoreKind::cuda, c, twice),
+          k(kDim * kHeadsKv * n_tokens),
+          v(k.size()),
+          q(kDim * kHeads * n_tokens),
+          out(q.size()),
+          mask(n_kv * n_tokens) {}
+    /// Tokens at cells and positions from `first` on, which see those up to themselves: the same comes of both.
+    Layer::Given step(int first) {
+        const int n = static_cast<int>(k.size()) / (kDim * kHeadsKv), n_kv = static_cast<int>(mask.size()) / n;
+        for (auto& [to, offset] : {std::pair{&k, 2}, {&v, 0}, {&q, 0}}) std::ranges::copy(gaussian(rng, to->size(), offset), to->begin());
+        std::vector<std::int32_t> pos(n);
+        std::iota(pos.begin(), pos.end(), first);
+        std::ranges::fill(mask, kMaskHidden);
+        for (int t = 0; t < n; t++) std::fill_n(mask.begin() + t * n_kv, first + t + 1, std::uint16_t{0});
+        const std::vector<float> expected = other.step(first, pos, k, v, q, mask, n_kv);
+        Layer::Given given = one.graph(first, pos, k, v, q, mask, n_kv, out);
+        EXPECT_EQ(out, expected) << first;
+        return given;
+    }
+};
+
 // Steps of a fresh sequence are one graph of a GPU, the first one's second on and all of others: also where its offset is measured, frozen at last,
 // and windows begin to let go of rows; after the cache was cleared, or over what is left of another sequence; and after a state is restored.
 // They leave what a sequence leaves that is not given as graphs.
 TEST(AttendsInGraphs, AFreshSequencesLaunchesStayTheSame) {
     if (!Launches::kComparable) GTEST_SKIP() << "this compiler cannot clear padding, by which lists of launches differ";
-    constexpr int n_kv = 128, n_tokens = 84;
-    const Case c{"", CodecId::turbo4, CodecId::turbo3, {4, 72}};
-    Layer one(StoreKind::cuda, c), other(StoreKind::cuda, c);
-    std::mt19937 rng(1);
-    // Lists are compared by addresses, too.
-    std::vector<float> k(kDim * kHeadsKv), v(k.size()), q(kDim * kHeads), out(q.size());
-    std::vector<std::uint16_t> mask(n_kv, kMaskHidden);
-    Launches before;
+    constexpr int n_tokens = 84, recent = 72;
+    InGraphs both({"", CodecId::turbo4, CodecId::turbo3, {4, recent}}, false, 1, 128);
+    Launches first;
     for (int i = 0; i < 3 * n_tokens; i++) {
         const int pos = i % n_tokens;
-        if (pos == 0) std::ranges::fill(mask, kMaskHidden);
-        if (i == 2 * n_tokens) one.clear(), other.clear();
-        for (auto& [to, offset] : {std::pair{&k, 2}, {&v, 0}, {&q, 0}}) std::ranges::copy(gaussian(rng, to->size(), offset), to->begin());
-        mask[pos] = 0;
-        const std::vector<float> expected = other.step(pos, {pos}, k, v, q, mask, n_kv);
-        bool waits = false;
-        Launches launches = one.graph(one.queue(), waits, [&] { one.step(pos, {pos}, k, v, q, mask, n_kv, out); });
-        EXPECT_EQ(out, expected) << i;
-        if (i < 2) before = std::move(launches);
+        if (i == 2 * n_tokens) both.one.clear(), both.other.clear();
+        Layer::Given given = both.step(pos);
+        if (i < 2) first = std::move(given.launches);
         // Where a window lets go of its first row, what is left of the sequence before makes the slots be closed up.
-        if (i < 2 || (i / n_tokens == 1 && pos >= 72)) continue;
-        EXPECT_TRUE(waits) << i;
-        EXPECT_TRUE(launches == before) << i;
+        if (i >= 2 && (i / n_tokens != 1 || pos < recent)) {
+            EXPECT_TRUE(given.waited) << i;
+            EXPECT_TRUE(given.launches == first) << i;
+        }
         if (pos + 1 < n_tokens) continue;
-        for (const Side side : {Side::key, Side::value}) EXPECT_EQ(one.saved(side, n_tokens), other.saved(side, n_tokens));
+        for (const Side side : {Side::key, Side::value}) EXPECT_EQ(both.one.saved(side, n_tokens), both.other.saved(side, n_tokens));
     }
-    EXPECT_GT(before.size(), 3u);
-    one.clear(), one.restore_from(other, n_tokens);
-    for (int pos = n_tokens; pos < n_tokens + 10; pos++) {
-        mask[pos] = 0;
-        bool waits = false;
-        EXPECT_TRUE(one.graph(one.queue(), waits, [&] { one.step(pos, {pos}, k, v, q, mask, n_kv, out); }) == before)
-            << "after a restore " << pos;
-    }
+    EXPECT_GT(first.size(), 3u);
+    Layer saved(StoreKind::cuda, {"", CodecId::turbo4, CodecId::turbo3, {4, recent}});
+    saved.restore_from(both.other, n_tokens);
+    both.one.clear(), both.other.clear();
+    both.one.restore_from(saved, n_tokens), both.other.restore_from(saved, n_tokens);
+    for (int pos = n_tokens; pos < n_tokens + 10; pos++) EXPECT_TRUE(both.step(pos).launches == first) << "after a restore " << pos;
 }
 
 // Rows that a restore leaves to be moved or encoded are where attention reads them, however early that begins.
 TEST(AttendsInGraphs, WhatARestoreLeavesComesBeforeAttention) {
-    constexpr int n_kv = 128, n_tokens = 72;
+    constexpr int n_tokens = 72;
     const Case c{"", CodecId::turbo4, CodecId::turbo3, {2, 66}};
-    Layer one(StoreKind::cuda, c, true), other(StoreKind::cuda, c, true), saved(StoreKind::cuda, c);
-    std::mt19937 rng(2);
-    std::vector<float> k(kDim * kHeadsKv), v(k.size()), q(kDim * kHeads), out(q.size());
-    std::vector<std::uint16_t> mask(n_kv, kMaskHidden);
+    InGraphs both(c, true, 1, 128);
+    Layer saved(StoreKind::cuda, c);
     std::size_t n_early = 0;
-    const auto step = [&](int pos) {
-        for (auto& [to, by] : {std::pair{&k, 2}, {&v, 0}, {&q, 0}}) std::ranges::copy(gaussian(rng, to->size(), by), to->begin());
-        std::ranges::fill(mask, kMaskHidden);
-        std::fill_n(mask.begin(), pos + 1, std::uint16_t{0});
-        const std::vector<float> expected = other.step(pos, {pos}, k, v, q, mask, n_kv);
-        bool waits = false;
-        one.graph(one.queue(), waits, [&] { one.step(pos, {pos}, k, v, q, mask, n_kv, out); });
-        n_early += one.n_early();
-        EXPECT_EQ(out, expected) << pos;
-    };
-    for (int pos = 0; pos < n_tokens; pos++) step(pos);
-    saved.restore_from(other, n_tokens);
-    for (int pos = n_tokens; pos < n_tokens + 12; pos++) step(pos);
+    for (int pos = 0; pos < n_tokens; pos++) n_early += both.step(pos).n_early;
+    saved.restore_from(both.other, n_tokens);
+    for (int pos = n_tokens; pos < n_tokens + 12; pos++) n_early += both.step(pos).n_early;
     EXPECT_GT(n_early, 50u);
-    one.restore_from(saved, n_tokens), other.restore_from(saved, n_tokens);
-    for (int pos = n_tokens; pos < n_tokens + 3; pos++) step(pos);
+    both.one.restore_from(saved, n_tokens), both.other.restore_from(saved, n_tokens);
+    for (int pos = n_tokens; pos < n_tokens + 3; pos++) both.step(pos);
 }
 
 // A prompt of few tokens whose first queries read compressed keys has its offset before these are encoded, as a longer one.
 TEST(AttendsInGraphs, AShortPromptKnowsItsOffset) {
-    constexpr int n_kv = 64, n_tokens = 20;
-    const Case c{"", CodecId::turbo2, CodecId::turbo4, {2, 6}};
-    Layer one(StoreKind::cuda, c), other(StoreKind::cuda, c);
-    std::mt19937 rng(3);
-    std::vector<std::int32_t> pos(n_tokens);
-    std::iota(pos.begin(), pos.end(), 0);
-    std::vector<float> k = gaussian(rng, kDim * kHeadsKv * n_tokens, 2), v = gaussian(rng, k.size(), 0),
-                       q = gaussian(rng, kDim * kHeads * n_tokens, 0), out(q.size());
-    std::vector<std::uint16_t> mask(n_kv * n_tokens, kMaskHidden);
-    for (int t = 0; t < n_tokens; t++) std::fill_n(mask.begin() + t * n_kv, t + 1, std::uint16_t{0});
-    const std::vector<float> expected = other.step(0, pos, k, v, q, mask, n_kv);
-    bool waits = false;
-    one.graph(one.queue(), waits, [&] { one.step(0, pos, k, v, q, mask, n_kv, out); });
-    EXPECT_EQ(out, expected);
+    InGraphs both({"", CodecId::turbo2, CodecId::turbo4, {2, 6}}, false, 20, 64);
+    both.step(0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, Attends,

@@ -354,12 +354,17 @@ Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, St
 bool can_split(const AttentionPlan& p, const AttentionArgs& a, const KeepRows& keys, const KeepRows& values) {
     return p.exact_windows && a.exact_mask && keys.slots && values.slots && keys.n == values.n;
 }
+namespace {
+
 /// The result of a call's first launch, by where the second will put its own.
 thread_local std::map<const float*, std::vector<float>> before_rows;
 
 std::size_t out_size(const AttentionPlan& p, const AttentionArgs& a) {
     return (p.n_seq - 1) * a.out_seq_stride + (p.n_tokens - 1) * a.out_token_stride + (p.n_head - 1) * a.out_head_stride + p.head_dim;
 }
+
+}  // namespace
+
 /// All is in the second launch, which sees whether what the first one read is still the same.
 Status run_before_rows(const AttentionPlan& p, const AttentionArgs& a, void* workspace, Stream stream) {
     if (const Status status = run_attention(p, a, workspace, stream); !status.ok()) return status;

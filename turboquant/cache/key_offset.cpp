@@ -224,12 +224,12 @@ bool KeyOffset::observe(int id, const float* keys, std::size_t stride, std::span
     return remeasure(id);
 }
 
-bool KeyOffset::due(int id) const { return std::bit_floor(at(id).kept.size()) != at(id).measured; }
+bool KeyOffset::due(int id) const { return measurable(at(id)) != at(id).measured; }
 
 bool KeyOffset::remeasure(int id) {
     Entry& e = entries_[id];
     if (!due(id)) return false;
-    const std::size_t n = e.measured = std::bit_floor(e.kept.size());
+    const std::size_t n = e.measured = measurable(e);
     complete(id);
     e.away = false;
     measure(e);
@@ -246,7 +246,7 @@ std::span<const KeptRow> KeyOffset::kept_aside(int id) const {
 bool KeyOffset::remeasure_aside(int id, std::size_t& n) {
     Entry& e = entries_[id];
     if (kept_aside(id).empty() || !due(id)) return false;
-    n = std::bit_floor(e.kept.size());
+    n = measurable(e);
     e.measured = n, e.away = true;
     if (n >= kMeasureRows) e.state = State::frozen;  // the rest when mu is here
     return true;

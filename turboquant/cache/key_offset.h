@@ -9,6 +9,7 @@
 // force.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -126,6 +127,8 @@ class KeyOffset {
         std::vector<KeptRow> kept;   ///< by ascending position
     };
     const Entry& at(int id) const { return entries_[id]; }
+    /// Rows whose mean mu is to be.
+    static std::size_t measurable(const Entry& e) { return std::bit_floor(e.kept.size()); }
     const Entry& here(int id) const;
     RopeTable rope_table() const;
     void measure(Entry& e);

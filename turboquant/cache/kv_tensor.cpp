@@ -174,7 +174,9 @@ void KvTensor::remeasure_later(StoreContext& ctx, int id, const CellPositions& c
 // Measures offsets on the batch, sequence by sequence: runs of rows with one id, as batches have them.
 void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions& cells) {
     const std::span<const std::int64_t> rows = batch.rows;
-    measured_.clear(), due_.clear();
+    measured_.clear(), due_.clear(), to_aside_.assign(rows.size(), -1);
+    // What this batch's queries read in compressed form has its offset before it is encoded, but for a single row.
+    const bool may_wait = (batch.seen_exactly || rows.size() == 1) && rows.size() <= store_->rows_set_aside_by_write();
     for (std::size_t i = 0, end; i < rows.size(); i = end) {
         const int id = cells.offset_id(rows[i]);
         batch_pos_.clear(), batch_beside_.clear();
@@ -190,9 +192,15 @@ void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions&
             changed = offset_->observe(id, x, batch.stride, rows.subspan(i, end - i), batch_pos_, batch_beside_);
         } else {
             offset_->note(id, rows.subspan(i, end - i), batch_pos_, batch_beside_, places_);
-            // What this batch's queries read in compressed form has its offset before it is encoded, but for a single row.
-            const bool later = store_->set_aside(ctx, x, batch.stride, places_, batch.seen_exactly || rows.size() == 1);
-            if (later) due_.push_back(id);
+            put_places(i);
+            // Rows that are not set aside cannot be encoded again: they need the offset that is measured now.
+            const bool later = may_wait && std::ranges::find(places_, -1) == places_.end();
+            if (later) {
+                due_.push_back(id);
+            } else {
+                store_->set_aside(ctx, batch.x, batch.stride, to_aside_);
+                std::ranges::fill(to_aside_, -1);
+            }
             changed = !later && (measure_aside(ctx, id, cells) || offset_->remeasure(id));
             // They are encoded from what is kept of them, without the host's seeing them.
             if (batch.rounded.empty()) rounded_.assign(rows.size(), 0), batch.rounded = rounded_;
@@ -202,6 +210,14 @@ void KvTensor::observe(StoreContext& ctx, StoreRows& batch, const CellPositions&
         }
         measured_.push_back({id, i, changed ? 0 : end - i});
     }
+    if (!due_.empty()) batch.to_aside = to_aside_;
+}
+
+/// Places of a run that begins at this row of the batch. One that a run before had is this one's: the sequence was cut back within the batch.
+void KvTensor::put_places(std::size_t first) {
+    for (std::int32_t& place : to_aside_)
+        if (place >= 0 && std::ranges::find(places_, place) != places_.end()) place = -1;
+    std::ranges::copy(places_, to_aside_.begin() + static_cast<std::ptrdiff_t>(first));
 }
 
 bool KvTensor::encode_keys(StoreContext& ctx, StoreRows batch, const CellPositions& cells) {

@@ -131,6 +131,7 @@ class KvTensor {
     bool encode_first_rows(StoreContext& ctx);
     void measure();
     bool measure_aside(StoreContext& ctx, int id, const CellPositions& cells);
+    void put_places(std::size_t first);
     void remeasure_later(StoreContext& ctx, int id, const CellPositions& cells);
     bool encode_kept(StoreContext& ctx, int id, const CellPositions& cells, std::span<const std::int64_t> only);
     /// Rows to be encoded, those that are restored but cannot be copied.
@@ -186,7 +187,7 @@ class KvTensor {
     std::unique_ptr<ExactRows> exact_;
 
     std::vector<Measured> measured_;  // of the batch at hand; members, to be used again
-    std::vector<std::int32_t> batch_pos_, exact_slots_, places_, due_;
+    std::vector<std::int32_t> batch_pos_, exact_slots_, places_, to_aside_, due_;
     std::vector<std::uint8_t> batch_beside_, rounded_, rounded_rows_;
 
     /// Codes that were restored, of which the offset is to come.

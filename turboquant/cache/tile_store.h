@@ -43,6 +43,8 @@ struct StoreRows {
     bool on_host = false;                       ///< x is host memory, whatever the device takes
     std::span<const std::int32_t> aside{};      ///< instead of x: the places where the rows were set aside
     bool seen_exactly = false;                  ///< all queries of the batch see all rows as windows keep them
+    /// Places where they are set aside besides (TileStore::set_aside), or empty; of at most rows_set_aside_by_write() rows.
+    std::span<const std::int32_t> to_aside{};
 };
 
 /// What queries are for keys that were transformed: scaled the other way, and with the terms (ScoreTerm::q_term) of some offsets.
@@ -97,12 +99,9 @@ class TileStore {
     /// Whether the host may look at inputs of write(). If not, it has rows set aside that it may want to know later: x[i*stride ..) as fp16
     /// in the numbered place places[i] (-1: not this one), and fetches them, n_embd values each, when it does; that waits for the device.
     virtual bool inputs_on_host() const { return true; }
-    /// `may_wait`: they are not wanted before the batch that they are of is written. True: they are not there before that, and all of them can be
-    /// encoded again then.
-    virtual bool set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/,
-                           bool /*may_wait*/) {
-        return false;
-    }
+    virtual void set_aside(StoreContext&, const float* /*x*/, std::size_t /*stride*/, std::span<const std::int32_t> /*places*/) {}
+    /// Batches of up to so many rows are better set aside by write() (StoreRows::to_aside), if that is soon enough.
+    virtual std::size_t rows_set_aside_by_write() const { return 0; }
     /// f is done when what the device is doing now (a graph of many layers) needs nothing more from the host: what can wait for that is not
     /// in its way. At once where there is nothing.
     virtual void when_free(StoreContext&, std::function<void()> f) { f(); }

@@ -1,66 +1,34 @@
 // Rows that a GPU's store sets aside, and the offset that it measures on them.
 #include <algorithm>
 #include <atomic>
-#include <utility>
 
 #include "turboquant/cache/cuda/cuda_store.h"
 #include "turboquant/cache/key_offset.h"
 
 namespace turboquant {
-namespace {
 
-constexpr std::size_t kFewRows = 32;  // of a batch: set aside by the launch that keeps them
-
-}  // namespace
-
-bool CudaStore::set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places, bool may_wait) {
-    // Others that are not set aside are to be encoded with the offset that is measured now.
-    const bool later = may_wait && places.size() <= kFewRows && std::ranges::find(places, -1) == places.end();
+void CudaStore::set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) {
     while (!places.empty() && places.back() < 0) places = places.first(places.size() - 1);
+    if (places.empty()) return;
     Queue& q = Queue::of(ctx, device_);
-    if (std::exchange(aside_graph_, q.graph()) != q.graph()) waiting_aside_.clear();  // of a batch that failed
-    if (!places.empty()) {
-        reserve_aside(q, static_cast<std::size_t>(std::ranges::max(places)) + 1);
-        waiting_aside_.push_back({x, stride, {places.begin(), places.end()}});
-    }
-    if (later) return true;
-    for (const Aside& rows : std::exchange(waiting_aside_, {})) put_aside(q, rows);
-    return false;
-}
-
-/// At first for two sequences: other memory is another list of launches.
-void CudaStore::reserve_aside(Queue& q, std::size_t n_places) {
-    const std::size_t row = layout_.n_embd() * sizeof(std::uint16_t);
-    if (n_places * row <= aside_.bytes()) return;
-    q.catch_up();
-    cuda::DeviceArray more;
-    must(more.reserve(std::max({2 * aside_.bytes(), n_places * row, 2 * KeyOffset::kMeasureRows * row}), q.stream()));
-    if (aside_.bytes()) must(cuda::copy_tiles(more.as<void>(), aside_.as<void>(), aside_.bytes(), q.stream()));
-    must(cuda::synchronize(q.stream()));
-    aside_.swap(more);
-}
-
-/// By a launch of its own.
-void CudaStore::put_aside(Queue& q, const Aside& rows) {
     cuda::KeepRows k;
-    k.x = rows.x, k.stride = rows.stride, k.n = static_cast<int>(rows.places.size());
-    k.n_head = layout_.n_head(), k.head_dim = layout_.head_dim(), k.keys = layout_.side() == turboquant::Side::key;
-    k.aside_places = q.upload<std::int32_t>(Queue::Use::aside, rows.places), k.aside = aside_.as<std::uint16_t>();
+    k.x = x, k.stride = stride, k.n = static_cast<int>(places.size()), k.n_head = layout_.n_head(), k.head_dim = layout_.head_dim();
+    k.keys = layout_.side() == turboquant::Side::key;
+    put_aside(q, places, k);
     q.launch([k](const Lanes& lanes) { return cuda::keep_rows(k, lanes.main); });
 }
 
-/// By the launch that keeps a batch. Few rows have that part also where none is set aside, so that a sequence's launches stay the same when its
-/// offset is measured.
-void CudaStore::keep_aside(Queue& q, const StoreRows& rows, cuda::KeepRows& k) {
-    if (rows.on_host || !rows.x || !aside_.bytes() || (waiting_aside_.empty() && rows.rows.size() > kFewRows)) return;
-    std::vector<std::int32_t> places(rows.rows.size(), -1);
-    for (const Aside& a : std::exchange(waiting_aside_, {})) {
-        const std::ptrdiff_t first = (a.x - rows.x) / static_cast<std::ptrdiff_t>(rows.stride);
-        if (aside_graph_ != q.graph() || first < 0 || first + a.places.size() > places.size()) continue;  // of a batch that failed
-        // A place that a run before had is this one's now: the sequence was cut back within the batch.
-        for (std::int32_t& place : places)
-            if (place >= 0 && std::ranges::find(a.places, place) != a.places.end()) place = -1;
-        std::ranges::copy(a.places, places.begin() + first);
+/// Lets a launch set rows aside. There is room for two sequences at first: other memory is another list of launches.
+void CudaStore::put_aside(Queue& q, std::span<const std::int32_t> places, cuda::KeepRows& k) {
+    const std::size_t row = layout_.n_embd() * sizeof(std::uint16_t),
+                      bytes = (static_cast<std::size_t>(std::ranges::max(places) + 1)) * row;
+    if (bytes > aside_.bytes()) {
+        q.catch_up();
+        cuda::DeviceArray more;
+        must(more.reserve(std::max({2 * aside_.bytes(), bytes, 2 * KeyOffset::kMeasureRows * row}), q.stream()));
+        if (aside_.bytes()) must(cuda::copy_tiles(more.as<void>(), aside_.as<void>(), aside_.bytes(), q.stream()));
+        must(cuda::synchronize(q.stream()));
+        aside_.swap(more);
     }
     k.aside_places = q.upload<std::int32_t>(Queue::Use::aside, places), k.aside = aside_.as<std::uint16_t>();
 }

@@ -10,7 +10,6 @@
 namespace turboquant {
 namespace {
 
-constexpr std::size_t kLaterRows = 32;    // of a batch that is encoded beside other work
 constexpr std::size_t kLeastSlots = 256;  // of exact rows: the usual windows never grow
 constexpr std::size_t kChunk = 4096;      // rows that go over the bus at once
 
@@ -67,8 +66,7 @@ void CudaStore::sync_offsets(Queue& q, const KeyTransform& keys) const {
     const std::pair<const Queue*, std::uint64_t> use{&q, q.graph()};
     const bool used = std::exchange(offsets_used_, use) == use;
     if (offsets_version_ == keys.version) return;
-    if (used) q.catch_up();
-    if (used || !q.deferring()) q.settle();
+    if (used) q.catch_up(), q.settle();
     must(offsets_.reserve(CellPositions::kMaxOffsets * offset_size() * sizeof(float), q.stream()));
     for (std::size_t id = 0; id < keys.mu.size(); id++)
         if (keys.mu[id])
@@ -128,7 +126,6 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
     const bool any_kept = last != rows.exact_slots.end() && *last >= 0;
     if (!any_rounded && !any_kept) return nullptr;
     cuda::KeepRows k;
-    keep_aside(q, rows, k);
     const std::size_t n = rows.rows.size(), values = n * layout_.n_embd();
     k.x = x, k.stride = stride, k.n = static_cast<int>(n), k.n_head = layout_.n_head(), k.head_dim = layout_.head_dim();
     k.keys = layout_.side() == turboquant::Side::key;
@@ -143,6 +140,11 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
         k.matrix = rotation.matrix, k.signs = rotation.signs, k.plain = plain_heads_.as<std::uint8_t>();
         k.halves = exact_halves_.as<std::uint16_t>(), k.tiles = exact_memory_.as<std::uint8_t>(), k.tile_stride = exact_plan_.tile_stride;
     }
+    // Few rows have that part also where none is set aside, so that a sequence's launches stay the same when its offset is measured.
+    if (!rows.to_aside.empty())
+        put_aside(q, rows.to_aside, k);
+    else if (rows.x && !rows.on_host && n <= kFewRows && aside_.bytes())
+        put_aside(q, std::vector<std::int32_t>(n, -1), k);
     q.keep(k, rows.exact_slots);
     return k.out;
 }
@@ -160,12 +162,12 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
         x = to;
     }
     // Few rows that all queries of their batch see exactly: nobody reads their codes before the next graph.
-    bool later = n <= kLaterRows && !rows.on_host && rows.aside.empty() && rows.seen_exactly && rows.rounded.size() == n &&
+    bool later = n <= kFewRows && !rows.on_host && rows.aside.empty() && rows.seen_exactly && rows.rounded.size() == n &&
                  rows.exact_slots.size() == n && std::ranges::min(rows.exact_slots) >= 0;
     // Where keys and values lie in different slots, their row is not seen exactly.
     later = later && q.same_slots(rows.exact_slots);
     if (!later || q.rows_move()) q.settle();
-    if (later) q.reserve(later_, kLaterRows * layout_.n_embd() * sizeof(float));
+    if (later) q.reserve(later_, kFewRows * layout_.n_embd() * sizeof(float));
     if (const float* rounded = keep(q, rows, x, stride, later ? later_.as<float>() : nullptr)) x = rounded, stride = layout_.n_embd();
     std::vector<std::int64_t> places(n);
     for (std::size_t i = 0; i < n; i++) places[i] = layout_.place(rows.rows[i]);

@@ -29,8 +29,8 @@ class CudaStore final : public TileStore {
     /// The mask was there before the graph; waits for the device.
     void see_cells(StoreContext& ctx, const StepMask& m, std::vector<std::uint16_t>& seen) const override;
     bool inputs_on_host() const override { return false; }
-    bool set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places, bool may_wait) override;
-    void clear() override { TileStore::clear(), waiting_aside_.clear(); }
+    void set_aside(StoreContext& ctx, const float* x, std::size_t stride, std::span<const std::int32_t> places) override;
+    std::size_t rows_set_aside_by_write() const override { return kFewRows; }
     void when_free(StoreContext& ctx, std::function<void()> f) override { Queue::of(ctx, device_).after_graph(std::move(f)); }
     void fetch(std::span<const std::int32_t> places, std::uint16_t* rows) const override;
     void measure(StoreContext& ctx, int id, std::span<const std::int32_t> places, std::span<const std::int32_t> positions,
@@ -52,15 +52,7 @@ class CudaStore final : public TileStore {
     void reserve_exact(Queue& q, std::size_t n_slots);
     const float* keep(Queue& q, const StoreRows& rows, const float* x, std::size_t stride, float* out = nullptr);
     void sync_offsets(Queue& q, const KeyTransform& keys) const;
-    /// Rows x[i*stride ..) to places[i].
-    struct Aside {
-        const float* x;
-        std::size_t stride;
-        std::vector<std::int32_t> places;
-    };
-    void reserve_aside(Queue& q, std::size_t n_places);
-    void put_aside(Queue& q, const Aside& rows);
-    void keep_aside(Queue& q, const StoreRows& rows, cuda::KeepRows& k);
+    void put_aside(Queue& q, std::span<const std::int32_t> places, cuda::KeepRows& k);
     void write_aside(Queue& q, const StoreRows& rows, cuda::EncodeArgs e);
     std::uint16_t* mean(int id) const;
     volatile std::uint32_t* mean_done(int id) const;
@@ -69,6 +61,9 @@ class CudaStore final : public TileStore {
                                 std::span<const StreamCall> calls) const;
     bool set_term(Queue& q, const Queue::Step& step, std::span<const StreamCall> calls, AttentionArgs& a, cuda::AttentionArgs& c) const;
     std::size_t offset_size() const { return 2 * layout_.n_embd(); }
+
+    /// A batch of so many rows is set aside by the launch that keeps it, and encoded beside other work.
+    static constexpr std::size_t kFewRows = 32;
 
     int device_;
     std::uint8_t* memory_;
@@ -82,10 +77,8 @@ class CudaStore final : public TileStore {
     /// Exact rows by slot: as they are (fp16), and rotated in tiles of raw.
     cuda::DeviceArray exact_halves_, exact_memory_;
     std::size_t exact_slots_ = 0;
-    cuda::DeviceArray later_;           ///< rows that the second stream encodes
-    cuda::DeviceArray aside_;           ///< [place][n_embd] halves
-    std::uint64_t aside_graph_ = 0;     ///< Queue::graph() when the first of these came
-    std::vector<Aside> waiting_aside_;  ///< for write(): the launch that keeps a batch sets them aside
+    cuda::DeviceArray later_;  ///< rows that the second stream encodes
+    cuda::DeviceArray aside_;  ///< [place][n_embd] halves
     /// Means by id that the device measures, [id][n_embd] halves, and after each those of its heads that are there; memory of the host.
     struct DropShared {
         void operator()(void* p) const { cuda::release_shared(p); }

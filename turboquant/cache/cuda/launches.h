@@ -17,16 +17,14 @@ struct Lanes {
     cuda::Stream main = nullptr, side = nullptr;
 };
 
-#if defined(__has_builtin)
-#define TQ_HAS_CLEAR_PADDING __has_builtin(__builtin_clear_padding)
-#else
-#define TQ_HAS_CLEAR_PADDING 0
-#endif
-
 class Launches {
   public:
     /// Whether lists that are the same are always seen to be. Where a compiler cannot clear padding they may not be, and are done one by one, slower.
-    static constexpr bool kComparable = TQ_HAS_CLEAR_PADDING;
+#if __has_builtin(__builtin_clear_padding)
+    static constexpr bool kComparable = true;
+#else
+    static constexpr bool kComparable = false;
+#endif
 
     /// f(lanes) launches something and returns a Status. What it holds is compared by bytes: pointers to memory of the device, numbers.
     template <class F>
@@ -66,11 +64,9 @@ class Launches {
         friend bool operator==(const Entry&, const Entry&) = default;
     };
     template <class F>
-    static void clear_padding(F* f) {
-#if TQ_HAS_CLEAR_PADDING
+    static void clear_padding([[maybe_unused]] F* f) {
+#if __has_builtin(__builtin_clear_padding)
         __builtin_clear_padding(f);
-#else
-        static_cast<void>(f);
 #endif
     }
 
