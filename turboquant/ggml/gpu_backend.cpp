@@ -92,7 +92,7 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
             return GGML_STATUS_ABORTED;
         }
         if (queue_->deferring())
-            marks_.push_back({i, queue_->waiting().size(), queue_->rehearsals().size(), queue_->earlies().size()});
+            mark(i);
         else
             from_ = i + 1, own_ahead_ = true;
     }
@@ -106,12 +106,14 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
 void GpuBackend::catch_up() {
     const Launches& launches = queue_->take();
     const Lanes lanes = queue_->lanes();
-    const std::size_t done = give_marked(launches, lanes), early = marks_.empty() ? 0 : marks_.back().early;
+    // With a mark of the node at hand: it may have taken launches of nodes before into its own (Queue::drop_keeping), behind its early ones.
+    mark(at_);
+    give_marked(launches, lanes);
     marks_.clear();
-    begin_inner(at_, lanes);
-    must(queue_->earlies().run(early, queue_->earlies().size(), lanes));
-    must(launches.run(done, launches.size(), lanes));
-    own_ahead_ = true;
+}
+
+void GpuBackend::mark(int node) {
+    marks_.push_back({node, queue_->waiting().size(), queue_->rehearsals().size(), queue_->earlies().size()});
 }
 
 void GpuBackend::begin_inner(int until, const Lanes& lanes) {

@@ -67,6 +67,7 @@ class GpuBackend final : public InnerBackend {
     void rehearse(int until, int n_products, std::size_t first, std::size_t end);
     void begin_early(int from, std::size_t first, std::size_t end);
     void catch_up();
+    void mark(int node);
     void begin_inner(int until, const Lanes& lanes);
     void walk(const Piece& piece, const Launches& launches, const Lanes& lanes);
     std::size_t give_marked(const Launches& launches, const Lanes& lanes);
