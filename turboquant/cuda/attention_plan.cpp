@@ -11,6 +11,7 @@ namespace turboquant::cuda {
 namespace {
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+constexpr int kShortPart = 32;   // tiles
 constexpr int kMaxSplits = 127;  // with exact rows a part for each lane of a block (impl/join.cuh)
 
 // Parts of a sequence of n_tiles, if a part has about `per_part`: none is without work for a warp.
@@ -22,7 +23,8 @@ struct Occupancy {
 };
 
 // Tiles per part such that the busiest multiprocessor takes the least time, in units of tiles at its full speed. It gets its share of the
-// blocks, so many at a time; one alone is slow, as loads are not hidden. Each block costs some time of its own, each part some of the merge.
+// blocks, so many at a time; one alone is slow, as loads are not hidden. Each block costs some time of its own, each part some of the merge;
+// where blocks are short they begin all at once, so that nothing hides the start of those that follow.
 // With a score term a warp takes pairs of tiles, unless a block has few.
 int choose_part(const std::vector<int>& tiles, int heads, Occupancy o, bool term) {
     const int longest = *std::max_element(tiles.begin(), tiles.end());
@@ -37,7 +39,9 @@ int choose_part(const std::vector<int>& tiles, int heads, Occupancy o, bool term
                    last = of_sm - (rounds - 1) * o.resident;
         const double slowness = last == 1 ? 1.6 : last == 2 ? 1.03 : 1;
         const double work = static_cast<double>(of_sm - last) + static_cast<double>(last) * slowness;
-        const double time = work * ceil_div(per_part, grain) * grain + 4. * static_cast<double>(rounds) + (parts > 1 ? 6 + 0.2 * parts : 0);
+        const double start = per_part < kShortPart ? 20 : 4;
+        const double time =
+            work * ceil_div(per_part, grain) * grain + 4 + start * static_cast<double>(rounds - 1) + (parts > 1 ? 6 + 0.2 * parts : 0);
         if (time < best_time * 0.995) best_time = time, best = per_part;
     }
     return best;

@@ -192,8 +192,13 @@ void GpuBackend::begin_early(int from, std::size_t first, std::size_t end) {
 
 /// Rehearsals first .. end-1 beside the wrapped backend's last products before `until`, so that little passes through the caches in between.
 void GpuBackend::rehearse(int until, int n_products, std::size_t first, std::size_t end) {
+    constexpr int kFewColumns = 8;
+    const auto is_product = [this](int i) { return std::string_view(ggml_op_name(nodes_[i]->op)) == "MUL_MAT"; };
     int at = until;
-    for (int products = 0; at > from_ && products < n_products;) products += std::string_view(ggml_op_name(nodes_[--at]->op)) == "MUL_MAT";
+    for (int products = 0; at > from_ && products < n_products;) products += is_product(--at);
+    // The blocks of a product of few columns lie on all multiprocessors before what it waits for is done, and leave no room: before these.
+    if (at > from_ && nodes_[at]->ne[1] <= kFewColumns)
+        while (at > from_ && !is_product(at - 1)) at--;
     forward(from_, at, origin_);
     from_ = at;
     ggml_backend_event_record(inner_event_, backend_);
