@@ -158,6 +158,9 @@ struct AttentionArgs {
     /// Exact rows are made by the launch that is the last before this one on the stream (keep_rows), and all else that this call reads by
     /// what that one waits for: the call may begin beside it, and only what reads exact rows waits (programmatic dependent launch, sm_90).
     bool beside_keeping = false;
+    /// An event after which tiles of k and v hold what they should, or null: prefill waits for it only where it reads them, after exact rows
+    /// and queries.
+    void* codes_ready = nullptr;
     float scale = 1, logit_softcap = 0;
     float max_bias = 0;            ///< ALiBi: the mask's values times each head's slope, as in ggml; nothing without a mask
     const float* sinks = nullptr;  ///< [n_head] logits

@@ -7,6 +7,7 @@
 #include "turboquant/cuda/impl/launch.h"
 #include "turboquant/cuda/impl/params.h"
 #include "turboquant/cuda/impl/shared_layout.h"
+#include "turboquant/cuda/memory.h"
 #include "turboquant/cuda/prefill.h"
 #include "turboquant/cuda/workspace.h"
 
@@ -78,7 +79,9 @@ AttentionParams params_of(const AttentionPlan& plan, const AttentionArgs& a, voi
 Status run_tiles(const AttentionPlan& plan, const AttentionArgs& a, void* workspace, Stream stream, bool parts_only) {
     if (const char* problem = problem_of(plan, a, workspace)) return bad_argument(problem);
     AttentionParams p = params_of(plan, a, workspace);
-    if (!parts_only && prefill_serves(plan, a)) return run_prefill(plan, p, workspace, stream);
+    if (!parts_only && prefill_serves(plan, a)) return run_prefill(plan, p, a.codes_ready, workspace, stream);
+    if (a.codes_ready)
+        if (const Status status = wait_for(stream, a.codes_ready); !status.ok()) return status;
     const bool one_format = !a.k.head_format && !a.v.head_format && a.k.codec == a.v.codec;
     const void* kernel = attend_instance(plan.head_dim, plan.groups, {one_format ? p.k.codec : kAnyFormat, p.term.n_freq > 0});
     if (!kernel) return bad_argument("attention: the plan names a kernel that does not exist");

@@ -15,7 +15,6 @@ namespace turboquant::cuda {
 namespace {
 
 constexpr int kMaxTrellisWarps = 4;
-constexpr int kFewTokens = 32;  // of each of several jobs in one launch
 static_assert(std::size(EncodeCalls{}.of) == kMostEncodeJobs);
 
 CodecId codec_of(const TileView& view, int head) { return view.heads ? view.heads[head].codec : view.shape.codec; }
@@ -166,7 +165,7 @@ Status encode_together(std::span<const EncodeJob> jobs, Stream stream) {
     if (jobs.empty()) return {};
     const EncodePlan& plan = jobs[0].plan;
     const int n = jobs[0].args.n;
-    const bool alike = jobs.size() <= kMostEncodeJobs && n > 0 && n <= kFewTokens && std::ranges::all_of(jobs, [&](const EncodeJob& j) {
+    const bool alike = jobs.size() <= kMostEncodeJobs && n > 0 && std::ranges::all_of(jobs, [&](const EncodeJob& j) {
                            return j.args.n == n && j.plan.head_dim == plan.head_dim && j.plan.n_head == plan.n_head && !j.plan.any_raw;
                        });
     if (!alike || jobs.size() == 1) {

@@ -67,7 +67,7 @@ struct EncodeJob {
     EncodeArgs args;
 };
 inline constexpr int kMostEncodeJobs = 16;
-/// encode() of several, in one launch where all have as many heads of one size and as many tokens, few: layers of a step.
+/// encode() of several, in one launch where all have as many heads of one size and as many tokens: layers of a step, keys and values of a batch.
 Status encode_together(std::span<const EncodeJob> jobs, Stream stream);
 
 }  // namespace turboquant::cuda

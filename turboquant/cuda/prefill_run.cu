@@ -1,18 +1,26 @@
 // Launches prefill: operands, attention, and what remains per row.
 #include "turboquant/cuda/prefill.h"
 
+#include "turboquant/cuda/impl/launch.h"
 #include "turboquant/cuda/impl/prefill_exact.cuh"
 #include "turboquant/cuda/impl/prefill_operands.cuh"
+#include "turboquant/cuda/impl/prefill_rows.cuh"
+#include "turboquant/cuda/memory.h"
 
 namespace turboquant::cuda {
 namespace {
 
 struct Steps {
     const void *panels, *queries, *finish, *exact;
+    int panel_memory;
 };
 template <int D>
 Steps steps(bool wide) {
-    return {wide ? reinterpret_cast<const void*>(&make_panels<D, true>) : reinterpret_cast<const void*>(&make_panels<D, false>), reinterpret_cast<const void*>(&make_queries<D>), reinterpret_cast<const void*>(&finish_rows<D>), reinterpret_cast<const void*>(&exact_part<D>)};
+    return {wide ? reinterpret_cast<const void*>(&make_panels<D, true>) : reinterpret_cast<const void*>(&make_panels<D, false>),
+            reinterpret_cast<const void*>(&make_queries<D>),
+            reinterpret_cast<const void*>(&finish_rows<D>),
+            reinterpret_cast<const void*>(&exact_part<D>),
+            panel_layout(D, wide).bytes + 2 * 256 * 4 + (wide ? WideKeys<D>::kBytes : 0)};
 }
 Steps steps_of(int head_dim, bool wide) {
     switch (head_dim) {
@@ -31,7 +39,7 @@ Steps steps_of(int head_dim, bool wide) {
 
 }  // namespace
 
-Status run_prefill(const AttentionPlan& plan, const AttentionParams& a, void* workspace, Stream stream) {
+Status run_prefill(const AttentionPlan& plan, const AttentionParams& a, void* codes_ready, void* workspace, Stream stream) {
     const AttentionPlan::Prefill& f = plan.prefill;
     const Steps kernels = steps_of(plan.head_dim, f.wide);
     const void* attend = prefill_instance(plan.head_dim, a.mask || a.softcap != 0, f.wide);
@@ -42,25 +50,22 @@ Status run_prefill(const AttentionPlan& plan, const AttentionParams& a, void* wo
     p.queries = base + f.queries, p.units = reinterpret_cast<float*>(base + f.units), p.n_groups = f.n_groups;
     p.n_splits = f.n_splits, p.n_parts = f.n_splits + plan.exact_windows, p.part = reinterpret_cast<float*>(base + f.part), p.part_ml = reinterpret_cast<float2*>(base + f.part_ml);
     void* args[] = {&p};
-    const auto s = static_cast<cudaStream_t>(stream);
     const unsigned heads = plan.n_head_kv, seqs = plan.n_seq, rows = f.n_groups * kGroupRows;
-    const int panel_memory = panel_layout(plan.head_dim, f.wide).bytes + (2 * 256 + panel_warps(f.wide) * plan.head_dim) * 4, memory = prefill_shared(f.wide).bytes,
-              exact_memory = exact_shared(plan.head_dim).bytes;
-    if (const auto e = cudaFuncSetAttribute(kernels.panels, cudaFuncAttributeMaxDynamicSharedMemorySize, panel_memory))
-        return status_of(e, "prefill panels: shared memory");
-    if (const auto e = cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, memory)) return status_of(e, "prefill: shared memory");
-    if (plan.exact_windows) {
-        if (const auto e = cudaFuncSetAttribute(kernels.exact, cudaFuncAttributeMaxDynamicSharedMemorySize, exact_memory))
-            return status_of(e, "prefill of exact rows: shared memory");
-        const dim3 grid((a.n_rows + kExactRows - 1) / kExactRows, heads, seqs);
-        if (const auto e = cudaLaunchKernel(kernels.exact, grid, dim3(32 * kExactWarps), args, exact_memory, s)) return status_of(e, "prefill of exact rows: launch");
-    }
-    if (f.n_panels > 0)
-        if (const auto e = cudaLaunchKernel(kernels.panels, dim3(f.n_panels, heads, seqs), dim3(32 * panel_warps(f.wide)), args, panel_memory, s)) return status_of(e, "prefill panels: launch");
-    if (const auto e = cudaLaunchKernel(kernels.queries, dim3(rows / 8, heads, seqs), dim3(256), args, 0, s)) return status_of(e, "prefill queries: launch");
-    if (const auto e = cudaLaunchKernel(attend, dim3(rows / kPrefillRows, heads, seqs * f.n_splits), dim3(kPrefillThreads), args, memory, s))
-        return status_of(e, "prefill: launch");
-    return status_of(cudaLaunchKernel(kernels.finish, dim3(rows / 8, heads, seqs), dim3(256), args, 0, s), "prefill rows: launch");
+    const dim3 by_rows(rows / kRowsOfBlock, heads, seqs);
+    Status status;
+    const auto launch = [&](const void* kernel, dim3 grid, int threads, int memory, const char* what) {
+        if (!status.ok()) return;
+        if (memory) status = allow_shared(kernel, memory, what);
+        if (status.ok()) status = status_of(cudaLaunchKernel(kernel, grid, dim3(threads), args, memory, static_cast<cudaStream_t>(stream)), what);
+    };
+    if (plan.exact_windows)
+        launch(kernels.exact, dim3((a.n_rows + kExactRows - 1) / kExactRows, heads, seqs), 32 * kExactWarps, exact_shared(plan.head_dim).bytes, "prefill of exact rows: launch");
+    launch(kernels.queries, by_rows, 32 * kRowsOfBlock, 0, "prefill queries: launch");
+    if (status.ok() && codes_ready) status = wait_for(stream, codes_ready);
+    if (f.n_panels > 0) launch(kernels.panels, dim3(f.n_panels, heads, seqs), 32 * panel_warps(f.wide), kernels.panel_memory, "prefill panels: launch");
+    launch(attend, dim3(rows / kPrefillRows, heads, seqs * f.n_splits), kPrefillThreads, prefill_shared(f.wide).bytes, "prefill: launch");
+    launch(kernels.finish, by_rows, 32 * kRowsOfBlock, 0, "prefill rows: launch");
+    return status;
 }
 
 }  // namespace turboquant::cuda

@@ -80,7 +80,9 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
     marks_.clear();
     if (piece.own.empty()) return forward(from_, piece.end, queue_->stream()), GGML_STATUS_SUCCESS;
     queue_->defer([this] { catch_up(); });
-    for (int next = piece.from; const int i : piece.own) {
+    int next = piece.from;
+    for (std::size_t k = 0; k < piece.own.size(); k++) {
+        const int i = piece.own[k];
         at_ = i;
         if (inner_between(next, i)) queue_->other_work();
         next = i + 1;
@@ -91,6 +93,7 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
             queue_->settle();
             return GGML_STATUS_ABORTED;
         }
+        if (inner_between(next, k + 1 < piece.own.size() ? piece.own[k + 1] : piece.end)) queue_->settle_batch();
         if (queue_->deferring())
             mark(i);
         else

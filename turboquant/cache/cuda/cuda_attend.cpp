@@ -330,6 +330,7 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     const std::vector<int> n_kv(calls.size(), a.n_kv);
     const cuda::AttentionShape shape{layout_.head_dim(), a.n_head, a.n_head_kv, a.n_tokens,       n_kv,
                                      step.n_slots > 0,   true,     formats,     c.term.n_freq > 0};
+    c.codes_ready = q.codes_ready();
     const bool split = launch_attention(q, step, shape, c);
     // Not before what it reads of the step is there.
     if (!made) rehearse_attention(q, shape, c, split);

@@ -131,7 +131,7 @@ const float* CudaStore::keep(Queue& q, const StoreRows& rows, const float* x, st
     k.keys = layout_.side() == turboquant::Side::key;
     if (any_rounded) {
         k.rounded = q.upload<std::uint8_t>(Queue::Use::rounded, rows.rounded);
-        k.out = out ? out : q.memory<float>(Queue::Use::form, values);
+        k.out = out ? out : q.memory<float>(k.keys ? Queue::Use::form : Queue::Use::form_values, values);
     }
     if (any_kept) {
         reserve_exact(q, static_cast<std::size_t>(*last) + 1);
@@ -166,7 +166,10 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
                  rows.exact_slots.size() == n && std::ranges::min(rows.exact_slots) >= 0;
     // Where keys and values lie in different slots, their row is not seen exactly.
     later = later && q.same_slots(rows.exact_slots);
-    if (!later || q.rows_move()) q.settle();
+    // Attention begins with exact rows while these are encoded.
+    const bool batch = q.deferring() && n > kFewRows && !rows.on_host && rows.aside.empty();
+    if (!later || q.rows_move())
+        if (!batch || !q.other_side_waits(layout_.side())) q.settle();
     if (later) q.reserve(later_, kFewRows * layout_.n_embd() * sizeof(float));
     if (const float* rounded = keep(q, rows, x, stride, later ? later_.as<float>() : nullptr)) x = rounded, stride = layout_.n_embd();
     std::vector<std::int64_t> places(n);
@@ -188,6 +191,8 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
     if (!rows.aside.empty()) return write_aside(q, rows, e), true;
     if (later)
         q.encode_later(plan_, e);
+    else if (batch)
+        q.encode_batch(plan_, e);
     else
         q.launch([plan = plan_, e](const Lanes& lanes) { return cuda::encode(plan, e, lanes.main); });
     return true;

@@ -180,6 +180,15 @@ void Queue::give_encodes() {
     if (encodes_.n == 0) return;
     beside([jobs = encodes_](cuda::Stream side) { return cuda::encode_together(std::span(jobs.of).first(jobs.n), side); });
     encodes_ = {};
+    batch_.reset();
+}
+
+void* Queue::codes_ready() {
+    if (!batch_) return nullptr;
+    give_encodes();
+    side_busy_ = false;
+    launch([done = side_done_](const Lanes& lanes) { return cuda::record(done, lanes.side); });
+    return side_done_;
 }
 
 void Queue::settle() {

@@ -14,6 +14,7 @@
 #include <deque>
 #include <functional>
 #include <list>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -142,6 +143,7 @@ class Queue {
         turns,
         shifts,
         form,
+        form_values,
         queries,
         terms,
         offsets,
@@ -186,6 +188,20 @@ class Queue {
     }
     /// Encodes there, some time before settle() is through: several layers' rows in one launch.
     void encode_later(const cuda::EncodePlan& plan, const cuda::EncodeArgs& args);
+    /// Encodes a batch's keys or values there, both in one launch, beside what attention does before it reads codes: until codes_ready() or
+    /// settle(). What was given before must have been waited for (settle), but for the batch's other side.
+    void encode_batch(const cuda::EncodePlan& plan, const cuda::EncodeArgs& args) {
+        encode_later(plan, args);
+        batch_ = plan.side;
+    }
+    /// Whether what waits for its launch is the batch's other side and nothing else.
+    bool other_side_waits(Side side) const { return batch_ && *batch_ != side && encodes_.n == 1 && !side_busy_ && !moving_; }
+    /// For attention: the event after which a batch's codes are there, AttentionArgs::codes_ready; null: there are none that it must wait for.
+    void* codes_ready();
+    /// Others' work comes next, which may write where the batch's rows are.
+    void settle_batch() {
+        if (batch_) settle();
+    }
     /// A good place to begin that: no launch follows that may begin early (keeping()).
     void end_layer();
     /// Exact rows move there: attention over them must not begin before. Until settle().
@@ -278,8 +294,9 @@ class Queue {
         std::array<cuda::EncodeJob, cuda::kMostEncodeJobs> of;
         std::size_t n = 0;
     } encodes_;
-    cuda::KeepRows kept_[2];  ///< since others gave work
-    int n_kept_ = 0;          ///< of them; 2: in the same slots
+    std::optional<Side> batch_;  ///< of encode_batch(), of which no launch was given yet
+    cuda::KeepRows kept_[2];     ///< since others gave work
+    int n_kept_ = 0;             ///< of them; 2: in the same slots
     std::vector<std::int32_t> kept_slots_;
     bool may_join_ = false, joined_ = false;  ///< the last launch keeps the first of them; both
     std::list<PlannedAttention> plans_;       ///< launches that wait, and graphs, have their addresses

@@ -5,6 +5,7 @@
 
 #include "turboquant/cuda/impl/prefill_params.h"
 #include "turboquant/cuda/impl/rotate.cuh"
+#include "turboquant/cuda/impl/row_group.cuh"
 #include "turboquant/cuda/impl/term.cuh"
 #include "turboquant/cuda/impl/warp.cuh"
 
@@ -76,35 +77,53 @@ struct ExactPart {
         commit_copies();
     }
 
-    /// Rotated queries as operands: [step][rows 0..7, 8..15][high, low][lane].
-    __device__ __forceinline__ void make_queries() const {
-        constexpr int kEach = (D + 31) / 32;
+    /// Rotated queries as operands: [step][rows 0..7, 8..15][high, low][lane]. Lane 4 (row % 8) + i has row's dims 4n*i .. 4n*(i + 1) - 1, four
+    /// of each step.
+    __device__ __forceinline__ uint2* operand_of(int r, int dim) const {
+        return operands() + (dim % (4 * n) / 4 * 4 + r / 8 * 2) * 32 + r % 8 * 4 + dim / (4 * n);
+    }
+    __device__ __forceinline__ const float* query(int r) const {
+        const int row = min(first_row + r, last()), token = row / p.a.group;
         const float* q = (p.a.exact_q ? p.a.exact_q : p.a.q) + seq * p.a.q_seq_stride;
-        const auto load = [&](int r, float (&v)[kEach]) {
-            const int row = first_row + r, token = row / p.a.group;
-            const float* from = q + token * p.a.q_token_stride + (head * p.a.group + row - token * p.a.group) * p.a.q_head_stride;
-#pragma unroll
-            for (int i = 0; i < kEach; ++i) v[i] = r < 16 && row <= last() && (D % 32 == 0 || lane + 32 * i < D) ? from[lane + 32 * i] : 0;
-        };
-        float v[kEach], ahead[2][kEach];
-        load(0, v), load(1, ahead[0]), load(2, ahead[1]);
+        return q + token * p.a.q_token_stride + (head * p.a.group + row - token * p.a.group) * p.a.q_head_stride;
+    }
+    __device__ __forceinline__ void put_unit(int r, float top) const {
+        reinterpret_cast<float*>(shared + l.units)[16 * warp + r] = fmaxf(1e-30f, top * p.a.scale * 1.4426950408889634f);
+    }
+    __device__ __forceinline__ void make_queries() const {
+        if constexpr (D == 64 || D == 128) {
+            const RowGroup<D> group(lane);
 #pragma unroll 1
-        for (int r = 0; r < 16; ++r) {
-            make_query(r, v);
+            for (int i = 0; i < 16; i += group.kRows) {
+                const int r = i + group.row;
+                float v[16];
+                group.load(query(r), v);
+                group.rotate(v, p.a.signs_in, p.a.signs_out);
+                const float top = group.largest(v), f = top > 0 ? 1 / top : 0;
 #pragma unroll
-            for (int i = 0; i < kEach; ++i) v[i] = ahead[0][i], ahead[0][i] = ahead[1][i];
-            load(r + 3, ahead[1]);
+                for (int e = 0; e < 16; e += 4) {
+                    const __half2 a = __floats2half2_rn(v[e] * f, v[e + 1] * f), b = __floats2half2_rn(v[e + 2] * f, v[e + 3] * f);
+                    const float2 a2 = __half22float2(a), b2 = __half22float2(b);
+                    uint2* to = operand_of(r, group.dim(e));
+                    to[0] = make_uint2(bits_of(a), bits_of(b));
+                    to[32] = make_uint2(bits_of(__floats2half2_rn(fmaf(v[e], f, -a2.x), fmaf(v[e + 1], f, -a2.y))),
+                                        bits_of(__floats2half2_rn(fmaf(v[e + 2], f, -b2.x), fmaf(v[e + 3], f, -b2.y))));
+                }
+                if (group.lane == 0) put_unit(r, top);
+            }
+            __syncwarp();
+        } else {
+#pragma unroll 1
+            for (int r = 0; r < 16; ++r) make_query(r);
         }
     }
-    template <int kEach>
-    __device__ __forceinline__ void make_query(int r, float (&v)[kEach]) const {
+    /// One row by all lanes, for head sizes that are not powers of two.
+    __device__ __forceinline__ void make_query(int r) const {
         float* x = reinterpret_cast<float*>(shared + l.rows) + warp * D;
-        if constexpr ((D & (D - 1)) == 0) rotate_lanes<D>(v, lane, p.a.signs_in, p.a.signs_out);
-#pragma unroll
-        for (int i = 0; i < kEach; ++i)
-            if (D % 32 == 0 || lane + 32 * i < D) x[lane + 32 * i] = v[i];
-        __syncwarp();
-        if constexpr ((D & (D - 1)) != 0) rotate_row<D>(x, lane, p.a.signs_in, p.a.signs_out, p.a.hartley);
+        const float* from = query(r);
+#pragma unroll 1
+        for (int i = lane; i < D; i += 32) x[i] = from[i];
+        rotate_row<D>(x, lane, p.a.signs_in, p.a.signs_out, p.a.hartley);
         float top = 0;
 #pragma unroll 1
         for (int i = lane; i < D; i += 32) top = fmaxf(top, fabsf(x[i]));
@@ -112,20 +131,19 @@ struct ExactPart {
         for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
         const float f = top > 0 ? 1 / top : 0;
 #pragma unroll 1
-        for (int i = lane; i < 8 * n; i += 32) {  // of lane t: 2n registers of two dims
-            const int of_lane = i / (2 * n), reg = i % (2 * n);
-            const float a = x[4 * n * of_lane + 2 * reg] * f, b = x[4 * n * of_lane + 2 * reg + 1] * f;
+        for (int dim = 2 * lane; dim < D; dim += 64) {
+            const float a = x[dim] * f, b = x[dim + 1] * f;
             const __half2 high = __floats2half2_rn(a, b);
             const float2 back = __half22float2(high);
-            uint32_t* to = reinterpret_cast<uint32_t*>(operands() + (reg / 2 * 4 + r / 8 * 2) * 32 + r % 8 * 4 + of_lane) + reg % 2;
+            uint32_t* to = reinterpret_cast<uint32_t*>(operand_of(r, dim)) + dim / 2 % 2;
             to[0] = bits_of(high), to[2 * 32] = bits_of(__floats2half2_rn(a - back.x, b - back.y));
         }
-        if (lane == 0) reinterpret_cast<float*>(shared + l.units)[16 * warp + r] = fmaxf(1e-30f, top * p.a.scale * 1.4426950408889634f);
+        if (lane == 0) put_unit(r, top);
         __syncwarp();
     }
 
-    __device__ __noinline__ float slope_of(int row) const {
-        if (p.a.max_bias == 0) return 1.4426950408889634f;
+    __device__ __forceinline__ float slope_of(int row) const { return p.a.max_bias == 0 ? 1.4426950408889634f : alibi_slope(row); }
+    __device__ __noinline__ float alibi_slope(int row) const {
         const int h = head * p.a.group + row % p.a.group;
         int n2 = 1;
         while (2 * n2 <= p.a.n_head) n2 *= 2;
@@ -136,6 +154,15 @@ struct ExactPart {
 
     /// Logits, in units of log2, of the tile's keys 16 pair + g (+ 8) with rows 8 half + 2t (+ 1): x[pair][half][2 (second key) + row].
     __device__ __forceinline__ void scores(const uint8_t* keys, int tile, float (&x)[4][2][4]) const {
+        uint16_t mask[2][2][8];  // on its way while products are made
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const uint16_t* m = p.a.exact_mask + seq * p.a.exact_mask_seq_stride + row_of(half, j) / p.a.group * p.a.exact_mask_token_stride + tile * kTileKeys;
+#pragma unroll
+                for (int e = 0; e < 8; ++e) mask[half][j][e] = m[cell_at(e, g)];
+            }
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair)
 #pragma unroll
@@ -168,13 +195,11 @@ struct ExactPart {
         for (int half = 0; half < 2; ++half)
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                const int row = row_of(half, j);
-                const float slope = slope_of(row);
-                const uint16_t* m = p.a.exact_mask + seq * p.a.exact_mask_seq_stride + row / p.a.group * p.a.exact_mask_token_stride + tile * kTileKeys;
+                const float slope = slope_of(row_of(half, j));
 #pragma unroll
                 for (int e = 0; e < 8; ++e) {
                     float& y = x[e / 2][half][e % 2 * 2 + j];
-                    y = fmaf(__half2float(__ushort_as_half(m[cell_at(e, g)])), slope, y);
+                    y = fmaf(__half2float(__ushort_as_half(mask[half][j][e])), slope, y);
                 }
             }
     }
@@ -262,9 +287,14 @@ struct ExactPart {
                 for (int d = 4; d < 32; d *= 2) sum[half][j] += __shfl_xor_sync(~0u, sum[half][j], d);
                 const int row = first_row + 8 * half + 2 * t + j;
                 if (row > last()) continue;
-                float* to = p.part + (first + row) * D + 2 * n * g;
+                float* to = p.part + (first + row) * D + 2 * n * g;  // whole sectors: single floats would take most of the kernel's time
+                const auto value = [&](int i) { return o[i % n][half][i / n * 2 + j]; };
 #pragma unroll
-                for (int i = 0; i < n; ++i) to[i] = o[i][half][j], to[n + i] = o[i][half][2 + j];
+                for (int i = 0; i < 2 * n; i += 4 - n % 2 * 2)
+                    if constexpr (n % 2 == 0)
+                        *reinterpret_cast<float4*>(to + i) = make_float4(value(i), value(i + 1), value(i + 2), value(i + 3));
+                    else
+                        *reinterpret_cast<float2*>(to + i) = make_float2(value(i), value(i + 1));
                 if (g == 0) p.part_ml[first + row] = make_float2(most[half][j], sum[half][j]);
             }
     }

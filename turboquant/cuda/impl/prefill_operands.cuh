@@ -1,15 +1,10 @@
-// Operands of prefill attention: codes become panels of bytes, queries become two planes of bytes. Once per call, for all query rows.
+// Operands of prefill attention: codes become panels of bytes. Once per call, for all query rows.
 #pragma once
 
 #include "turboquant/cuda/impl/formats.cuh"
-#include "turboquant/cuda/impl/prefill_params.h"
-#include "turboquant/cuda/impl/rotate.cuh"
-#include "turboquant/cuda/impl/term.cuh"
+#include "turboquant/cuda/impl/wide_keys.cuh"
 
 namespace turboquant::cuda {
-
-inline constexpr int kWideWarps = 8;
-constexpr int panel_warps(bool wide) { return wide ? kWideWarps : 4; }
 
 /// Formats whose levels are single bytes: those that panels can hold.
 constexpr bool has_byte_levels(CodecId f) { return operands_of(f) != Operands::wide && operands_of(f) != Operands::halves; }
@@ -43,10 +38,6 @@ __device__ __forceinline__ uint32_t levels(uint32_t first, uint32_t second) {
     if constexpr (operands_of(F) == Operands::sum) return __vadd4(first, second);
     if constexpr (operands_of(F) == Operands::signs) return __vsub4(first, second);
     return first;
-}
-
-__device__ __forceinline__ void put_word(uint8_t* plane, int row, int word, uint32_t value) {
-    *reinterpret_cast<uint32_t*>(plane + swizzled(row, word)) = value;
 }
 
 /// Keys of a tile into rows first_row.. of a plane. Word n*t + r of a row: dims 4n*t + 4r + b (trellis: 4n*t + r + n*b), b = 0..3.
@@ -123,99 +114,10 @@ __device__ __forceinline__ void decode_values(const uint32_t* table, const uint3
     }
 }
 
-/// Cell of a tile at a position.
-__device__ __forceinline__ int cell_of_position(int p) { return p < kTileKeys / 2 ? p ^ 7 : p; }
-
-/// A side's first tile of a sequence and head, and its format.
-struct HeadTilesAt {
-    const uint8_t* tiles;
-    int format;
-    __device__ __forceinline__ HeadTilesAt(const SideParams& s, int seq, int head)
-        : tiles(s.tiles + seq * s.seq_stride + (s.head_at ? s.head_at[head] : head * s.head_stride)), format(s.head_codec ? s.head_codec[head] : s.codec) {}
-};
-
-__device__ __forceinline__ int cells_of(const AttentionParams& p, int seq) { return p.seq_n_kv ? min(p.seq_n_kv[seq], p.n_kv) : p.n_kv; }
-
-/// Four integers of 15 bits as bytes, high and low ones.
-struct WordPair {
-    uint32_t high = 0, low = 0;
-    __device__ __forceinline__ void put(int b, int v) {
-        const int lo = static_cast<int8_t>(v), hi = (v - lo) >> 8;
-        high |= static_cast<uint32_t>(hi & 255) << 8 * b, low |= static_cast<uint32_t>(lo & 255) << 8 * b;
-    }
-};
-inline constexpr float kPrefillTop = 32500;
-/// The dim that byte b of a row's word holds.
-template <int D>
-__device__ __forceinline__ int dim_of(int word, int b, bool trellis) {
-    constexpr int n = fragment_rows(D);
-    return word / n * 4 * n + (trellis ? word % n + n * b : 4 * (word % n) + b);
-}
-__device__ __forceinline__ bool is_trellis_index(int format) {
-    return format >= fragment_codec_index(CodecId::tcq1) && format <= fragment_codec_index(CodecId::tcq5);
-}
-
-/// Keys of a panel, decoded, become wide: levels times scales plus the offset at the cells' positions, in units of the format's step.
-/// Warps have the same number of rows; x: D floats of a warp's own.
-template <int D>
-__device__ __forceinline__ void widen_keys(const PrefillParams& p, int seq, int head, int panel, int n_kv, int warp, int lane, uint8_t* keys, float* scales, float* x) {
-    constexpr int kEach = (D + 31) / 32;
-    const TermParams& term = p.a.term;
-    const int format = HeadTilesAt(p.a.k, seq, head).format;
-    const float inverse_step = 1 / p.a.table[format].step;
-    const bool trellis = is_trellis_index(format);
-#pragma unroll 1
-    for (int row = kPanelKeys / kWideWarps * warp; row < kPanelKeys / kWideWarps * (warp + 1); ++row) {
-        const int cell = panel * kPanelKeys + row / kTileKeys * kTileKeys + cell_of_position(row % kTileKeys);
-        const std::size_t at = seq * term.cell_seq_stride + cell;
-        const int pos = term.n_freq > 0 && cell < n_kv ? term.cell_pos[at] : -1;
-        if (pos >= 0) {
-            const float* offset = term.offset + (static_cast<std::size_t>(term.cell_term ? term.cell_term[at] : 0) * p.a.n_head_kv + head) * 2 * D;
-            float v[kEach];
-#pragma unroll
-            for (int i = 0; i < kEach; ++i) {
-                const int dim = lane + 32 * i, f = dim < D ? __ldg(term.dim_freq + dim) : 255;
-                v[i] = 0;
-                if (f >= term.n_freq) continue;
-                const float2 unit = __ldg(term.turns + (pos & 63) * term.n_pad + f),
-                             by = __ldg(term.turns + static_cast<std::size_t>(kTurnRows + (pos >> 6)) * term.n_pad + f);
-                const float c = unit.x * by.x - unit.y * by.y, s = unit.y * by.x + unit.x * by.y;
-                v[i] = fmaf(__ldg(offset + dim), c, __ldg(offset + D + dim) * s);
-            }
-            if constexpr ((D & (D - 1)) == 0) rotate_lanes<D>(v, lane, p.a.signs_in, p.a.signs_out);
-#pragma unroll
-            for (int i = 0; i < kEach; ++i)
-                if (D % 32 == 0 || lane + 32 * i < D) x[lane + 32 * i] = v[i];
-            __syncwarp();
-            if constexpr ((D & (D - 1)) != 0) rotate_row<D>(x, lane, p.a.signs_in, p.a.signs_out, p.a.hartley);
-        }
-        float w[4] = {}, top = 0;
-        if (lane < D / 4) {
-            const uint32_t levels = *reinterpret_cast<const uint32_t*>(keys + swizzled(row, lane));
-            const float scale = scales[row];
-#pragma unroll
-            for (int b = 0; b < 4; ++b) {
-                w[b] = static_cast<float>(static_cast<int8_t>(levels >> 8 * b)) * scale;
-                if (pos >= 0) w[b] = fmaf(x[dim_of<D>(lane, b, trellis)], inverse_step, w[b]);
-                top = fmaxf(top, fabsf(w[b]));
-            }
-        }
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
-        const float f = top > 0 ? kPrefillTop / top : 0;
-        WordPair out;
-#pragma unroll
-        for (int b = 0; b < 4; ++b) out.put(b, __float2int_rn(w[b] * f));
-        put_word(keys, row, lane, out.high), put_word(keys + kKeyPlane, row, lane, out.low);
-        __syncwarp();
-        if (lane == 0) scales[row] = top * (256 / kPrefillTop);  // the kernel's scores are in units of 256
-    }
-}
-
 /// One panel per block: of its first four warps two have a tile of keys each, two of values. Wide keys are the work of all.
 /// grid: panels, kv heads, sequences.
 template <int D, bool kWide>
-__global__ void __launch_bounds__(32 * panel_warps(kWide)) make_panels(const __grid_constant__ PrefillParams p) {
+__global__ void __launch_bounds__(32 * panel_warps(kWide), kWide ? 2 : 7) make_panels(const __grid_constant__ PrefillParams p) {
     constexpr PanelLayout l = panel_layout(D, kWide);
     extern __shared__ __align__(16) uint8_t memory[];
     uint8_t* image = memory;
@@ -229,6 +131,7 @@ __global__ void __launch_bounds__(32 * panel_warps(kWide)) make_panels(const __g
     const HeadTilesAt from(side, seq, head);
     const int format = __shfl_sync(~0u, from.format, 0);
     const uint8_t* tile = from.tiles + (first_cell / kTileKeys) * side.tile_stride;
+    PanelKeys<D, kWide> wide(p, seq, head, panel, n_kv, warp, lane, reinterpret_cast<uint8_t*>(lut + 512));
     if (decodes && format == fragment_codec_index(CodecId::tcq5)) {
         for (int i = lane + 32 * half; i < 256; i += 64) lut[256 * is_value + i] = p.a.lut[format * 256 + i];
     }
@@ -274,97 +177,11 @@ __global__ void __launch_bounds__(32 * panel_warps(kWide)) make_panels(const __g
     }
     if constexpr (kWide) {
         __syncthreads();
-        widen_keys<D>(p, seq, head, panel, n_kv, warp, lane, image + l.keys, reinterpret_cast<float*>(image + l.key_scales),
-                      reinterpret_cast<float*>(lut + 512) + warp * D);
+        wide.run(image + l.keys, reinterpret_cast<float*>(image + l.key_scales));
     }
     __syncthreads();
     uint4* out = reinterpret_cast<uint4*>(p.panels + ((static_cast<std::size_t>(seq) * p.a.n_head_kv + head) * p.n_panels + panel) * l.bytes);
     for (int i = threadIdx.x; i < l.bytes / 16; i += 32 * panel_warps(kWide)) out[i] = reinterpret_cast<const uint4*>(image)[i];
-}
-
-/// One query row per warp, eight per block. grid: rows (padded) / 8, kv heads, sequences.
-template <int D>
-__global__ void __launch_bounds__(256) make_queries(const __grid_constant__ PrefillParams p) {
-    __shared__ float rows[8][D];
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = blockIdx.x * 8 + warp, head = blockIdx.y, seq = blockIdx.z;
-    const int token = row / p.a.group, format = HeadTilesAt(p.a.k, seq, head).format;
-    const bool trellis = is_trellis_index(format);
-    float* x = rows[warp];
-    const float* from = p.a.q + seq * p.a.q_seq_stride + token * p.a.q_token_stride + (head * p.a.group + row - token * p.a.group) * p.a.q_head_stride;
-    float top = 0;
-    if constexpr ((D & (D - 1)) == 0) {
-        float v[D / 32];
-#pragma unroll
-        for (int i = 0; i < D / 32; ++i) v[i] = row < p.a.n_rows ? from[lane + 32 * i] : 0;
-        rotate_lanes<D>(v, lane, p.a.signs_in, p.a.signs_out);
-#pragma unroll
-        for (int i = 0; i < D / 32; ++i) x[lane + 32 * i] = v[i], top = fmaxf(top, fabsf(v[i]));
-    } else {
-        for (int i = lane; i < D; i += 32) x[i] = row < p.a.n_rows ? from[i] : 0;
-        rotate_row<D>(x, lane, p.a.signs_in, p.a.signs_out, p.a.hartley);
-        for (int i = lane; i < D; i += 32) top = fmaxf(top, fabsf(x[i]));
-    }
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
-    __syncwarp();
-    const float f = top > 0 ? kPrefillTop / top : 0;
-    WordPair out;
-    if (lane < D / 4) {
-#pragma unroll
-        for (int b = 0; b < 4; ++b) out.put(b, __float2int_rn(x[dim_of<D>(lane, b, trellis)] * f));
-    }
-    const std::size_t unit = static_cast<std::size_t>(seq) * p.a.n_head_kv + head;
-    uint8_t* plane = p.queries + (unit * p.n_groups + row / kGroupRows) * (2 * kQueryPlane);
-    put_word(plane, row % kGroupRows, lane, out.high);
-    put_word(plane + kQueryPlane, row % kGroupRows, lane, out.low);
-    if (lane == 0)
-        p.units[unit * p.n_groups * kGroupRows + row] =
-            fmaxf(1e-30f, top * p.a.scale * 1.4426950408889634f * p.a.table[format].step / kPrefillTop);
-}
-
-/// Merges the parts of a row, takes in the sink, divides, rotates back and writes. Grid as that of make_queries.
-template <int D>
-__global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ PrefillParams p) {
-    __shared__ float rows[8][D];
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = blockIdx.x * 8 + warp, kv_head = blockIdx.y, seq = blockIdx.z;
-    if (row >= p.a.n_rows) return;
-    const int token = row / p.a.group, head = kv_head * p.a.group + row - token * p.a.group;
-    const std::size_t step = static_cast<std::size_t>(p.a.n_head_kv) * p.n_groups * kGroupRows,
-                      first = (static_cast<std::size_t>(seq) * p.n_parts * p.a.n_head_kv + kv_head) * p.n_groups * kGroupRows + row;
-    constexpr int kEach = (D + 31) / 32;
-    float top = -1e30f, all = 0, v[kEach] = {};
-    for (int s = 0; s < p.n_parts; ++s) {
-        const float2 ml = p.part_ml[first + s * step];
-        const float now = fmaxf(top, ml.x), before = exp2_fast(top - now), by = exp2_fast(ml.x - now);
-        all = fmaf(all, before, ml.y * by), top = now;
-        const float* part = p.part + (first + s * step) * D;
-#pragma unroll
-        for (int i = 0; i < kEach; ++i)
-            if (D % 32 == 0 || lane + 32 * i < D) v[i] = fmaf(v[i], before, part[lane + 32 * i] * by);
-    }
-    float f = 1;
-    if (p.a.sinks) {
-        const float sink = p.a.sinks[head] * 1.4426950408889634f, now = fmaxf(top, sink);
-        f = exp2_fast(top - now), all = fmaf(all, f, exp2_fast(sink - now)), top = now;
-    }
-    f = all > 0 ? f / all : 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) v[i] *= f;
-    float* to = p.a.out + seq * p.a.out_seq_stride + token * p.a.out_token_stride + head * p.a.out_head_stride;
-    if constexpr ((D & (D - 1)) == 0) {
-        rotate_lanes<D>(v, lane, p.a.signs_out, p.a.signs_in);
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) to[lane + 32 * i] = v[i];
-    } else {
-        float* x = rows[warp];
-        for (int i = 0; i < kEach; ++i)
-            if (lane + 32 * i < D) x[lane + 32 * i] = v[i];
-        __syncwarp();
-        rotate_row<D>(x, lane, p.a.signs_out, p.a.signs_in, p.a.hartley);
-        for (int i = lane; i < D; i += 32) to[i] = x[i];
-    }
-    if (p.a.lse && lane == 0)
-        p.a.lse[(static_cast<std::size_t>(seq) * p.a.n_tokens + token) * p.a.n_head + head] = all > 0 ? (top + log2f(all)) * 0.6931471805599453f : -INFINITY;
 }
 
 }  // namespace turboquant::cuda
