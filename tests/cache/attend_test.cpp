@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/cache/stores.h"
+#include "turboquant/cache/cuda/queue.h"
 #include "turboquant/cache/layer_cache.h"
 
 namespace turboquant {
@@ -323,6 +324,32 @@ TEST(AttendsInGraphs, WhatARestoreLeavesComesBeforeAttention) {
 TEST(AttendsInGraphs, AShortPromptKnowsItsOffset) {
     InGraphs both({"", CodecId::turbo2, CodecId::turbo4, {2, 6}}, false, 20, 64);
     both.step(0);
+}
+
+// Attention waits for a batch's codes also where all that waited was given before it (memory grew).
+TEST(AttendsInGraphs, CodesOfABatchAreAwaitedWheneverTheyWereGiven) {
+    Queue q(0);
+    cuda::EncodePlan keys, values;
+    values.side = Side::value;
+    for (const bool grows : {false, true}) {
+        q.defer([&] {
+            const Launches& launches = q.take();
+            must(launches.run(0, launches.size(), q.lanes()));
+        });
+        EXPECT_EQ(q.codes_ready(), nullptr);
+        q.encode_batch(keys, {});
+        EXPECT_TRUE(q.other_side_waits(Side::value));
+        EXPECT_FALSE(q.other_side_waits(Side::key));
+        q.encode_batch(values, {});
+        EXPECT_FALSE(q.other_side_waits(Side::key)) << "both sides wait";
+        if (grows) q.catch_up();
+        EXPECT_NE(q.codes_ready(), nullptr);
+        EXPECT_EQ(q.codes_ready(), nullptr) << "by then the main stream waits";
+        q.encode_batch(keys, {});
+        q.settle();
+        EXPECT_EQ(q.codes_ready(), nullptr);
+        q.take();
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, Attends,

@@ -4,6 +4,10 @@
 #ifdef TQ_HAS_CUDA
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <memory>
+#include <thread>
+
 namespace turboquant::cuda::test {
 namespace {
 
@@ -182,6 +186,42 @@ TEST_F(CudaPrefill, GraphReplay) {
     const std::vector<float> before = rig.run();
     EXPECT_EQ(rig.replay(3000), before);
     EXPECT_LT(error_of(rig.replay(777), defined(shorter)), 2e-4);
+}
+
+// Codes that another stream writes, after which there is an event.
+TEST_F(CudaPrefill, CodesThatComeLater) {
+    Case c{.k = turbo4, .v = turbo4, .k_dim = 128, .v_dim = 128, .n_head = 8, .n_head_kv = 2, .n_tokens = 50, .n_kv = 3000};
+    c.random_codes = true, c.sharpness = 12;
+    Problem problem(c);
+    Rig rig(problem.args);
+    const std::vector<float> before = rig.run();
+    cudaStream_t side;
+    cudaEvent_t there;
+    must(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking));
+    must(cudaEventCreateWithFlags(&there, cudaEventDisableTiming));
+    const auto run = [&](bool waits) {
+        std::vector<std::unique_ptr<DeviceBytes>> codes;
+        must(cudaLaunchHostFunc(
+            side, [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }, nullptr));
+        for (const Tiles* t : {&rig.args.k, &rig.args.v}) {
+            const std::size_t n = t->seq_stride;
+            auto* to = const_cast<std::uint8_t*>(t->tiles);
+            codes.push_back(std::make_unique<DeviceBytes>(n));
+            must(cudaMemcpy(codes.back()->as<void>(), to, n, cudaMemcpyDeviceToDevice));
+            must(cudaMemset(to, 0, n));
+            must(cudaStreamSynchronize(nullptr));
+            must(cudaMemcpyAsync(to, codes.back()->as<void>(), n, cudaMemcpyDeviceToDevice, side));
+        }
+        must(cudaEventRecord(there, side));
+        rig.args.codes_ready = waits ? there : nullptr;
+        const std::vector<float> out = rig.run();
+        must(cudaStreamSynchronize(side));
+        return out;
+    };
+    EXPECT_EQ(run(true), before);
+    EXPECT_NE(run(false), before);
+    must(cudaEventDestroy(there));
+    must(cudaStreamDestroy(side));
 }
 
 // What prefill cannot do goes to the decode kernels, by the plan where it knows.

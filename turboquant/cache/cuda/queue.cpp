@@ -180,12 +180,12 @@ void Queue::give_encodes() {
     if (encodes_.n == 0) return;
     beside([jobs = encodes_](cuda::Stream side) { return cuda::encode_together(std::span(jobs.of).first(jobs.n), side); });
     encodes_ = {};
-    batch_.reset();
 }
 
 void* Queue::codes_ready() {
     if (!batch_) return nullptr;
-    give_encodes();
+    give_encodes();  // if that was not done meanwhile (catch_up)
+    batch_.reset();
     side_busy_ = false;
     launch([done = side_done_](const Lanes& lanes) { return cuda::record(done, lanes.side); });
     return side_done_;
@@ -193,6 +193,7 @@ void* Queue::codes_ready() {
 
 void Queue::settle() {
     give_encodes();
+    batch_.reset();
     moving_ = false;
     if (!std::exchange(side_busy_, false)) return;
     side_slots_.clear();

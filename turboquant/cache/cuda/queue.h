@@ -294,7 +294,7 @@ class Queue {
         std::array<cuda::EncodeJob, cuda::kMostEncodeJobs> of;
         std::size_t n = 0;
     } encodes_;
-    std::optional<Side> batch_;  ///< of encode_batch(), of which no launch was given yet
+    std::optional<Side> batch_;  ///< of encode_batch(), for which the main stream does not wait yet
     cuda::KeepRows kept_[2];     ///< since others gave work
     int n_kept_ = 0;             ///< of them; 2: in the same slots
     std::vector<std::int32_t> kept_slots_;
