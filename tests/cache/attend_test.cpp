@@ -344,9 +344,10 @@ TEST(AttendsInGraphs, CodesOfABatchAreAwaitedWheneverTheyWereGiven) {
         EXPECT_FALSE(q.other_side_waits(Side::key)) << "both sides wait";
         if (grows) q.catch_up();
         EXPECT_NE(q.codes_ready(), nullptr);
+        q.codes_awaited();
         EXPECT_EQ(q.codes_ready(), nullptr) << "by then the main stream waits";
         q.encode_batch(keys, {});
-        q.settle();
+        q.settle_batch();
         EXPECT_EQ(q.codes_ready(), nullptr);
         q.take();
     }

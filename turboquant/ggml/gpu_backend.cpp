@@ -204,6 +204,7 @@ void GpuBackend::rehearse(int until, int n_products, std::size_t first, std::siz
         while (at > from_ && !is_product(at - 1)) at--;
     forward(from_, at, origin_);
     from_ = at;
+    follow_own(origin_);
     ggml_backend_event_record(inner_event_, backend_);
     must(cuda::wait_for(rehearsing_, inner_event_->context));
     must(queue_->rehearsals().run(first, end, {rehearsing_, rehearsing_}));

@@ -188,6 +188,7 @@ void rehearse_attention(Queue& q, cuda::AttentionShape shape, cuda::AttentionArg
     const int n_kv = std::min(shape.n_kv[0], kCells);
     shape.n_kv = {&n_kv, 1};
     const std::size_t row = static_cast<std::size_t>(shape.n_head) * shape.head_dim;
+    args.codes_ready = nullptr;  // it is given before this graph has encoded: the event would be an older one
     args.out = q.memory<float>(Queue::Use::rehearsed, shape.n_tokens * row);
     args.out_token_stride = row, args.out_seq_stride = 0, args.out_head_stride = shape.head_dim;
     q.rehearse([run = attention_on(q.plan(shape, true), args, split ? &cuda::run_before_rows : &cuda::run_attention)](const Lanes& lanes) {
@@ -332,6 +333,7 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
                                      step.n_slots > 0,   true,     formats,     c.term.n_freq > 0};
     c.codes_ready = q.codes_ready();
     const bool split = launch_attention(q, step, shape, c);
+    q.codes_awaited();
     // Not before what it reads of the step is there.
     if (!made) rehearse_attention(q, shape, c, split);
     q.end_layer();

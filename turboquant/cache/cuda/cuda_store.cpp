@@ -304,6 +304,7 @@ void CudaStore::exact_in(std::int32_t slot, const std::uint16_t* row) {
 void CudaStore::move_exact(StoreContext& ctx, std::span<const SlotMove> moves, std::size_t n_slots) {
     if (moves.empty()) return;
     Queue& q = Queue::of(ctx, device_);
+    q.settle_batch();  // its rows may lie where moved ones are put meanwhile
     std::vector<std::int64_t> from, to;
     for (const SlotMove& m : moves) from.push_back(m.from), to.push_back(m.to);
     reserve_exact(q, std::max(n_slots, static_cast<std::size_t>(std::ranges::max(to)) + 1));

@@ -185,8 +185,6 @@ void Queue::give_encodes() {
 void* Queue::codes_ready() {
     if (!batch_) return nullptr;
     give_encodes();  // if that was not done meanwhile (catch_up)
-    batch_.reset();
-    side_busy_ = false;
     launch([done = side_done_](const Lanes& lanes) { return cuda::record(done, lanes.side); });
     return side_done_;
 }

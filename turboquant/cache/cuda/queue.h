@@ -198,6 +198,10 @@ class Queue {
     bool other_side_waits(Side side) const { return batch_ && *batch_ != side && encodes_.n == 1 && !side_busy_ && !moving_; }
     /// For attention: the event after which a batch's codes are there, AttentionArgs::codes_ready; null: there are none that it must wait for.
     void* codes_ready();
+    /// What waits for that event was given.
+    void codes_awaited() {
+        if (batch_) batch_.reset(), side_busy_ = false;
+    }
     /// Others' work comes next, which may write where the batch's rows are.
     void settle_batch() {
         if (batch_) settle();
