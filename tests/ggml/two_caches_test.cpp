@@ -1,6 +1,5 @@
 // Steps of a model with two caches (sliding window and not) when both have more cells than the step before: on a GPU new plans are made then,
-// one of them in the midst of a graph whose launches wait. And of a prompt in two batches, of which the second is
-// encoded beside attention.
+// one of them in the midst of a graph whose launches wait. And a prompt in two batches, of which the second is encoded beside attention.
 #include <algorithm>
 
 #include "tests/ggml/support.h"

@@ -167,9 +167,9 @@ bool CudaStore::write(StoreContext& ctx, const StoreRows& rows, const KeyTransfo
     // Where keys and values lie in different slots, their row is not seen exactly.
     later = later && q.same_slots(rows.exact_slots);
     // Attention begins with exact rows while these are encoded.
-    const bool batch = q.deferring() && n > kFewRows && !rows.on_host && rows.aside.empty();
-    if (!later || q.rows_move())
-        if (!batch || !q.other_side_waits(layout_.side())) q.settle();
+    const bool batch = q.deferring() && n > kFewRows && !rows.on_host && rows.aside.empty(),
+               with_other_side = batch && q.other_side_waits(layout_.side());
+    if ((!later || q.rows_move()) && !with_other_side) q.settle();
     if (later) q.reserve(later_, kFewRows * layout_.n_embd() * sizeof(float));
     if (const float* rounded = keep(q, rows, x, stride, later ? later_.as<float>() : nullptr)) x = rounded, stride = layout_.n_embd();
     std::vector<std::int64_t> places(n);

@@ -280,7 +280,7 @@ struct PrefillRows {
 #pragma unroll
         for (int i = 0; i < 64; ++i) x[i] *= unit[i / 2 % 2];
         if (p.softcap != 0) {
-            const float cap = p.softcap * 1.4426950408889634f, inverse_cap = 1 / cap;
+            const float cap = p.softcap * kLog2e, inverse_cap = 1 / cap;
 #pragma unroll
             for (int i = 0; i < 64; ++i) x[i] = cap * tanhf(x[i] * inverse_cap);
         }

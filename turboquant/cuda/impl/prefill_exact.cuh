@@ -3,6 +3,7 @@
 // halves each: 22 bits. A part like those of prefill_kernel, merged with them by finish_rows.
 #pragma once
 
+#include "turboquant/cuda/impl/alibi.cuh"
 #include "turboquant/cuda/impl/prefill_params.h"
 #include "turboquant/cuda/impl/rotate.cuh"
 #include "turboquant/cuda/impl/row_group.cuh"
@@ -88,7 +89,7 @@ struct ExactPart {
         return q + token * p.a.q_token_stride + (head * p.a.group + row - token * p.a.group) * p.a.q_head_stride;
     }
     __device__ __forceinline__ void put_unit(int r, float top) const {
-        reinterpret_cast<float*>(shared + l.units)[16 * warp + r] = fmaxf(1e-30f, top * p.a.scale * 1.4426950408889634f);
+        reinterpret_cast<float*>(shared + l.units)[16 * warp + r] = fmaxf(1e-30f, top * p.a.scale * kLog2e);
     }
     __device__ __forceinline__ void make_queries() const {
         if constexpr (D == 64 || D == 128) {
@@ -142,14 +143,8 @@ struct ExactPart {
         __syncwarp();
     }
 
-    __device__ __forceinline__ float slope_of(int row) const { return p.a.max_bias == 0 ? 1.4426950408889634f : alibi_slope(row); }
-    __device__ __noinline__ float alibi_slope(int row) const {
-        const int h = head * p.a.group + row % p.a.group;
-        int n2 = 1;
-        while (2 * n2 <= p.a.n_head) n2 *= 2;
-        const float exponent = h < n2 ? -p.a.max_bias * (h + 1) / n2 : -p.a.max_bias / 2 * (2 * (h - n2) + 1) / n2;
-        return 1.4426950408889634f * exp2f(exponent);
-    }
+    __device__ __forceinline__ float slope_of(int row) const { return p.a.max_bias == 0 ? kLog2e : alibi_slope(row); }
+    __device__ __noinline__ float alibi_slope(int row) const { return mask_slope(p.a, head * p.a.group + row % p.a.group); }
     __device__ __forceinline__ int row_of(int half, int j) const { return min(first_row + 8 * half + 2 * t + j, last()); }
 
     /// Logits, in units of log2, of the tile's keys 16 pair + g (+ 8) with rows 8 half + 2t (+ 1): x[pair][half][2 (second key) + row].
@@ -187,7 +182,7 @@ struct ExactPart {
                 for (int e = 0; e < 8; ++e) x[e / 2][half][e % 2 * 2 + j] *= unit;
             }
         if (p.a.softcap != 0) {
-            const float cap = p.a.softcap * 1.4426950408889634f, inverse_cap = 1 / cap;
+            const float cap = p.a.softcap * kLog2e, inverse_cap = 1 / cap;
 #pragma unroll
             for (int i = 0; i < 32; ++i) x[i / 8][i / 4 % 2][i % 4] = cap * tanhf(x[i / 8][i / 4 % 2][i % 4] * inverse_cap);
         }

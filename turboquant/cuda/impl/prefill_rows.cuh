@@ -2,6 +2,7 @@
 // warp: several at once (row_group.cuh) took 1.6 times as long, since all warps then load at the same time and none computes meanwhile.
 #pragma once
 
+#include "turboquant/cuda/impl/alibi.cuh"
 #include "turboquant/cuda/impl/operand_bytes.cuh"
 #include "turboquant/cuda/impl/rotate.cuh"
 
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(32 * kRowsOfBlock) make_queries(const __grid_c
     put_word(plane + kQueryPlane, row % kGroupRows, lane, out.low);
     if (lane == 0)
         p.units[unit * p.n_groups * kGroupRows + row] =
-            fmaxf(1e-30f, top * p.a.scale * 1.4426950408889634f * p.a.table[format].step / kPrefillTop);
+            fmaxf(1e-30f, top * p.a.scale * kLog2e * p.a.table[format].step / kPrefillTop);
 }
 
 /// Merges the parts of a row, takes in the sink, divides, rotates back and writes. Grid as that of make_queries.
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(32 * kRowsOfBlock) finish_rows(const __grid_co
     }
     float f = 1;
     if (p.a.sinks) {
-        const float sink = p.a.sinks[head] * 1.4426950408889634f, now = fmaxf(top, sink);
+        const float sink = p.a.sinks[head] * kLog2e, now = fmaxf(top, sink);
         f = exp2_fast(top - now), all = fmaf(all, f, exp2_fast(sink - now)), top = now;
     }
     f = all > 0 ? f / all : 0;

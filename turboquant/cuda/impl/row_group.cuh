@@ -2,7 +2,7 @@
 // in each of a few lanes. One row a warp (rotate.cuh) waits for most of its shuffles; here there are several to wait for.
 //
 // A lane's values, index e: bits 0 and 1 of e are bits 0 and 1 of the dim, bits 2 and 3 those that are the byte within an operand's word of
-// trellis formats. So a lane has four whole words of each order of operand bytes (prefill_operands.cuh, dim_of).
+// trellis formats. So a lane has four whole words of each order of operand bytes (operand_bytes.cuh, dim_of).
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace turboquant::cuda {
 template <int D>
 struct RowGroup {
     static_assert(D == 64 || D == 128);
-    static constexpr int kLanes = D / 16, kRows = 32 / kLanes, kWords = 4;
+    static constexpr int kLanes = D / 16, kRows = 32 / kLanes;
     static constexpr int n = fragment_rows(D);
     const int row, lane, first;  ///< of the warp's rows; of the row's lanes; the lane's first dim
 

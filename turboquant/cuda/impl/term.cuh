@@ -8,6 +8,7 @@
 // whole warp, each once, and become operands by way of shared memory. Terms of both tiles then wait in the same place for their scores.
 #pragma once
 
+#include "turboquant/cuda/impl/alibi.cuh"
 #include "turboquant/cuda/impl/params.h"
 #include "turboquant/cuda/impl/warp.cuh"
 
@@ -15,6 +16,11 @@ namespace turboquant::cuda {
 
 /// Rows of the turn table before those of 64-position blocks: 64 of single positions, one of 63.5.
 inline constexpr int kTurnRows = 65;
+/// Cosine and sine of a position: of its two digits, one turned by the other.
+__device__ __forceinline__ float2 turn_at(const TermParams& p, int pos, int f) {
+    const float2 unit = __ldg(p.turns + (pos & 63) * p.n_pad + f), by = __ldg(p.turns + static_cast<std::size_t>(kTurnRows + (pos >> 6)) * p.n_pad + f);
+    return make_float2(unit.x * by.x - unit.y * by.y, unit.y * by.x + unit.x * by.y);
+}
 
 /// Cell of a tile at position 8e + g.
 __device__ __forceinline__ int cell_at(int e, int g) { return e < 4 ? 8 * e + 7 - g : 8 * e + g; }
@@ -153,9 +159,7 @@ __device__ __forceinline__ void scattered_term(const AttentionParams& p, int seq
         if (pos >= 0)
 #pragma unroll 1
             for (int f = t; f < term.n_freq; f += 4) {
-                const float2 unit = __ldg(term.turns + (pos & 63) * term.n_pad + f),
-                             by = __ldg(term.turns + static_cast<std::size_t>(kTurnRows + (pos >> 6)) * term.n_pad + f);
-                const float c = unit.x * by.x - unit.y * by.y, s = unit.y * by.x + unit.x * by.y;
+                const auto [c, s] = turn_at(term, pos, f);
 #pragma unroll
                 for (int r = 0; r < 4; ++r) {
                     const int row = first_row + r;
@@ -173,7 +177,7 @@ __device__ __forceinline__ void scattered_term(const AttentionParams& p, int seq
         }
 #pragma unroll
         for (int j = 0; j < 8; ++j)
-            if (j == i) e[j] = mine * (p.scale * 1.4426950408889634f);
+            if (j == i) e[j] = mine * (p.scale * kLog2e);
     }
     __syncwarp();
 }

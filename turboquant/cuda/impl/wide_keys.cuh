@@ -14,17 +14,18 @@ namespace turboquant::cuda {
 inline constexpr int kWideWarps = 8;
 constexpr int panel_warps(bool wide) { return wide ? kWideWarps : 4; }
 
-/// Rows of a warp, several at once. The offset at a position is the sum over frequencies of a cosine and a sine times what a lane holds of
+/// What widens the keys of a panel: made before they are decoded, run afterwards by all warps, which have the same number of rows each.
+/// Several rows of a warp at once. The offset at a position is the sum over frequencies of a cosine and a sine times what a lane holds of
 /// the offset; cosines and sines of the rows at hand lie in shared memory, each made once.
 template <int D>
-struct WideRows {
+struct WideKeys {
     using Group = RowGroup<D>;
     // Places such that the lanes of a warp read different banks, of both orders of pairs (term.cuh).
     static constexpr int kStride = D / 2 + 9;
-    static constexpr int kBytes = Group::kRows * kStride * 8;  ///< of a warp
+    static constexpr int kWarpBytes = Group::kRows * kStride * 8, kBytes = kWideWarps * kWarpBytes;
+    static constexpr int kWarpRows = kPanelKeys / kWideWarps;
     __device__ __forceinline__ static int place(int row, int f) { return row * kStride + f + (f >= D / 4 ? 8 : 0); }
 
-    static constexpr int kWarpRows = kPanelKeys / kWideWarps;
     const PrefillParams& p;
     const TermParams& term;
     const Group group;
@@ -39,8 +40,8 @@ struct WideRows {
     uint32_t flips = 0;          ///< dims whose sign the rotation changes at its end
 
     /// Loads what does not wait for the keys' codes.
-    __device__ __forceinline__ WideRows(const PrefillParams& params, int seq, int kv_head, int panel, int n_kv, int warp_of_block, int lane_of_warp, void* shared)
-        : p(params), term(params.a.term), group(lane_of_warp), warp(warp_of_block), lane(lane_of_warp), head(kv_head), turns(static_cast<float2*>(shared)) {
+    __device__ __forceinline__ WideKeys(const PrefillParams& params, int seq, int kv_head, int panel, int n_kv, int warp_of_block, int lane_of_warp, uint8_t* shared)
+        : p(params), term(params.a.term), group(lane_of_warp), warp(warp_of_block), lane(lane_of_warp), head(kv_head), turns(reinterpret_cast<float2*>(shared + warp_of_block * kWarpBytes)) {
         const int format = HeadTilesAt(p.a.k, seq, head).format, own = kWarpRows * warp + lane % kWarpRows,
                   cell = panel * kPanelKeys + own / kTileKeys * kTileKeys + cell_of_position(own % kTileKeys);
         const std::size_t at = seq * term.cell_seq_stride + cell;
@@ -89,10 +90,9 @@ struct WideRows {
 #pragma unroll
         for (int r = 0; r < Group::kRows; ++r)
 #pragma unroll
-            for (int i = 0; i < kEach; ++i) {
+            for (int i = 0; i < kEach; ++i) {  // turn_at, in two parts
                 const float2 a = unit[r][i], b = by[r][i];
-                const bool turns_there = pos[r] >= 0;
-                turns[place(r, lane + 32 * i)] = turns_there ? make_float2(a.x * b.x - a.y * b.y, a.y * b.x + a.x * b.y) : make_float2(0, 0);
+                turns[place(r, lane + 32 * i)] = pos[r] >= 0 ? make_float2(a.x * b.x - a.y * b.y, a.y * b.x + a.x * b.y) : make_float2(0, 0);
             }
         __syncwarp();
     }
@@ -137,84 +137,72 @@ struct WideRows {
     }
 };
 
-/// The same row by row, for head sizes that are not powers of two. x: D floats of a warp's own.
-template <int D>
-__device__ __forceinline__ void widen_rows(const PrefillParams& p, int seq, int head, int panel, int n_kv, int warp, int lane, uint8_t* keys, float* scales, float* x) {
-    constexpr int kEach = (D + 31) / 32;
-    const TermParams& term = p.a.term;
-    const int format = HeadTilesAt(p.a.k, seq, head).format;
-    const float inverse_step = 1 / p.a.table[format].step;
-    const bool trellis = is_trellis_index(format);
-#pragma unroll 1
-    for (int row = kPanelKeys / kWideWarps * warp; row < kPanelKeys / kWideWarps * (warp + 1); ++row) {
-        const int cell = panel * kPanelKeys + row / kTileKeys * kTileKeys + cell_of_position(row % kTileKeys);
-        const std::size_t at = seq * term.cell_seq_stride + cell;
-        const int pos = term.n_freq > 0 && cell < n_kv ? term.cell_pos[at] : -1;
-        if (pos >= 0) {
-            const float* offset = term.offset + (static_cast<std::size_t>(term.cell_term ? term.cell_term[at] : 0) * p.a.n_head_kv + head) * 2 * D;
-            float v[kEach];
-#pragma unroll
-            for (int i = 0; i < kEach; ++i) {
-                const int dim = lane + 32 * i, f = dim < D ? __ldg(term.dim_freq + dim) : 255;
-                v[i] = 0;
-                if (f >= term.n_freq) continue;
-                const float2 unit = __ldg(term.turns + (pos & 63) * term.n_pad + f),
-                             by = __ldg(term.turns + static_cast<std::size_t>(kTurnRows + (pos >> 6)) * term.n_pad + f);
-                const float c = unit.x * by.x - unit.y * by.y, s = unit.y * by.x + unit.x * by.y;
-                v[i] = fmaf(__ldg(offset + dim), c, __ldg(offset + D + dim) * s);
-            }
-        #pragma unroll
-            for (int i = 0; i < kEach; ++i)
-                if (D % 32 == 0 || lane + 32 * i < D) x[lane + 32 * i] = v[i];
-            __syncwarp();
-            rotate_row<D>(x, lane, p.a.signs_in, p.a.signs_out, p.a.hartley);
-        }
-        float w[4] = {}, top = 0;
-        if (lane < D / 4) {
-            const uint32_t levels = *reinterpret_cast<const uint32_t*>(keys + swizzled(row, lane));
-            const float scale = scales[row];
-#pragma unroll
-            for (int b = 0; b < 4; ++b) {
-                w[b] = static_cast<float>(static_cast<int8_t>(levels >> 8 * b)) * scale;
-                if (pos >= 0) w[b] = fmaf(x[dim_of<D>(lane, b, trellis)], inverse_step, w[b]);
-                top = fmaxf(top, fabsf(w[b]));
-            }
-        }
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
-        const float f = top > 0 ? kPrefillTop / top : 0;
-        WordPair out;
-#pragma unroll
-        for (int b = 0; b < 4; ++b) out.put(b, __float2int_rn(w[b] * f));
-        put_word(keys, row, lane, out.high), put_word(keys + kKeyPlane, row, lane, out.low);
-        __syncwarp();
-        if (lane == 0) scales[row] = top * (256 / kPrefillTop);  // the kernel's scores are in units of 256
-    }
-}
-
-/// What widens the keys of a panel: made before they are decoded, run afterwards by all warps, which have the same number of rows each.
-template <int D>
-struct WideKeys {
-    static constexpr int kBytes = kWideWarps * WideRows<D>::kBytes;
-    WideRows<D> rows;
-    __device__ __forceinline__ WideKeys(const PrefillParams& p, int seq, int head, int panel, int n_kv, int warp, int lane, uint8_t* shared)
-        : rows(p, seq, head, panel, n_kv, warp, lane, shared + warp * WideRows<D>::kBytes) {}
-    __device__ __forceinline__ void run(uint8_t* keys, float* scales) { rows.run(keys, scales); }
-};
+/// Row by row, for head sizes that are not powers of two.
 template <int D>
     requires(D != 64 && D != 128)
 struct WideKeys<D> {
     static constexpr int kBytes = kWideWarps * D * 4;
     const PrefillParams& p;
     const int seq, head, panel, n_kv, warp, lane;
-    float* const x;
-    __device__ __forceinline__ WideKeys(const PrefillParams& params, int s, int h, int first_panel, int n, int w, int l, uint8_t* shared)
-        : p(params), seq(s), head(h), panel(first_panel), n_kv(n), warp(w), lane(l), x(reinterpret_cast<float*>(shared) + w * D) {}
-    __device__ __forceinline__ void run(uint8_t* keys, float* scales) { widen_rows<D>(p, seq, head, panel, n_kv, warp, lane, keys, scales, x); }
+    float* const x;  ///< D floats of a warp's own
+
+    __device__ __forceinline__ WideKeys(const PrefillParams& params, int sequence, int kv_head, int panel_of_keys, int cells, int warp_of_block, int lane_of_warp, uint8_t* shared)
+        : p(params), seq(sequence), head(kv_head), panel(panel_of_keys), n_kv(cells), warp(warp_of_block), lane(lane_of_warp), x(reinterpret_cast<float*>(shared) + warp_of_block * D) {}
+
+    __device__ __forceinline__ void run(uint8_t* keys, float* scales) const {
+        constexpr int kEach = (D + 31) / 32;
+        const TermParams& term = p.a.term;
+        const int format = HeadTilesAt(p.a.k, seq, head).format;
+        const float inverse_step = 1 / p.a.table[format].step;
+        const bool trellis = is_trellis_index(format);
+#pragma unroll 1
+        for (int row = kPanelKeys / kWideWarps * warp; row < kPanelKeys / kWideWarps * (warp + 1); ++row) {
+            const int cell = panel * kPanelKeys + row / kTileKeys * kTileKeys + cell_of_position(row % kTileKeys);
+            const std::size_t at = seq * term.cell_seq_stride + cell;
+            const int pos = term.n_freq > 0 && cell < n_kv ? term.cell_pos[at] : -1;
+            if (pos >= 0) {
+                const float* offset = term.offset + (static_cast<std::size_t>(term.cell_term ? term.cell_term[at] : 0) * p.a.n_head_kv + head) * 2 * D;
+                float v[kEach];
+#pragma unroll
+                for (int i = 0; i < kEach; ++i) {
+                    const int dim = lane + 32 * i, f = dim < D ? __ldg(term.dim_freq + dim) : 255;
+                    v[i] = 0;
+                    if (f >= term.n_freq) continue;
+                    const auto [c, s] = turn_at(term, pos, f);
+                    v[i] = fmaf(__ldg(offset + dim), c, __ldg(offset + D + dim) * s);
+                }
+#pragma unroll
+                for (int i = 0; i < kEach; ++i)
+                    if (D % 32 == 0 || lane + 32 * i < D) x[lane + 32 * i] = v[i];
+                __syncwarp();
+                rotate_row<D>(x, lane, p.a.signs_in, p.a.signs_out, p.a.hartley);
+            }
+            float w[4] = {}, top = 0;
+            if (lane < D / 4) {
+                const uint32_t levels = *reinterpret_cast<const uint32_t*>(keys + swizzled(row, lane));
+                const float scale = scales[row];
+#pragma unroll
+                for (int b = 0; b < 4; ++b) {
+                    w[b] = static_cast<float>(static_cast<int8_t>(levels >> 8 * b)) * scale;
+                    if (pos >= 0) w[b] = fmaf(x[dim_of<D>(lane, b, trellis)], inverse_step, w[b]);
+                    top = fmaxf(top, fabsf(w[b]));
+                }
+            }
+#pragma unroll
+            for (int d = 1; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+            const float f = top > 0 ? kPrefillTop / top : 0;
+            WordPair out;
+#pragma unroll
+            for (int b = 0; b < 4; ++b) out.put(b, __float2int_rn(w[b] * f));
+            put_word(keys, row, lane, out.high), put_word(keys + kKeyPlane, row, lane, out.low);
+            __syncwarp();
+            if (lane == 0) scales[row] = top * (256 / kPrefillTop);  // the kernel's scores are in units of 256
+        }
+    }
 };
+
 /// Calls without a term.
 struct NarrowKeys {
-    static constexpr int kBytes = 0;
     template <class... Args>
     __device__ __forceinline__ explicit NarrowKeys(Args&&...) {}
 };
