@@ -13,7 +13,7 @@ Status status_of(int error, const char* where) { return error ? Status{error, wh
 Status count_devices(int& n) { return n = 1, Status{}; }
 Status query_device(int index, Device& device) { return device = {index, "host", 90, 1, 1 << 20, 1 << 30, 1 << 20}, Status{}; }
 Status use_device(int) { return {}; }
-Status new_stream(Stream& stream) { return stream = new test::HostStream, Status{}; }
+Status new_stream(Stream& stream, bool) { return stream = new test::HostStream, Status{}; }
 void drop_stream(Stream stream) { delete static_cast<test::HostStream*>(stream); }
 Status synchronize(Stream stream) {
     if (stream) static_cast<test::HostStream*>(stream)->done();

@@ -70,7 +70,18 @@ Status move_rows(const EncodePlan& plan, const std::int64_t* cells, int n, Byte*
 
 }  // namespace
 
+namespace {
+
+/// Whether what another stream made is there: what a model's operations made, for these kernels.
+Status is_made(const void* at, Stream stream) {
+    if (!stream || static_cast<test::HostStream*>(stream)->may_read(at)) return {};
+    return bad_argument("host kernels: what another stream makes is read without a wait");
+}
+
+}  // namespace
+
 Status encode(const EncodePlan& plan, const EncodeArgs& a, Stream stream) {
+    if (const Status status = is_made(a.x, stream); !status.ok()) return status;
     // Of fewer rows nobody reads the codes before the next graph, where all see them exactly.
     constexpr int kSeenExactly = 32;
     if (stream && a.n > kSeenExactly) static_cast<test::HostStream*>(stream)->writes(plan.tiles);
@@ -145,7 +156,9 @@ Status copy_tiles(void* dst, const void* src, std::size_t bytes, Stream) { retur
 Status clear_tiles(void* tiles, std::size_t bytes, Stream) { return std::memset(tiles, 0, bytes), Status{}; }
 
 Status keep_rows(const KeepRows& a, Stream stream, const KeepRows* also) {
-    if (also) (void)keep_rows(*also, stream, nullptr);
+    if (also)
+        if (const Status status = keep_rows(*also, stream, nullptr); !status.ok()) return status;
+    if (const Status status = is_made(a.x, stream); !status.ok()) return status;
     for (int i = 0; i < a.n; ++i)
         for (int h = 0; h < a.n_head; ++h) {
             std::vector<float> kept(a.head_dim), signed_kept(a.head_dim);
@@ -175,7 +188,9 @@ Status transform_queries(const TransformQueries& a, Stream) {
         }
     return {};
 }
-Status see_cells(const SeeCells& a, Stream) {
+Status see_cells(const SeeCells& a, Stream stream) {
+    if (stream && static_cast<test::HostStream*>(stream)->has_work())
+        return bad_argument("host kernels: the host waits for more than the cells that are seen");
     std::fill_n(a.seen, (a.n_kv + 63) / 64, std::uint64_t{0});
     for (int t = 0; t < a.n_tokens; ++t)
         for (int j = 0; j < a.n_kv; ++j)
@@ -254,6 +269,7 @@ std::vector<std::uint16_t> exact_rows(const Tiles& t, const HostTiles& of, Side 
 }  // namespace
 
 Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, Stream stream) {
+    if (const Status status = is_made(all.q, stream); !status.ok()) return status;
     for (const Tiles* t : {&all.k, &all.v})
         if (stream && !static_cast<test::HostStream*>(stream)->may_read(t->tiles, static_cast<test::HostEvent*>(all.codes_ready)))
             return bad_argument("host kernels: attention reads codes that another stream may still be writing");
@@ -323,6 +339,7 @@ Status run_attention(const AttentionPlan& p, const AttentionArgs& all, void*, St
     }
     if (const char* error = check_attention_args(c)) return bad_argument(error);
     reference_attention(c);
+    if (stream) static_cast<test::HostStream*>(stream)->writes(a.out);
     return {};
 }
 

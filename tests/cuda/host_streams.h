@@ -22,35 +22,60 @@ class HostStream {
     ~HostStream() {
         const std::scoped_lock lock(mutex());
         std::erase_if(written(), [this](const auto& w) { return w.second.by == this; });
+        for (auto& [at, by] : read()) by.erase(this);
     }
     void record(HostEvent& event) const {
         const std::scoped_lock lock(mutex());
         event.known = known_, event.known[this] = work_;
     }
+    /// The host has waited for it: all streams know.
+    static void done(const HostEvent& event) {
+        const std::scoped_lock lock(mutex());
+        forget(event.known);
+    }
     void wait_for(const HostEvent& event) {
         const std::scoped_lock lock(mutex());
         for (const auto& [stream, work] : event.known) known_[stream] = std::max(known_[stream], work);
     }
-    /// Writes what attention finds at `tiles`.
-    void writes(const void* tiles) {
+    /// Writes what others find at this address: tiles, or the data of a tensor.
+    void writes(const void* at) {
         const std::scoped_lock lock(mutex());
-        written()[tiles] = {this, ++work_};
+        written()[at] = {this, ++work_};
+    }
+    void reads(const void* at) {
+        const std::scoped_lock lock(mutex());
+        read()[at][this] = ++work_;
+    }
+    /// Whether work was given to it that others want: who waits for it may wait long.
+    bool has_work() const { return work_ > 0; }
+    /// The host does, and waits for that.
+    static void host_writes(const void* at) {
+        const std::scoped_lock lock(mutex());
+        written().erase(at);
+    }
+    static bool host_may_read(const void* at) {
+        const std::scoped_lock lock(mutex());
+        return !written().contains(at);
+    }
+    /// Whether all who read there, as far as they said so, are through when this stream goes on.
+    bool may_write(const void* at) const {
+        const std::scoped_lock lock(mutex());
+        return std::ranges::all_of(read()[at], [this](const auto& r) { return r.first == this || knows(known_, r.first, r.second); });
     }
     /// Whether what was last written there is done when this stream goes on, after an event or null.
-    bool may_read(const void* tiles, const HostEvent* event) const {
+    bool may_read(const void* at, const HostEvent* event = nullptr) const {
         const std::scoped_lock lock(mutex());
-        const auto found = written().find(tiles);
+        const auto found = written().find(at);
         if (found == written().end() || found->second.by == this) return true;
         const auto [by, work] = found->second;
-        const auto knows = [&](const Known& known) { return known.contains(by) && known.at(by) >= work; };
-        return knows(known_) || (event && knows(event->known));
+        return knows(known_, by, work) || (event && knows(event->known, by, work));
     }
     /// The host has waited for it: all streams know.
     void done() {
         const std::scoped_lock lock(mutex());
-        std::erase_if(written(), [this](const auto& w) {
-            return w.second.by == this || (known_.contains(w.second.by) && known_.at(w.second.by) >= w.second.work);
-        });
+        Known all = known_;
+        all[this] = work_;
+        forget(all);
     }
 
   private:
@@ -58,6 +83,14 @@ class HostStream {
         const HostStream* by;
         std::uint64_t work;
     };
+    static bool knows(const Known& known, const HostStream* by, std::uint64_t work) {
+        const auto found = known.find(by);
+        return found != known.end() && found->second >= work;
+    }
+    static void forget(const Known& done) {
+        std::erase_if(written(), [&](const auto& w) { return knows(done, w.second.by, w.second.work); });
+        for (auto& [at, by] : read()) std::erase_if(by, [&](const auto& r) { return knows(done, r.first, r.second); });
+    }
     static std::mutex& mutex() {
         static auto* m = new std::mutex;  // streams are dropped after static destructors began
         return *m;
@@ -65,6 +98,10 @@ class HostStream {
     static std::map<const void*, Written>& written() {
         static auto* w = new std::map<const void*, Written>;
         return *w;
+    }
+    static std::map<const void*, Known>& read() {
+        static auto* r = new std::map<const void*, Known>;
+        return *r;
     }
 
     std::uint64_t work_ = 0;

@@ -13,9 +13,11 @@ cudaStream_t of(Stream s) { return static_cast<cudaStream_t>(s); }
 
 Status use_device(int index) { return status_of(cudaSetDevice(index), "cudaSetDevice"); }
 
-Status new_stream(Stream& stream) {
+Status new_stream(Stream& stream, bool urgent) {
     cudaStream_t s = nullptr;
-    const int error = cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    int last = 0, first = 0;
+    if (const int error = cudaDeviceGetStreamPriorityRange(&last, &first)) return status_of(error, "cudaDeviceGetStreamPriorityRange");
+    const int error = cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, urgent ? first : last);
     stream = s;
     return status_of(error, "cudaStreamCreate");
 }

@@ -11,7 +11,8 @@ namespace turboquant::cuda {
 /// What the calling thread works on from now on.
 Status use_device(int index);
 
-Status new_stream(Stream& stream);
+/// `urgent`: its work goes before that of other streams where places become free.
+Status new_stream(Stream& stream, bool urgent = false);
 void drop_stream(Stream stream);
 Status synchronize(Stream stream);
 /// Work given to the stream from now on waits for what the event (cudaEvent_t) was recorded after; and records one.

@@ -50,6 +50,7 @@ Queue::Queue(int device) : device_(device), tables_(&DeviceTables::of(device)) {
     must(cuda::use_device(device));
     must(cuda::new_stream(stream_));
     must(cuda::new_stream(side_));
+    must(cuda::new_stream(look_, true));
     must(cuda::new_event(forked_));
     must(cuda::new_event(side_done_));
     void* shared = nullptr;
@@ -70,6 +71,7 @@ Queue::~Queue() {
     if (side_) (void)cuda::synchronize(side_);
     cuda::drop_event(forked_);
     cuda::drop_event(side_done_);
+    cuda::drop_stream(look_);
     cuda::drop_stream(side_);
     cuda::drop_stream(stream_);
     cuda::release_shared(not_finite_);
@@ -100,17 +102,13 @@ void Queue::end_graph(bool given) {
 
 void Queue::refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t n) {
     if (n > copy.array.bytes()) reserve(copy.array, n), copy.bytes.clear();
-    if (copy.bytes.size() < n) {
-        copy.bytes.assign(data, data + n);
-        copy.number++;
-        must(cuda::to_device(copy.array.as<void>(), copy.bytes.data(), n, stream_));
-        return;
-    }
     constexpr std::size_t kBlock = 1024, kNear = 64 * kBlock;
+    // What grows with a prompt's cells is sent from where it grew: the host waits for the stream where it sends much.
     const std::size_t old = copy.bytes.size();
+    copy.bytes.resize(std::max(old, n));
     std::uint8_t* known = copy.bytes.data();
     const auto block = [&](std::size_t at) { return std::min(kBlock, n - at); };
-    const auto same = [&](std::size_t at) { return std::memcmp(known + at, data + at, block(at)) == 0; };
+    const auto same = [&](std::size_t at) { return at + block(at) <= old && std::memcmp(known + at, data + at, block(at)) == 0; };
     bool changed = old != n;
     for (std::size_t first = 0; first < n;) {
         if (same(first)) {
@@ -269,14 +267,16 @@ Queue::PlannedAttention& Queue::new_plan(const cuda::AttentionShape& s, const st
 std::span<const std::uint64_t> Queue::see_cells(cuda::SeeCells args) {
     const std::size_t n = (static_cast<std::size_t>(args.n_kv) + kTileKeys - 1) / kTileKeys;
     if (n > seen_words_) {
+        constexpr std::size_t kLeast = 4096;  // 262,144 cells: other memory is waited for
+        const std::size_t words = std::bit_ceil(std::max(n, kLeast));
         void* memory = nullptr;
-        must(cuda::allocate_shared(std::bit_ceil(n) * sizeof(std::uint64_t), memory));
+        must(cuda::allocate_shared(words * sizeof(std::uint64_t), memory));
         cuda::release_shared(std::exchange(seen_, static_cast<std::uint64_t*>(memory)));
-        seen_words_ = std::bit_ceil(n);
+        seen_words_ = words;
     }
     args.seen = seen_;
-    must(cuda::see_cells(args, side_));
-    must(cuda::synchronize(side_));
+    must(cuda::see_cells(args, look_));
+    must(cuda::synchronize(look_));
     return {seen_, n};
 }
 

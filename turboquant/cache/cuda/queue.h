@@ -253,7 +253,8 @@ class Queue {
         return s;
     }
 
-    /// SeeCells::seen of a mask that was there before the graph. The device is waited for.
+    /// SeeCells::seen of a mask that was there before the graph. Waits for nothing else: where batches are under way (on this GPU, or on
+    /// others that this one's batch is for), the host goes on ahead of them.
     std::span<const std::uint64_t> see_cells(cuda::SeeCells args);
 
     /// Slots of the rows that the second stream encodes, of a batch's keys or its values; false if those of the other side differ.
@@ -283,6 +284,7 @@ class Queue {
     DeviceTables* tables_;
     cuda::Stream stream_ = nullptr;
     cuda::Stream side_ = nullptr;
+    cuda::Stream look_ = nullptr;  ///< the host waits for it, so nothing lasting is given to it
     bool side_busy_ = false;
     void *forked_ = nullptr, *side_done_ = nullptr;
     std::array<cuda::DeviceArray, kUses> arrays_;
