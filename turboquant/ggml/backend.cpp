@@ -18,7 +18,8 @@ struct Backend {
     std::unique_ptr<InnerBackend> inner;
     OpContext ctx;
     DecodedSources decoded;
-    std::vector<int> own;  ///< nodes of the run at hand that the wrapped device cannot compute
+    ggml_backend_event_t awaited = nullptr;  ///< by this stream, for the graph to come
+    std::vector<int> own;                    ///< nodes of the run at hand that the wrapped device cannot compute
     ggml_status failure = GGML_STATUS_SUCCESS;
 
     /// Records why an operation failed; false.
@@ -105,6 +106,7 @@ ggml_status compute_graph(Backend& b, ggml_cgraph* graph) {
             b.fail(GGML_STATUS_FAILED, unservable(*b.ctx.device, nodes[i]));
             return GGML_STATUS_FAILED;
         }
+        b.inner->synchronize();  // a node before, or a graph before, may still read where the rows are put
         if (!guarded(b, [&] { return b.decoded.decode(*b.ctx.device, b.ctx.cache.store, nodes[i]); })) return b.failure;
         decoded.emplace(nodes[i], b.decoded.node());
     }
@@ -118,6 +120,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     ggml_status status = GGML_STATUS_SUCCESS;
     b.failure = GGML_STATUS_SUCCESS;
     b.own.clear();
+    b.awaited = nullptr;
     if (const std::string late = b.inner->late_error(); !late.empty()) {
         b.fail(GGML_STATUS_FAILED, late);
         return b.failure;
@@ -144,14 +147,64 @@ void keep_rows_allocated(ggml_backend_t backend, ggml_cgraph* graph, ggml_backen
     }
 }
 
+KvBuffer& buffer_of(const ggml_tensor* t) { return *static_cast<KvBuffer*>(root(t)->buffer->context); }
+
+/// A tensor as the wrapped device's stream takes it; none if it is compressed.
+std::optional<ggml_tensor> as_wrapped(const ggml_tensor* t) {
+    if (!is_ours(t)) return *t;
+    if (kv_extra(t)) return {};
+    return buffer_of(t).memory().as_wrapped(t);
+}
+
+/// As that, for transfers by the stream of a backend: none either if the tensor is elsewhere.
+std::optional<ggml_tensor> on_stream(const Backend& b, const ggml_tensor* t) {
+    return is_ours(t) && device_of(root(t)->buffer->buft).gpu == b.ctx.device->gpu ? as_wrapped(t) : std::nullopt;
+}
+
 /// So that llama.cpp prepares the next batch of a prompt while this one's logits are not there yet.
 void get_tensor_async(ggml_backend_t backend, const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) {
     Backend& b = backend_of(backend);
-    const ggml_backend_buffer* buffer = root(t)->buffer;
-    if (is_ours(t) && !kv_extra(t) && device_of(buffer->buft).gpu == b.ctx.device->gpu)
-        return static_cast<KvBuffer*>(buffer->context)->memory().get_async(b.inner->stream(), t, data, offset, size);
+    if (const auto wrapped = on_stream(b, t)) return ggml_backend_tensor_get_async(b.inner->stream(), &*wrapped, data, offset, size);
     b.inner->synchronize();
     ggml_backend_tensor_get(t, data, offset, size);
+}
+
+/// Weights: all of them while a model is loaded, or the experts that a batch takes. What the host wants to know of a graph's inputs is set at
+/// once, as it must be there before the graph is (is_there).
+void set_tensor_async(ggml_backend_t backend, ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) {
+    Backend& b = backend_of(backend);
+    auto wrapped = InputCopies::keeps(root(t)) ? std::nullopt : on_stream(b, t);
+    if (wrapped) return ggml_backend_tensor_set_async(b.inner->stream(), &*wrapped, data, offset, size);
+    b.inner->synchronize();
+    ggml_backend_tensor_set(t, data, offset, size);
+}
+
+/// Between GPUs, or on one: after what the source's stream was given, which does it, and before what this one is given from now on. False: it
+/// is nothing for these streams, so the scheduler waits for both and copies.
+bool cpy_tensor_async(ggml_backend_t from, ggml_backend_t to, const ggml_tensor* src, ggml_tensor* dst) {
+    Backend& b = backend_of(to);
+    const bool ours = from->iface.graph_compute == graph_compute;
+    const ggml_backend_t stream = b.inner->stream(), source = ours ? backend_of(from).inner->stream() : from;
+    const auto s = as_wrapped(src);
+    auto d = on_stream(b, dst);
+    const auto copy = stream->iface.cpy_tensor_async;
+    if (!copy || !source || source->iface.cpy_tensor_async != copy || !s || !d) return false;
+    // Who reads what is overwritten was waited for by this stream only (ggml_backend_sched_compute_splits).
+    if (b.awaited && source != stream) ggml_backend_event_wait(source, b.awaited);
+    if (!copy(source, stream, &*s, &*d)) return false;
+    buffer_of(dst).inputs().forget(dst);
+    return true;
+}
+
+/// compute() leaves the wrapped stream behind all that it gave to others, and begins behind it: an event of that stream is one of all.
+void event_record(ggml_backend_t backend, ggml_backend_event_t event) {
+    ggml_backend_event_record(event, backend_of(backend).inner->stream());
+}
+
+void event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
+    Backend& b = backend_of(backend);
+    ggml_backend_event_wait(b.inner->stream(), event);
+    b.awaited = event;
 }
 
 ggml_guid_t guid() {
@@ -179,7 +232,8 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char*) {
         i.graph_compute = graph_compute;
         if (!device.on_host()) {
             i.synchronize = [](ggml_backend_t x) { backend_of(x).inner->synchronize(); };
-            i.get_tensor_async = get_tensor_async;
+            i.get_tensor_async = get_tensor_async, i.set_tensor_async = set_tensor_async, i.cpy_tensor_async = cpy_tensor_async;
+            i.event_record = event_record, i.event_wait = event_wait;
         }
         if (!device.on_host() && is_ggml_0_25())
             i.graph_optimize = reinterpret_cast<void (*)()>(static_cast<graph_optimize_025>(keep_rows_allocated));

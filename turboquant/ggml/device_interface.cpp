@@ -36,6 +36,7 @@ void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
         ggml_backend_dev_props wrapped;
         ggml_backend_dev_get_props(gpu->wrapped(), &wrapped);
         props->caps.host_buffer = wrapped.caps.host_buffer;
+        props->caps.async = wrapped.caps.async, props->caps.events = wrapped.caps.events;
     }
 }
 
@@ -108,6 +109,13 @@ ggml_backend_device_i device_interface() {
         const InnerDevice* gpu = device_of(dev).gpu;
         return gpu ? ggml_backend_dev_host_buffer_type(gpu->wrapped()) : nullptr;
     };
+    // Events are the wrapped device's own, and say so: ggml gives them to it where it waits for one or frees it.
+    i.event_new = [](ggml_backend_dev_t dev) -> ggml_backend_event_t {
+        const InnerDevice* gpu = device_of(dev).gpu;
+        return gpu ? ggml_backend_event_new(gpu->wrapped()) : nullptr;
+    };
+    i.event_free = [](ggml_backend_dev_t, ggml_backend_event_t event) { ggml_backend_event_free(event); };
+    i.event_synchronize = [](ggml_backend_dev_t, ggml_backend_event_t event) { ggml_backend_event_synchronize(event); };
     i.offload_op = [](ggml_backend_dev_t dev, const ggml_tensor* op) {
         const Device& d = device_of(dev);
         return d.gpu && d.takes_all() && d.gpu->offload_op(op);

@@ -12,7 +12,9 @@ namespace {
 /// Of our nodes, three to a layer. The first piece is short, so that the GPU begins soon and the host decides the rest meanwhile. There are
 /// few, since a piece ends when all that was begun in it has; but giving a long one takes the host some 0.1 ms, which the one before hides.
 constexpr std::size_t kFirstPiece = 6, kGrowth = 4;
-constexpr std::size_t kMostKnown = 256, kKnownEach = 3;
+constexpr std::size_t kMostKnown = 256;
+/// Two for each of the four copies of a graph's inputs that llama.cpp takes in turn where batches are under way on several GPUs.
+constexpr std::size_t kKnownEach = 8;
 
 /// Whether the wrapped backend launches nodes one by one when it sees them changed since the time before, changed in ggml_tensor::padding.
 /// Else it might begin a capture of its own within ours, which ends the process.

@@ -7,10 +7,6 @@
 #include "turboquant/cuda/memory.h"
 #include "turboquant/ggml/gpu_backend.h"
 
-#ifndef TQ_GPU_REGISTRY
-#define TQ_GPU_REGISTRY "CUDA"  // tests wrap another
-#endif
-
 namespace turboquant::ggml {
 namespace {
 
@@ -27,13 +23,13 @@ class GpuMemory final : public InnerMemory {
     void init_tensor(ggml_tensor* t) override {
         if (buffer_->iface.init_tensor) buffer_->iface.init_tensor(buffer_, t);
     }
+    ggml_tensor as_wrapped(const ggml_tensor* t) const override {
+        ggml_tensor wrapped = *t;
+        wrapped.buffer = buffer_, wrapped.view_src = nullptr;
+        return wrapped;
+    }
     void get(const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const override {
         buffer_->iface.get_tensor(buffer_, t, data, offset, size);
-    }
-    void get_async(ggml_backend_t stream, const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const override {
-        ggml_tensor inner = *t;
-        inner.buffer = buffer_, inner.view_src = nullptr;
-        ggml_backend_tensor_get_async(stream, &inner, data, offset, size);
     }
     void set(ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) override {
         buffer_->iface.set_tensor(buffer_, t, data, offset, size);
@@ -43,9 +39,7 @@ class GpuMemory final : public InnerMemory {
     }
     bool copy(const InnerMemory& from, const ggml_tensor* src, ggml_tensor* dst) override {
         if (!buffer_->iface.cpy_tensor) return false;
-        ggml_tensor s = *src, d = *dst;
-        s.buffer = static_cast<const GpuMemory&>(from).buffer_, d.buffer = buffer_;
-        s.view_src = d.view_src = nullptr;
+        ggml_tensor s = from.as_wrapped(src), d = as_wrapped(dst);
         return buffer_->iface.cpy_tensor(buffer_, &s, &d);
     }
     void clear() override { fill_all(0); }
@@ -95,7 +89,7 @@ class GpuDevice final : public InnerDevice {
 
 Gpus find_gpus(const Ops& ops) {
     Gpus gpus;
-    ggml_backend_reg_t reg = ggml_backend_reg_by_name(TQ_GPU_REGISTRY);
+    ggml_backend_reg_t reg = gpu_registry();
     if (!reg) return {{}, "no CUDA backend of llama.cpp is loaded"};
     for (std::size_t i = 0; i < ggml_backend_reg_dev_count(reg); i++) {
         ggml_backend_dev_t dev = ggml_backend_reg_dev_get(reg, i);
@@ -106,7 +100,7 @@ Gpus find_gpus(const Ops& ops) {
         else if (device.compute_capability < 80)
             gpus.none = device.name + " is older than Ampere (sm_80)";
         else
-            gpus.devices.push_back(new GpuDevice(dev, static_cast<int>(i), ops, std::string(TQ_GPU_REGISTRY) + std::to_string(i)));
+            gpus.devices.push_back(new GpuDevice(dev, static_cast<int>(i), ops, ggml_backend_reg_name(reg) + std::to_string(i)));
     }
     if (gpus.devices.empty() && gpus.none.empty()) gpus.none = "llama.cpp's CUDA backend finds no GPU";
     return gpus;

@@ -47,11 +47,9 @@ class InnerMemory {
     virtual ~InnerMemory() = default;
     virtual void* base() const = 0;
     virtual void init_tensor(ggml_tensor*) {}
+    /// A tensor here as the wrapped device knows it, for its own stream: in a buffer of its type.
+    virtual ggml_tensor as_wrapped(const ggml_tensor* t) const { return *t; }
     virtual void get(const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const = 0;
-    /// The same after what the wrapped device's `stream` was given before, and without waiting for it.
-    virtual void get_async(ggml_backend_t /*stream*/, const ggml_tensor* t, void* data, std::size_t offset, std::size_t size) const {
-        get(t, data, offset, size);
-    }
     virtual void set(ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) = 0;
     virtual void fill(ggml_tensor* t, std::uint8_t value, std::size_t offset, std::size_t size) = 0;
     /// All of a tensor from one of the same layout in memory of the same device; false: through the host.

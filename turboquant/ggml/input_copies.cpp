@@ -5,21 +5,21 @@
 namespace turboquant::ggml {
 namespace {
 
-/// Integers and masks that no operation computes. Weights have other types or are not set more than once; a copy of those few costs memory
-/// only.
-bool is_kept(const ggml_tensor* t) {
-    return !t->view_src &&
-           (t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64 || (t->type == GGML_TYPE_F16 && t->flags & GGML_TENSOR_FLAG_INPUT) ||
-            (t->type == GGML_TYPE_F16 && std::strstr(t->name, "mask")));
-}
-
 constexpr std::int64_t kMostCopiedTokens = 64;
 bool is_copied(const ggml_tensor* t) { return t->type != GGML_TYPE_F16 || t->ne[1] <= kMostCopiedTokens; }
 
 }  // namespace
 
+/// Integers and masks that no operation computes. Weights have other types or are not set more than once; a copy of those few costs memory
+/// only.
+bool InputCopies::keeps(const ggml_tensor* t) {
+    return !t->view_src &&
+           (t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64 || (t->type == GGML_TYPE_F16 && t->flags & GGML_TENSOR_FLAG_INPUT) ||
+            (t->type == GGML_TYPE_F16 && std::strstr(t->name, "mask")));
+}
+
 void InputCopies::set(const ggml_tensor* t, const void* data, std::size_t offset, std::size_t size) {
-    if (!is_kept(t)) return;
+    if (!keeps(t)) return;
     Copy& copy = copies_[t->data];
     const bool whole = offset == 0 && size == ggml_nbytes(t);
     if (copy.tensor != t && !whole) return forget(t);

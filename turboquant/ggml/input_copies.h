@@ -13,6 +13,8 @@ namespace turboquant::ggml {
 
 class InputCopies {
   public:
+    /// Whether a tensor is of those that are kept.
+    static bool keeps(const ggml_tensor* t);
     /// A tensor, or a part of it, is set.
     void set(const ggml_tensor* t, const void* data, std::size_t offset, std::size_t size);
     /// A tensor is written some other way.
