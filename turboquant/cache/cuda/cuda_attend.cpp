@@ -90,13 +90,15 @@ void set_mask(Queue& q, Calls calls, Queue::Step& s, const WindowSizes& windows)
             summarize(q, s.of_mask, {s.mask, s.mask_seq_stride, s.mask_stride, static_cast<int>(calls.size()), a.n_tokens, a.n_kv});
 }
 
-/// Positions and terms of the cells, in one piece; the device has them already if they are what they were the time before.
-void send_cells(Queue& q, Calls calls, Queue::Step& s) {
+/// Positions and terms of the cells, in one piece; the device has them already if they are what they were the time before. Room for all cells
+/// of the cache at once: for more of it the host would wait within a prompt.
+void send_cells(Queue& q, Calls calls, Queue::Step& s, std::size_t n_cells) {
     const int n_kv = calls[0].args.n_kv;
     std::vector<std::uint64_t> numbers;
     for (const auto& c : calls) numbers.push_back(c.args.term.n_freq ? c.cells : 0);
     if (numbers == s.cells && std::ranges::find(numbers, 0u) == numbers.end()) return;
     s.cells.clear();
+    q.reserve(s.cell_pos, calls.size() * n_cells * sizeof(std::int32_t)), q.reserve(s.cell_term, calls.size() * n_cells);
     const auto take = [&](const std::int32_t* pos, const std::uint8_t* term, std::size_t n) {
         s.max_position = *std::max_element(pos, pos + n);
         q.refresh(s.cell_pos, pos, n), q.refresh(s.cell_term, term, n);
@@ -117,18 +119,19 @@ void send_cells(Queue& q, Calls calls, Queue::Step& s) {
     s.cells = std::move(numbers);
 }
 
-void set_cells(Queue& q, Calls calls, Queue::Step& s) {
+void set_cells(Queue& q, Calls calls, Queue::Step& s, std::int64_t n_cells) {
     const AttentionArgs& a = calls[0].args;
     s.cell_seq_stride = tiles_of(a.n_kv) * kTileKeys;
     if (std::ranges::none_of(calls, [](const auto& c) { return c.args.term.n_freq > 0; })) {
         s.max_position = -1, s.cells.clear();
         return;
     }
-    send_cells(q, calls, s);
+    const std::size_t most_tiles = tiles_of(static_cast<int>(n_cells));
+    send_cells(q, calls, s, most_tiles * kTileKeys);
     cuda::Term t;
     t.cell_pos = s.cell_pos.array.as<std::int32_t>(), t.cell_term = s.cell_term.array.as<std::uint8_t>();
     t.cell_seq_stride = s.cell_seq_stride, t.tile_seq_stride = tiles_of(a.n_kv);
-    q.reserve(s.tile_pos, calls.size() * t.tile_seq_stride * sizeof(std::int32_t));
+    q.reserve(s.tile_pos, calls.size() * most_tiles * sizeof(std::int32_t));
     q.launch([t, n_kv = a.n_kv, n_seq = static_cast<int>(calls.size()), out = s.tile_pos.as<std::int32_t>()](const Lanes& lanes) {
         return cuda::summarize_positions(t, n_seq, n_kv, nullptr, out, lanes.main);
     });
@@ -293,7 +296,8 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     for (const StreamCall& c : calls) numbers.push_back(c.plan);
     bool made = false;
     Queue::Step& step = q.step(numbers, [&](Queue::Step& s) {
-        made = true, set_exact_rows(q, calls, s, exact_slots_), set_mask(q, calls, s, layout_.windows()), set_cells(q, calls, s);
+        made = true, set_exact_rows(q, calls, s, exact_slots_), set_mask(q, calls, s, layout_.windows()),
+        set_cells(q, calls, s, layout_.n_cells());
     });
 
     cuda::AttentionArgs c;

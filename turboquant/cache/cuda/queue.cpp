@@ -101,7 +101,7 @@ void Queue::end_graph(bool given) {
 }
 
 void Queue::refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t n) {
-    if (n > copy.array.bytes()) reserve(copy.array, n), copy.bytes.clear();
+    reserve(copy, n);
     constexpr std::size_t kBlock = 1024, kNear = 64 * kBlock;
     // What grows with a prompt's cells is sent from where it grew: the host waits for the stream where it sends much.
     const std::size_t old = copy.bytes.size();

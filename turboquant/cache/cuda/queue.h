@@ -168,6 +168,9 @@ class Queue {
         std::vector<std::uint8_t> bytes{};
         std::uint64_t number = 0;  ///< changes with the data
     };
+    void reserve(Copy& copy, std::size_t bytes) {
+        if (bytes > copy.array.bytes()) reserve(copy.array, bytes), copy.bytes.clear();
+    }
     /// Makes the copy one of `data`; only what changed is sent.
     template <class T>
     T* refresh(Copy& copy, const T* data, std::size_t n) {
