@@ -117,29 +117,50 @@ TEST_F(Pipeline, TensorsPassBetweenDevicesAsTheyAre) {
     EXPECT_EQ(copies(take_log()), on_host() ? 3 : 0);
 }
 
-TEST_F(Pipeline, WhoWaitsForAGraphWaitsForWhatOtherStreamsDo) {
+/// Attention alone, so that first and last of the graph are another stream's than the one that copies and is waited for.
+TEST_F(Pipeline, AGraphIsBehindWhatCameBeforeAndWhoWaitsWaitsForAllOfIt) {
     const CacheShape shape;
     OpRig rig("turbo4", shape);
     std::vector<int64_t> rows(100);
     std::iota(rows.begin(), rows.end(), 0);
     const std::size_t n = rows.size() * static_cast<std::size_t>(shape.n_embd_k());
     rig.write(rows, gaussian(n, 1), gaussian(n, 2));
+
+    const auto make = [] { return Owned<ggml_context>(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true})); };
+    const Owned<ggml_context> here = make(), there = make();
+    ggml_context* c = here.get();
+    ggml_tensor *q = ggml_new_tensor_3d(c, GGML_TYPE_F32, shape.k_dim, 1, 4), *sent = ggml_dup_tensor(there.get(), q);
+    const auto view = [&](ggml_tensor* t) {
+        const std::size_t head = ggml_row_size(t->type, shape.k_dim);
+        return ggml_view_3d(c, t, shape.k_dim, shape.n_cells, shape.n_head_kv, t->nb[1], head, 0);
+    };
+    ggml_tensor* out = ggml_flash_attn_ext(c, q, view(rig.k()), view(rig.v()), nullptr, 1, 0, 0);
+    ggml_cgraph* graph = ggml_new_graph(c);
+    ggml_build_forward_expand(graph, out);
+    const Owned<ggml_backend> other(ggml_backend_dev_init(on_gpu_number(1), nullptr));
+    const Owned<ggml_backend_buffer> ours(ggml_backend_alloc_ctx_tensors(c, rig.device_backend())),
+        theirs(ggml_backend_alloc_ctx_tensors(there.get(), other.get()));
+    ASSERT_TRUE(ours && theirs);
+
     take_log();
-    // Attention is the graph's last node.
-    const std::vector<float> queries = gaussian(static_cast<std::size_t>(4 * shape.k_dim), 3);
-    rig.compute([&](ggml_context* c, const OpRig::Input& input) {
-        ggml_tensor* q = input(GGML_TYPE_F32, queries.data(), shape.k_dim, 1, 4);
-        const auto view = [&](ggml_tensor* t) {
-            const std::size_t head = ggml_row_size(t->type, shape.k_dim);
-            return ggml_view_3d(c, t, shape.k_dim, shape.n_cells, shape.n_head_kv, t->nb[1], head, 0);
-        };
-        return ggml_flash_attn_ext(c, q, view(rig.k()), view(rig.v()), nullptr, 1, 0, 0);
-    });
+    const std::vector<float> queries = gaussian(static_cast<std::size_t>(ggml_nelements(q)), 3);
+    std::vector<float> results[2];
+    for (std::vector<float>& result : results) {
+        ggml_backend_tensor_set_async(other.get(), sent, queries.data(), 0, ggml_nbytes(sent));
+        ggml_backend_tensor_copy_async(other.get(), rig.device_backend(), sent, q);
+        if (&result == &results[1]) ggml_backend_synchronize(rig.device_backend());
+        ASSERT_EQ(ggml_backend_graph_compute_async(rig.device_backend(), graph), GGML_STATUS_SUCCESS);
+        result.resize(static_cast<std::size_t>(ggml_nelements(out)));
+        ggml_backend_synchronize(rig.device_backend());
+        ggml_backend_tensor_get(out, result.data(), 0, ggml_nbytes(out));
+    }
+    EXPECT_EQ(results[0], results[1]);
     EXPECT_TRUE(all_in_order(take_log()));
 }
 
 TEST_F(Pipeline, BatchesOverTwoDevicesAreAsOnOne) {
-    constexpr int kPrompt = 500, kBatch = 50, kSteps = 12;
+    // Batches of more than 64 tokens, whose masks stay on the device, and more of them than llama.cpp has copies of inputs.
+    constexpr int kPrompt = 600, kBatch = 65, kSteps = 12;
     // A graph that is used again waits for all batches before.
     setenv("LLAMA_GRAPH_REUSE_DISABLE", "1", true);
     const auto run = [&](std::vector<ggml_backend_dev_t> devices) {
