@@ -76,22 +76,29 @@ class Feeding : public testing::TestWithParam<std::string> {};
 
 TEST_P(Feeding, OneBatchManyBatchesAndTokenByToken) {
     llama_model* model = demo(GetParam());
-    const std::vector<llama_token> text = text_tokens(model, kTokens);
-    const auto run = [&](uint32_t n_ubatch, int step) {
-        const ContextPtr ctx = make_context(model, {.n_ubatch = n_ubatch});
-        return decode(ctx.get(), text, 0, 0, step).from(kTokens / 2);
+    // Of one text's 320 tokens the cost differs by up to a tenth between two draws of the quantization noise, to either side.
+    constexpr int kTexts = 3;
+    const auto run = [](llama_model* m, int variant, uint32_t n_ubatch, int step) {
+        const ContextPtr ctx = make_context(m, {.n_ubatch = n_ubatch});
+        return decode(ctx.get(), text_tokens(m, kTokens, variant), 0, 0, step).from(kTokens / 2);
     };
-    const Logits whole = run(1024, 2048);
-    const Logits reference = f16_logits(demo("f16"), "demo").from(kTokens / 2);
-    const double own = mean_kld(reference, whole);
+    std::vector<Logits> references, wholes;
+    double own = 0;
+    for (int variant = 0; variant < kTexts; variant++) {
+        references.push_back(run(demo("f16"), variant, 1024, 2048)), wholes.push_back(run(model, variant, 1024, 2048));
+        own += mean_kld(references.back(), wholes.back()) / kTexts;
+    }
     for (const auto& [n_ubatch, step] : {std::pair(512u, 2048), std::pair(8u, 2048), std::pair(512u, 1), std::pair(64u, 100)}) {
-        const Logits other = run(n_ubatch, step);
-        // The cost is the same but for the sample of 320 tokens. The two need not agree better than two draws of the quantization noise
-        // (twice their cost): last digits of the CPU's matrix products differ, codes flip, and the next layer sees other keys. Raw rows do
-        // not flip.
-        const double cost = mean_kld(reference, other);
+        double cost = 0, between = 0;
+        for (int variant = 0; variant < kTexts; variant++) {
+            const Logits other = run(model, variant, n_ubatch, step);
+            const auto at = static_cast<std::size_t>(variant);
+            cost += mean_kld(references[at], other) / kTexts, between += mean_kld(wholes[at], other) / kTexts;
+        }
+        // The cost is the same but for the sample. The two need not agree better than two draws of the noise (twice their cost): last digits
+        // of matrix products differ, codes flip, and the next layer sees other keys. Raw rows do not flip.
         EXPECT_NEAR(cost, own, (GetParam().starts_with("tcq") ? 0.15 : 0.1) * own + 6e-4) << "n_ubatch " << n_ubatch << " step " << step;
-        EXPECT_LE(mean_kld(whole, other), (GetParam() == "raw" ? 0 : 1.5 * own) + 6e-4) << "n_ubatch " << n_ubatch << " step " << step;
+        EXPECT_LE(between, (GetParam() == "raw" ? 0 : 1.5 * own) + 6e-4) << "n_ubatch " << n_ubatch << " step " << step;
     }
 }
 
