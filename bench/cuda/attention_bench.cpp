@@ -1,5 +1,5 @@
 // Attention on the GPU, timed (turboquant/cuda/timing.h). One line per case, as a table or, with --json, for scripts/bench-gpu.
-// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--exact N] [--kinds decode,term,heads,tokens,window,cold,rehearsed,prefill,prefill-term,all-cells] [--formats turbo4,...]
+// usage: cuda_bench [--json] [--quick] [--only BATCHxCELLS] [--tokens N] [--exact N] [--kinds decode,term,heads,tokens,window,cold,rehearsed,drafts,prefill,prefill-term,all-cells] [--formats turbo4,...]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -70,6 +70,17 @@ std::vector<Case> cases(const std::string& kinds, const std::vector<CodecId>& fo
                         if (whole) c.term = true, c.exact = 192;
                         all.push_back(c);
                     }
+    if (has("drafts"))  // either way: a plan has to choose
+        for (const CodecId f : formats)
+            for (const bool term : {false, true})
+                for (const int cells : {2048, 8192, 32768, 131072})
+                    for (const int tokens : {8, 12, 16, 24, 32})
+                        for (const bool decode : {true, false}) {
+                            if (tokens == 8 && !decode) continue;
+                            Case c(std::string("draft") + (term ? "+ " : " ") + (decode ? "dec" : "pre"), f, f, 1, cells);
+                            c.n_tokens = tokens, c.term = term, c.by_decode = decode;
+                            all.push_back(c);
+                        }
     for (const std::string kind : {"prefill", "prefill-term", "all-cells"})
         if (has(kind.c_str()))
             for (const CodecId f : formats)

@@ -305,6 +305,23 @@ TEST(AttendsInGraphs, AFreshSequencesLaunchesStayTheSame) {
     for (int pos = n_tokens; pos < n_tokens + 10; pos++) EXPECT_TRUE(both.step(pos).launches == first) << "after a restore " << pos;
 }
 
+// Those of drafts of one length, too, once windows are full: exact rows take the slots of those that left, and nothing moves.
+TEST(AttendsInGraphs, DraftsLaunchesStayTheSame) {
+    if (!Launches::kComparable) GTEST_SKIP() << "this compiler cannot clear padding, by which lists of launches differ";
+    constexpr int n_tokens = 17, n_kv = 256, recent = 70;
+    InGraphs both({"", CodecId::turbo4, CodecId::turbo4, {4, recent}}, false, n_tokens, n_kv);
+    Launches last;
+    std::size_t before_windows_are_full = 0;
+    for (int pos = 0; pos + n_tokens <= n_kv; pos += n_tokens) {
+        Layer::Given given = both.step(pos);
+        if (pos == n_tokens) before_windows_are_full = given.launches.size();
+        if (pos > recent + 3 * n_tokens) EXPECT_TRUE(given.waited && given.launches == last) << pos;
+        last = std::move(given.launches);
+    }
+    EXPECT_GT(last.size(), 3u);
+    EXPECT_EQ(last.size(), before_windows_are_full);
+}
+
 // Rows that a restore leaves to be moved or encoded are where attention reads them, however early that begins.
 TEST(AttendsInGraphs, WhatARestoreLeavesComesBeforeAttention) {
     constexpr int n_tokens = 72;

@@ -14,6 +14,7 @@
 #include "tests/kernels/support.h"
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/fragment_order.h"
+#include "turboquant/cuda/prefill.h"
 
 namespace turboquant::cuda::test {
 
@@ -54,7 +55,8 @@ class Rig {
     using CpuArgs = turboquant::AttentionArgs;
 
     explicit Rig(const CpuArgs& one) : Rig(std::vector<const CpuArgs*>{&one}, false) {}
-    /// Calls that differ in contents and length only, as sequences of one. `prefill`: the plan may choose it.
+    /// Calls that differ in contents and length only, as sequences of one. `prefill`: takes what it can, also where the plan
+    /// would have the decode kernels, since rows of tests are few.
     Rig(const std::vector<const CpuArgs*>& calls, bool uniform, bool exact_windows = false, bool prefill = true) {
         const CpuArgs& a = *calls[0];
         const int d = a.k.shape.head_dim;
@@ -66,8 +68,9 @@ class Rig {
         for (const TileView* side : {&a.k, &a.v})
             for (int h = 0; h < a.n_head_kv; ++h) formats.push_back(side->head_shape(h).codec);
         if (!prefill) formats.clear();
-        must(plan_attention(device_, {d, a.n_head, a.n_head_kv, a.n_tokens, n_kv_, exact_windows, uniform, formats, a.term.n_freq > 0},
-                            plan));
+        const AttentionShape shape{d, a.n_head, a.n_head_kv, a.n_tokens, n_kv_, exact_windows, uniform, formats, a.term.n_freq > 0};
+        must(plan_attention(device_, shape, plan));
+        if (prefill_can(device_, shape) && !plan.prefill.n_splits) plan_prefill(device_, plan, shape.term);
         workspace_ = keep(plan.workspace_bytes);
         must(prepare_workspace(plan, workspace_->as<void>(), stream_));
         must(upload_attention_tables(tables_, d, keep(attention_table_bytes(d))->as<void>(), stream_));

@@ -173,7 +173,7 @@ TEST_P(CudaRowsApart, AreAttendedToAsKeptRowsAre) {
 
 INSTANTIATE_TEST_SUITE_P(Calls, CudaRowsApart,
                          ::testing::Values(Apart{128, 8, 1, 1}, Apart{64, 14, 1, 1}, Apart{128, 16, 1, 1, true},
-                                           Apart{128, 8, 3, 1, true, 20}, Apart{64, 8, 8, 1}, Apart{128, 8, 1, 5},
+                                           Apart{128, 8, 3, 1, true, 20}, Apart{64, 8, 8, 1}, Apart{128, 8, 16, 1}, Apart{128, 8, 1, 5},
                                            Apart{128, 8, 2, 3, true, 0, 8}, Apart{128, 8, 1, 1, false, 0, 8}, Apart{256, 8, 2, 1, true},
                                            Apart{512, 4, 1, 2}, Apart{128, 8, 2, 1, false, 30, 0, tcq3}));
 

@@ -224,7 +224,7 @@ TEST_F(CudaPrefill, CodesThatComeLater) {
     must(cudaStreamDestroy(side));
 }
 
-// What prefill cannot do goes to the decode kernels, by the plan where it knows.
+// What prefill cannot do, or is slower at, goes to the decode kernels, by the plan where it knows.
 TEST_F(CudaPrefill, ChosenByThePlan) {
     Device device;
     ASSERT_TRUE(query_device(0, device).ok());
@@ -234,9 +234,10 @@ TEST_F(CudaPrefill, ChosenByThePlan) {
         EXPECT_EQ(plan_attention(device, s, plan).message(), "");
         return plan.prefill.n_splits > 0;
     };
-    const CodecId bytes[] = {turbo4, tcq3}, wide[] = {turbo4, turbo8};
+    const bool can = device.compute_capability == 90;
+    const CodecId bytes[] = {turbo4, tcq3}, wide[] = {turbo4, turbo8}, one[] = {turbo4, turbo4};
     AttentionShape s{.head_dim = 128, .n_head = 8, .n_head_kv = 2, .n_tokens = 9, .n_kv = {&n_kv, 1}, .formats = bytes};
-    EXPECT_EQ(chosen(s), device.compute_capability == 90);
+    EXPECT_EQ(chosen(s), can);
     AttentionShape other = s;
     other.n_tokens = 8;
     EXPECT_FALSE(chosen(other));
@@ -247,7 +248,16 @@ TEST_F(CudaPrefill, ChosenByThePlan) {
     other = s, other.head_dim = 256;
     EXPECT_FALSE(chosen(other));
     other = s, other.exact_windows = true;
-    EXPECT_EQ(chosen(other), device.compute_capability == 90);
+    EXPECT_EQ(chosen(other), can);
+    // Kernels that know their format take drafts: 4 rows a token.
+    other = s, other.formats = one;
+    EXPECT_FALSE(chosen(other));
+    other.n_tokens = 15;
+    EXPECT_EQ(chosen(other), can);
+    other.term = true;
+    EXPECT_FALSE(chosen(other));
+    other.n_tokens = 21;
+    EXPECT_EQ(chosen(other), can);
 }
 
 }  // namespace

@@ -88,7 +88,8 @@ TEST_P(Feeding, OneBatchManyBatchesAndTokenByToken) {
         references.push_back(run(demo("f16"), variant, 1024, 2048)), wholes.push_back(run(model, variant, 1024, 2048));
         own += mean_kld(references.back(), wholes.back()) / kTexts;
     }
-    for (const auto& [n_ubatch, step] : {std::pair(512u, 2048), std::pair(8u, 2048), std::pair(512u, 1), std::pair(64u, 100)}) {
+    for (const auto& [n_ubatch, step] :
+         {std::pair(512u, 2048), std::pair(8u, 2048), std::pair(16u, 2048), std::pair(512u, 1), std::pair(64u, 100)}) {
         double cost = 0, between = 0;
         for (int variant = 0; variant < kTexts; variant++) {
             const Logits other = run(model, variant, n_ubatch, step);

@@ -83,14 +83,15 @@ template <class Do>
 const ExactRows::Step& ExactRows::once(Steps& steps, const CellPositions& cells, std::span<const std::int64_t> rows, Do&& act) {
     for (const Step& s : steps.all) {
         if (s.cells != cells.serial() || s.version != cells.version() || !(s.windows == windows_) || s.n_streams != n_streams_ ||
-            s.clock_before != clock_ || s.slots_before != slots_ || s.written_before != written_ || !std::ranges::equal(s.rows, rows))
+            s.spare != spare_ || s.clock_before != clock_ || s.slots_before != slots_ || s.written_before != written_ ||
+            !std::ranges::equal(s.rows, rows))
             continue;
         slots_ = s.slots_after, written_ = s.written_after;
         n_slots_.store(slots_.size(), std::memory_order_relaxed);
         return s;
     }
     Step& s = steps.all[steps.next++ % steps.all.size()];
-    s.cells = cells.serial(), s.version = cells.version(), s.windows = windows_, s.n_streams = n_streams_;
+    s.cells = cells.serial(), s.version = cells.version(), s.windows = windows_, s.n_streams = n_streams_, s.spare = spare_;
     s.rows.assign(rows.begin(), rows.end());
     s.clock_before = clock_, s.slots_before = slots_, s.written_before = written_;
     act(s);
@@ -180,10 +181,10 @@ void ExactRows::trim_now(const CellPositions& cells, std::vector<SlotMove>& move
         else
             live++;
     }
-    // Close up, to take no more memory than the windows and the next token of every sequence: while tokens come one by one, the slots that
-    // some leave are the next ones', and nothing moves.
+    // Close up, to take no more memory than the windows and the next token of every sequence, or what may be free: while tokens come one by
+    // one, or drafts, the slots that some leave are the next ones', and nothing moves.
     moves.clear();
-    if (slots_.size() <= live + sequences.all.size()) return;
+    if (slots_.size() <= live + std::max(sequences.all.size(), spare_)) return;
     for (std::size_t s = live, to = 0; s < slots_.size(); s++) {
         if (slots_[s] < 0) continue;
         while (slots_[to] >= 0) to++;

@@ -43,9 +43,9 @@ class ExactRows {
     /// Windows of at most so many sequences (or streams, if there are more) are kept, those written last.
     static constexpr int kMaxSequences = 8;
 
-    /// `row_bytes`: of a slot (Layout::window_row_bytes).
-    ExactRows(WindowSizes windows, std::size_t row_bytes, std::int64_t n_cells, std::int64_t n_streams)
-        : windows_(windows), row_bytes_(row_bytes), n_cells_(n_cells), n_streams_(n_streams) {}
+    /// `row_bytes`: of a slot (Layout::window_row_bytes). `spare`: slots that may stay free (TileStore::spare_exact_slots).
+    ExactRows(WindowSizes windows, std::size_t row_bytes, std::int64_t n_cells, std::int64_t n_streams, std::size_t spare = 0)
+        : windows_(windows), row_bytes_(row_bytes), n_cells_(n_cells), n_streams_(n_streams), spare_(spare) {}
 
     const WindowSizes& windows() const { return windows_; }
 
@@ -58,7 +58,8 @@ class ExactRows {
     void make_way(std::span<const std::int64_t> rows, const CellPositions& cells);
     /// Takes in a restored row, in any order; returns its slot.
     std::int32_t put(std::int64_t row);
-    /// Drops what no later query can want. The moves close the slots up, in this order; then there are slots().size() of them.
+    /// Drops what no later query can want. The moves close the slots up where too many are free, in this order; then there are
+    /// slots().size() of them.
     std::span<const SlotMove> trim(const CellPositions& cells);
     /// Forgets rows whose compressed form was replaced (restored state).
     void forget(std::int64_t first, std::int64_t n);
@@ -95,6 +96,7 @@ class ExactRows {
         std::uint64_t cells = 0, version = 0;
         WindowSizes windows;
         std::int64_t n_streams = 0;
+        std::size_t spare = 0;
         std::vector<std::int64_t> rows, slots_before, slots_after;
         std::vector<std::uint64_t> written_before, written_after;
         std::uint64_t clock_before = 0;
@@ -112,6 +114,7 @@ class ExactRows {
     WindowSizes windows_;
     std::size_t row_bytes_;
     std::int64_t n_cells_, n_streams_;
+    std::size_t spare_;
     std::vector<std::int64_t> slots_;
     std::atomic<std::size_t> n_slots_ = 0;  ///< of slots_, for those who look on
     std::vector<std::uint64_t> written_;    ///< time at which a slot was written

@@ -39,7 +39,7 @@ void KvTensor::bind_head_dim(int head_dim) {
         store_.reset();
         throw std::invalid_argument("this device keeps exact windows in fp16 only; write recent=N instead of recent=N:4");
     }
-    exact_ = std::make_unique<ExactRows>(g_.windows, layout.window_row_bytes(), g_.n_cells, g_.n_streams);
+    exact_ = std::make_unique<ExactRows>(g_.windows, layout.window_row_bytes(), g_.n_cells, g_.n_streams, store_->spare_exact_slots());
 }
 
 std::size_t KvTensor::format_bytes() const {

@@ -91,6 +91,8 @@ class TileStore {
                                        std::span<const StreamCall> calls) const;
     /// Whether exact rows must lie in slots of one number in keys and values: others are attended to in compressed form.
     virtual bool exact_in_pairs() const { return false; }
+    /// Slots of exact rows that may stay free among those in use: where moving rows costs more than memory for so many.
+    virtual std::size_t spare_exact_slots() const { return 0; }
     /// Whether the store has the masks, which are where it computes, and finds out itself who wants which exact rows: calls have neither a
     /// patch nor masks of exact rows then. And which cells some query of a mask sees, of those that the host does not have: seen[j] != 0.
     virtual bool has_masks() const { return false; }

@@ -41,8 +41,8 @@ struct AttentionShape {
     std::span<const int> n_kv;     ///< host: cells of each sequence, at most; run reads no more
     bool exact_windows = false;    ///< rows kept in fp16 beside the compressed ones: one more part per head
     bool uniform_lengths = false;  ///< plan as if all sequences had the longest's length: no table of parts is read
-    /// Host: formats that keys and values of any head may have. More than 8 query tokens go by tensor cores only where these are known
-    /// (docs/cuda.md, Prefill, says which calls do); empty: any, and the decode kernels do all.
+    /// Host: formats that keys and values of any head may have. Prefill takes calls of many query rows only where these are known
+    /// (docs/cuda.md, Prefill, says which calls); empty: any, and the decode kernels do all.
     std::span<const CodecId> formats = {};
     bool term = false;  ///< calls have a score term
 };

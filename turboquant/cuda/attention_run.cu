@@ -118,7 +118,7 @@ bool can_split(const AttentionPlan& plan, const AttentionArgs& a, const KeepRows
     const auto kept = [&](const KeepRows& rows) {
         return rows.n > 0 && rows.n <= kMostNewRows && rows.slots && rows.signs && rows.tiles && rows.n_head == plan.n_head_kv && rows.head_dim == plan.head_dim;
     };
-    return plan.exact_windows && !prefill_serves(plan, a) && kept(keys) && kept(values) && keys.n == values.n && join_instance(plan.head_dim);
+    return plan.exact_windows && !prefill_serves(plan, a) && kept(keys) && kept(values) && keys.n == values.n && join_instance(plan.head_dim, keys.n == 1);
 }
 
 Status run_before_rows(const AttentionPlan& plan, const AttentionArgs& a, void* workspace, Stream stream) {
@@ -128,13 +128,13 @@ Status run_before_rows(const AttentionPlan& plan, const AttentionArgs& a, void* 
 
 Status run_with_rows(const AttentionPlan& plan, const AttentionArgs& a, const NewRows& rows, void* workspace, Stream stream) {
     if (const char* problem = problem_of(plan, a, workspace)) return bad_argument(problem);
-    if (!plan.exact_windows || !join_instance(plan.head_dim)) return bad_argument("attention: rows of the step apart are not for this call");
+    if (!plan.exact_windows || !join_instance(plan.head_dim, rows.keys.n == 1)) return bad_argument("attention: rows of the step apart are not for this call");
     if (rows.keys.n < 1 || rows.keys.n > kMostNewRows || rows.values.n != rows.keys.n || !rows.mask) return bad_argument("attention: rows of the step: none, too many, or no mask");
     AttentionParams p = params_of(plan, a, workspace);
     JoinParams j{{{rows.keys, rows.values}}, rows.keys.n, 4 * plan.groups, rows.mask};
     void* args[] = {&p, &j};
     const int n_join = plan.n_seq * plan.n_head_kv * p.n_rows, n_keep = rows.keep ? (2 * j.n * plan.n_head_kv + kWarps - 1) / kWarps : 0;
-    return launch(join_instance(plan.head_dim), dim3(n_join + n_keep), dim3(32 * kWarps), args, 0, stream, false, "attention: rows of the step");
+    return launch(join_instance(plan.head_dim, j.n == 1), dim3(n_join + n_keep), dim3(32 * kWarps), args, 0, stream, false, "attention: rows of the step");
 }
 
 }  // namespace turboquant::cuda

@@ -174,7 +174,8 @@ struct KernelTimer::State {
         std::vector<int> lengths(c.batch, c.n_kv);
         AttentionPlan plan;
         const CodecId sides[] = {c.k, c.v};
-        must(plan_attention(device, {c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, lengths, c.exact > 0, false, sides, c.term}, plan));
+        const std::span<const CodecId> known = c.by_decode ? std::span<const CodecId>() : sides;
+        must(plan_attention(device, {c.head_dim, c.n_head, c.n_head_kv, c.n_tokens, lengths, c.exact > 0, false, known, c.term}, plan));
         if (plan.workspace_bytes > kWorkspace) throw std::runtime_error("attention: its workspace is too large");
         must(prepare_workspace(plan, workspace, stream));
         AttentionArgs a;

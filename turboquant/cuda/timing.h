@@ -15,10 +15,11 @@ struct AttentionCase {
     CodecId k = CodecId::turbo4, v = CodecId::turbo4;
     int batch = 1, n_kv = 4096;  ///< sequences, and cells of each
     int head_dim = 128, n_head = 32, n_head_kv = 8;
-    int n_tokens = 1;    ///< query tokens of each sequence
-    bool causal = true;  ///< several query tokens: each sees the cells up to its own
-    bool term = false;   ///< with the key offset's score term, head_dim/2 frequencies
-    int exact = 0;       ///< rows of each sequence kept exactly beside
+    int n_tokens = 1;        ///< query tokens of each sequence
+    bool causal = true;      ///< several query tokens: each sees the cells up to its own
+    bool term = false;       ///< with the key offset's score term, head_dim/2 frequencies
+    int exact = 0;           ///< rows of each sequence kept exactly beside
+    bool by_decode = false;  ///< the decode kernels take the call, also where a plan would have prefill for it
     /// As in a model: other data passes through the second-level cache and other code through the multiprocessors before each call. `rehearsed`:
     /// and after that the same call on another workspace, as GpuBackend rehearses. The call's own time.
     bool cold = false, rehearsed = false;

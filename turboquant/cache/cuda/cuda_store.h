@@ -25,6 +25,7 @@ class CudaStore final : public TileStore {
     const char* attend_streams(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
                                std::span<const StreamCall> calls) const override;
     bool exact_in_pairs() const override { return true; }
+    std::size_t spare_exact_slots() const override { return kFewRows; }
     bool has_masks() const override { return true; }
     /// The mask was there before the graph; waits for the device.
     void see_cells(StoreContext& ctx, const StepMask& m, std::vector<std::uint16_t>& seen) const override;

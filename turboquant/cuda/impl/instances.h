@@ -8,7 +8,7 @@ namespace turboquant::cuda {
 
 /// A kernel for cudaLaunchKernel that serves calls of this kind: one for its format if there is one, else one for any; null: none.
 const void* attend_instance(int head_dim, int groups, KernelKind kind);
-/// The kernel that finishes a call (join.cuh): head sizes that are powers of two; null: none.
-const void* join_instance(int head_dim);
+/// The kernel that finishes a call (join.cuh): head sizes that are powers of two; null: none. `one_row`: the step makes one.
+const void* join_instance(int head_dim, bool one_row);
 
 }  // namespace turboquant::cuda

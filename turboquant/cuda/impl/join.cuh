@@ -2,6 +2,9 @@
 // row, attends to the newest rows where the model made them, and merges the parts; other blocks of the launch keep these rows.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "turboquant/attention/attention.h"
 #include "turboquant/cuda/impl/join_params.h"
 #include "turboquant/cuda/impl/merge.cuh"
@@ -9,12 +12,16 @@
 
 namespace turboquant::cuda {
 
-/// One query row, by a block: each warp takes every fourth part, the first the newest rows too.
-template <int D>
+/// One query row, by a block: each warp takes every fourth part, and every fourth of the newest rows. kOne: there is but one of these.
+template <int D, bool kOne>
 struct Join {
     static constexpr int kEach = D / 32, kBatch = 64 / kEach;
+    /// Newest rows of a warp that are loaded together, and warps that have some.
+    static constexpr int kTogether = kOne || D > 256 ? 1 : D > 128 ? 2 : 4, kFreshWarps = kOne ? 1 : kWarps;
+    static constexpr int kVector = kEach < 4 ? kEach : 4;  // floats that are loaded at once
+    using Vector = std::conditional_t<kVector == 2, float2, float4>;
     struct Shared {
-        float y[kWarps][D];
+        alignas(16) float y[kWarps][D], fresh[kFreshWarps][D];
         float2 total[kWarps];
     };
     const AttentionParams& p;
@@ -35,13 +42,13 @@ struct Join {
         const int n = (n_parts - warp + kWarps - 1) / kWarps;  // at most 32 (attention_plan.cpp)
 
         // All loads that wait for nothing.
-        float q[kEach], k[kEach], v[kEach];
-        const std::uint16_t seen = warp == 0 && lane < j.n ? j.mask[(seq * p.n_tokens + token) * j.n + lane] : kMaskHidden;
-        if (warp == 0) {
+        float q[kEach], k[kTogether][kEach], v[kTogether][kEach];
+        const std::uint16_t seen = lane < j.n && lane % kWarps == warp ? j.mask[(seq * p.n_tokens + token) * j.n + lane] : kMaskHidden;
+        if (has_fresh()) {
             const float* from = (p.exact_q ? p.exact_q : p.q) + seq * p.q_seq_stride + token * p.q_token_stride + head * p.q_head_stride;
 #pragma unroll
             for (int i = 0; i < kEach; ++i) q[i] = from[lane + 32 * i];
-            load_row(0, k, v);
+            load_rows(j.kept.of[0], warp, k), load_rows(j.kept.of[1], warp, v);
         }
         const float2 ml = lane < n ? __ldcg(p.part_ml + at + lane * kWarps * step) : make_float2(kLeast, 0);
         float x[kBatch][kEach];
@@ -49,21 +56,20 @@ struct Join {
 
         // The newest rows: lane i has row i's logit, in units of log2.
         float logit = kLeast;
-        const unsigned rows_seen = __ballot_sync(~0u, seen != kMaskHidden);
-        for_each(rows_seen, [&](int i) {
-            if (i) load_row(i, k, v);
+        const bool any_seen = __any_sync(~0u, seen != kMaskHidden);
+        for_each(any_seen, j.kept.of[0], k, [&](int i, const float (&key)[kEach]) {
             float dot = 0;
 #pragma unroll
-            for (int d = 0; d < kEach; ++d) dot = fmaf(q[d], k[d], dot);
+            for (int d = 0; d < kEach; ++d) dot = fmaf(q[d], key[d], dot);
             dot = sum(dot);
-            if (lane == i) logit = dot * p.scale * kLog2e;
+            if (lane == i && seen != kMaskHidden) logit = dot * p.scale * kLog2e;
         });
         if (seen != kMaskHidden && p.softcap != 0) logit = p.softcap * kLog2e * tanhf(logit / (p.softcap * kLog2e));
         if (seen != kMaskHidden && seen) logit = fmaf(__half2float(__ushort_as_half(seen)), mask_slope(p, head), logit);
 
         const float top = most(fmaxf(logit, ml.x)), weight = seen != kMaskHidden ? exp2_fast(logit - top) : 0, of_part = exp2_fast(ml.x - top);
         const float all = sum(fmaf(of_part, ml.y, weight));
-        float y[kEach] = {};
+        float y[kEach] = {}, fresh[kEach] = {};
 #pragma unroll 1
         for (int s0 = 0; s0 < n; s0 += kBatch) {
             if (s0) load_parts(parts, step, s0, n, x);
@@ -74,16 +80,24 @@ struct Join {
                 for (int i = 0; i < kEach; ++i) y[i] = fmaf(f, x[s][i], y[i]);
             }
         }
+        for_each(any_seen, j.kept.of[1], v, [&](int i, const float (&value)[kEach]) {
+            const float w = __shfl_sync(~0u, weight, i);
 #pragma unroll
-        for (int i = 0; i < kEach; ++i) shared.y[warp][lane + 32 * i] = y[i];
+            for (int d = 0; d < kEach; ++d) fresh[d] = fmaf(w, value[d], fresh[d]);
+        });
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+            shared.y[warp][place(i)] = y[i];
+            if (has_fresh()) shared.fresh[warp][lane + 32 * i] = fresh[i];
+        }
         if (lane == 0) shared.total[warp] = make_float2(top, all);
         __syncthreads();
-        if (warp == 0) finish(rows_seen, weight, k, v);
+        if (warp == 0) finish();
     }
 
   private:
     /// Sinks, the division, the way back out of the rotated space, where the newest rows' values are.
-    __device__ __forceinline__ void finish(unsigned rows_seen, float weight, float (&k)[kEach], float (&v)[kEach]) const {
+    __device__ __forceinline__ void finish() const {
         const float sink = p.sinks ? p.sinks[head] * kLog2e : kLeast;
         float top = sink, factor[kWarps], y[kEach] = {};
 #pragma unroll
@@ -96,12 +110,12 @@ struct Join {
             for (int i = 0; i < kEach; ++i) y[i] = fmaf(factor[w], shared.y[w][lane + 32 * i], y[i]);
         }
         if (!format_is_raw(p.v.head_codec ? p.v.head_codec[kv_head] : p.v.codec)) rotate_lanes<D>(y, lane, p.signs_out, p.signs_in);
-        for_each(rows_seen, [&](int i) {
-            if (rows_seen != 1) load_row(i, k, v);
-            const float w = __shfl_sync(~0u, weight, i) * factor[0];
 #pragma unroll
-            for (int d = 0; d < kEach; ++d) y[d] = fmaf(w, v[d], y[d]);
-        });
+        for (int w = 0; w < kFreshWarps; ++w) {
+            if (!kOne && w >= j.n) break;
+#pragma unroll
+            for (int i = 0; i < kEach; ++i) y[i] = fmaf(factor[w], shared.fresh[w][lane + 32 * i], y[i]);
+        }
         const float f = all > 0 ? 1 / all : 0;
         float* to = p.out + seq * p.out_seq_stride + token * p.out_token_stride + head * p.out_head_stride;
 #pragma unroll
@@ -110,10 +124,29 @@ struct Join {
             p.lse[(static_cast<std::size_t>(seq) * p.n_tokens + token) * p.n_head + head] = all > 0 ? (top + log2f(all)) * 0.6931471805599453f : -INFINITY;
     }
 
+    __device__ __forceinline__ bool has_fresh() const { return kOne ? warp == 0 : warp < j.n; }
+    /// f(i, row i) for this warp's newest rows, of which the first ones are there already.
     template <class F>
-    __device__ __forceinline__ static void for_each(unsigned bits, F&& f) {
+    __device__ __forceinline__ void for_each(bool any, const KeepRows& from, float (&x)[kTogether][kEach], F&& f) const {
+        if (!any) return;
+        if constexpr (kOne) return f(0, x[0]);
 #pragma unroll 1
-        for (; bits; bits &= bits - 1) f(__ffs(bits) - 1);
+        for (int i = warp; i < j.n; i += kTogether * kWarps) {
+            if (i != warp) load_rows(from, i, x);
+#pragma unroll
+            for (int m = 0; m < kTogether; ++m)
+                if (i + m * kWarps < j.n) f(i + m * kWarps, x[m]);
+        }
+    }
+    /// Rows first, first + kWarps, ..
+    __device__ __forceinline__ void load_rows(const KeepRows& from, int first, float (&x)[kTogether][kEach]) const {
+#pragma unroll
+        for (int m = 0; m < kTogether; ++m) {
+            const int i = first + m * kWarps;
+            const float* row_of = from.x + i * from.stride + kv_head * D;
+#pragma unroll
+            for (int d = 0; d < kEach; ++d) x[m][d] = kOne || i < j.n ? row_of[lane + 32 * d] : 0;
+        }
     }
     __device__ __forceinline__ static float sum(float x) {
 #pragma unroll
@@ -125,29 +158,32 @@ struct Join {
         for (int d = 1; d < 32; d *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
         return x;
     }
-    __device__ __forceinline__ void load_row(int i, float (&k)[kEach], float (&v)[kEach]) const {
-        const float *a = j.kept.of[0].x + i * j.kept.of[0].stride + kv_head * D, *b = j.kept.of[1].x + i * j.kept.of[1].stride + kv_head * D;
-#pragma unroll
-        for (int d = 0; d < kEach; ++d) k[d] = a[lane + 32 * d], v[d] = b[lane + 32 * d];
-    }
+    /// Of each part a lane has dims place(0), .. place(kEach - 1).
+    __device__ __forceinline__ int place(int i) const { return (i / kVector * 32 + lane) * kVector + i % kVector; }
     __device__ __forceinline__ void load_parts(const float* parts, std::size_t step, int s0, int n, float (&x)[kBatch][kEach]) const {
 #pragma unroll
-        for (int s = 0; s < kBatch; ++s)
+        for (int s = 0; s < kBatch; ++s) {
+            const float* part = parts + (s0 + s) * kWarps * step * D;
 #pragma unroll
-            for (int i = 0; i < kEach; ++i) x[s][i] = s0 + s < n ? __ldcg(parts + (s0 + s) * kWarps * step * D + lane + 32 * i) : 0;
+            for (int i = 0; i < kEach; i += kVector) {
+                Vector v{};
+                if (s0 + s < n) v = __ldcg(reinterpret_cast<const Vector*>(part + place(i)));
+                memcpy(&x[s][i], &v, sizeof v);
+            }
+        }
     }
 };
 
 /// A query row a block, then 4 heads of kept rows a block, keys and values.
-template <int D>
+template <int D, bool kOne>
 __global__ void __launch_bounds__(32 * kWarps) join_kernel(const __grid_constant__ AttentionParams p, const __grid_constant__ JoinParams j) {
-    __shared__ typename Join<D>::Shared shared;
+    __shared__ typename Join<D, kOne>::Shared shared;
     const int warp = uniform(threadIdx.x >> 5), lane = threadIdx.x & 31, n_join = p.n_seq * p.n_head_kv * p.n_rows;
     let_next_begin();
     if (static_cast<int>(blockIdx.x) < n_join) {
         const int unit = blockIdx.x / p.n_rows, row = blockIdx.x - unit * p.n_rows;
         const int seq = unit / p.n_head_kv, kv_head = unit - seq * p.n_head_kv, token = row / p.group;
-        Join<D>{p, j, shared, warp, lane, seq, kv_head, row, token, kv_head * p.group + row - token * p.group}.run();
+        Join<D, kOne>{p, j, shared, warp, lane, seq, kv_head, row, token, kv_head * p.group + row - token * p.group}.run();
         return;
     }
     const int at = (blockIdx.x - n_join) * kWarps + warp;
