@@ -215,6 +215,7 @@ std::vector<std::uint32_t> make_term_panel(std::span<const double>) { return {0}
 Status summarize_mask(const MaskTiles&, Stream) { return {}; }
 Status summarize_positions(const Term&, int, int, const std::int32_t*, std::int32_t*, Stream) { return {}; }
 
+bool takes_prefill(const Device&, const AttentionShape& s) { return s.n_tokens > 20; }
 Status plan_attention(const Device&, const AttentionShape& s, AttentionPlan& p) {
     p = {};
     p.head_dim = s.head_dim, p.n_head = s.n_head, p.n_head_kv = s.n_head_kv, p.n_tokens = s.n_tokens;

@@ -68,6 +68,9 @@ struct AttentionPlan {
     } prefill;
 };
 
+/// Whether calls of this shape go by prefill, if they bring what it wants (Term::offset, tiles of masks): it can take them, and is faster than
+/// the decode kernels (docs/cuda.md, Drafts).
+bool takes_prefill(const Device& device, const AttentionShape& shape);
 /// Cuts a call so that its blocks fill `device` evenly. Errors: sizes that have no kernel, named.
 Status plan_attention(const Device& device, const AttentionShape& shape, AttentionPlan& plan);
 /// Readies `workspace` (plan.workspace_bytes, 256-byte aligned) for runs of the plan. Not to be captured; waits for `stream` where the plan has items.

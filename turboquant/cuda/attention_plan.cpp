@@ -113,7 +113,7 @@ Status plan_attention(const Device& device, const AttentionShape& s, AttentionPl
     p.items.insert(p.items.end(), exact.begin(), exact.end());
     if (alike) p.splits_each = p.most_splits, p.items.clear();
     p.workspace_bytes = workspace_layout(p).bytes;
-    if (prefill_can(device, s) && prefill_pays(s)) plan_prefill(device, p, s.term);
+    if (takes_prefill(device, s)) plan_prefill(device, p, s.term);
     plan = std::move(p);
     return {};
 }

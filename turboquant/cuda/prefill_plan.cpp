@@ -31,6 +31,8 @@ bool prefill_pays(const AttentionShape& s) {
     return s.n_tokens * (s.n_head / s.n_head_kv) > (s.term ? kMostWithTerm : kMostDecodeRows);
 }
 
+bool takes_prefill(const Device& device, const AttentionShape& s) { return prefill_can(device, s) && prefill_pays(s); }
+
 void plan_prefill(const Device& device, AttentionPlan& plan, bool wide) {
     AttentionPlan::Prefill f;
     f.wide = wide;

@@ -39,7 +39,7 @@ void set_exact_rows(Queue& q, Calls calls, Queue::Step& s, std::size_t capacity)
     }
     s.n_slots = *std::ranges::max_element(n);
     if (!s.n_slots) return;
-    s.exact_stride = std::max(tiles_of(s.n_slots) * kTileKeys, calls[0].args.n_tokens <= kDecodeTokens ? capacity : 0);
+    s.exact_stride = std::max(tiles_of(s.n_slots) * kTileKeys, calls[0].args.n_tokens <= kDraftTokens ? capacity : 0);
     std::vector<std::int32_t> cells(calls.size() * s.exact_stride, -1), positions(cells.size(), -1);
     for (std::size_t i = 0; i < calls.size(); i++)
         for (int row = 0; row < calls[i].args.exact.n; row++) {
@@ -165,7 +165,8 @@ bool overlap(const cuda::AttentionShape& shape, const cuda::AttentionArgs& a, co
 bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionShape& shape, cuda::AttentionArgs args) {
     const Queue::PlannedAttention& p = q.plan(shape);
     const cuda::KeepRows* kept = step.new_slots.empty() ? nullptr : q.kept_pair(step.new_slots);
-    if (kept && cuda::can_split(p.plan, args, kept[0], kept[1]) && !overlap(shape, args, kept[0]) && !overlap(shape, args, kept[1])) {
+    const bool overwrites = kept && (overlap(shape, args, kept[0]) || overlap(shape, args, kept[1]));
+    if (kept && !overwrites && cuda::can_split(p.plan, args, kept[0], kept[1])) {
         cuda::NewRows rows{kept[0], kept[1], step.new_mask.as<std::uint16_t>(), false};
         args.exact_mask = step.old_mask.as<std::uint16_t>();
         // Where the launch that kept them was done, the data of its arguments may be another's by now.
@@ -181,6 +182,7 @@ bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionSh
     }
     args.beside_keeping = q.keeping();
     q.launch([run = attention_on(p, args)](const Lanes& lanes) { return run(lanes.main); });
+    if (overwrites) q.forget_kept();  // calls of other streams follow
     return false;
 }
 
@@ -202,7 +204,7 @@ void rehearse_attention(Queue& q, cuda::AttentionShape shape, cuda::AttentionArg
 }  // namespace
 
 /// Scaled queries and the terms of the offsets. False: more offsets than a call can have.
-bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, AttentionArgs& a, cuda::AttentionArgs& c) const {
+bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, bool prefill, AttentionArgs& a, cuda::AttentionArgs& c) const {
     const KeyTransform& keys = calls[0].queries->keys;
     std::size_t most = 0;
     for (const StreamCall& call : calls) most = std::max(most, call.queries->ids.size());
@@ -239,9 +241,7 @@ bool CudaStore::set_term(Queue& q, const Queue::Step& step, Calls calls, Attenti
         c.term.cell_pos = step.cell_pos.array.as<std::int32_t>(), c.term.cell_term = step.cell_term.array.as<std::uint8_t>();
         c.term.tile_pos = step.tile_pos.as<std::int32_t>(), c.term.dim_freq = dim_freq_.as<std::uint8_t>();
         c.term.cell_seq_stride = step.cell_seq_stride, c.term.tile_seq_stride = tiles_of(a.n_kv);
-        // Prefill, which takes one sequence, wants the offsets themselves. Steps do not: launches that name an offset would be others for the
-        // next sequence.
-        const bool prefill = calls.size() == 1 && a.n_tokens > kDecodeTokens;
+        // Prefill wants the offsets themselves. Steps do not: launches that name an offset would be others for the next sequence.
         c.term.offset = prefill ? offsets_.as<float>() + ids[0] * offset_size() : nullptr;
         if (prefill && n_terms > 1) {
             auto* all = q.memory<float>(Queue::Use::offsets, n_terms * offset_size());
@@ -305,11 +305,18 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     if (calls.size() > 1) {
         c.q_seq_stride = calls[1].args.q - a.q, c.out_seq_stride = calls[1].args.out - a.out;
     }
+    std::vector<CodecId> formats = formats_;
+    formats.insert(formats.end(), v.formats_.begin(), v.formats_.end());
+    const std::vector<int> n_kv(calls.size(), a.n_kv);
+    const bool has_term = std::ranges::any_of(calls, [](const StreamCall& call) { return call.queries && !call.queries->ids.empty(); });
+    const cuda::AttentionShape shape{layout_.head_dim(), a.n_head, a.n_head_kv, a.n_tokens, n_kv,
+                                     step.n_slots > 0,   true,     formats,     has_term};
+    const bool prefill = calls.size() == 1 && cuda::takes_prefill(q.tables().device(), shape);
     const float* model_q = a.q;
     const std::size_t model_q_seq_stride = c.q_seq_stride;
     const bool same_strides =
         a.q_head_stride == static_cast<std::size_t>(layout_.head_dim()) && a.q_token_stride == a.n_head * a.q_head_stride;
-    if (calls[0].queries && !set_term(q, step, calls, a, c))
+    if (calls[0].queries && !set_term(q, step, calls, prefill, a, c))
         return "more than four sequences that measured offsets of their own are visible at once: give every sequence its own stream (no "
                "--kv-unified), or take the CPU's device";
     if (step.n_slots && a.q != model_q && !(same_strides && (calls.size() == 1 || model_q_seq_stride == c.q_seq_stride)))
@@ -330,11 +337,6 @@ const char* CudaStore::attend_together(StoreContext& ctx, const TileStore& value
     if (!step.has_own_mask) c.mask_head_stride = a.mask_head_stride, c.mask_heads = a.mask_heads;
     c.scale = a.scale, c.logit_softcap = a.logit_softcap, c.max_bias = a.max_bias, c.sinks = a.sinks;
 
-    std::vector<CodecId> formats = formats_;
-    formats.insert(formats.end(), v.formats_.begin(), v.formats_.end());
-    const std::vector<int> n_kv(calls.size(), a.n_kv);
-    const cuda::AttentionShape shape{layout_.head_dim(), a.n_head, a.n_head_kv, a.n_tokens,       n_kv,
-                                     step.n_slots > 0,   true,     formats,     c.term.n_freq > 0};
     c.codes_ready = q.codes_ready();
     const bool split = launch_attention(q, step, shape, c);
     q.codes_awaited();

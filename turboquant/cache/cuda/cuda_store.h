@@ -60,7 +60,8 @@ class CudaStore final : public TileStore {
     const std::int64_t* places(Queue& q, std::int64_t first, std::int64_t n) const;
     const char* attend_together(StoreContext& ctx, const TileStore& values, std::int64_t first_stream,
                                 std::span<const StreamCall> calls) const;
-    bool set_term(Queue& q, const Queue::Step& step, std::span<const StreamCall> calls, AttentionArgs& a, cuda::AttentionArgs& c) const;
+    bool set_term(Queue& q, const Queue::Step& step, std::span<const StreamCall> calls, bool prefill, AttentionArgs& a,
+                  cuda::AttentionArgs& c) const;
     std::size_t offset_size() const { return 2 * layout_.n_embd(); }
 
     /// A batch of so many rows is set aside by the launch that keeps it, and encoded beside other work.

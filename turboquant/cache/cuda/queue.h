@@ -30,6 +30,8 @@ namespace turboquant {
 
 /// Up to so many query tokens a step decodes: exact rows are one more part of its calls, and steps come again with the same cells.
 inline constexpr int kDecodeTokens = 8;
+/// Drafts to be verified: they come again with the same cells, too.
+inline constexpr int kDraftTokens = 32;
 
 class Queue {
   public:
@@ -119,6 +121,8 @@ class Queue {
     }
     /// Whether nothing but such launches was given since others gave work: what early() is given need wait for nothing of ours then.
     bool only_kept() const { return only_kept_; }
+    /// Something was written where the rows that were kept lie.
+    void forget_kept() { n_kept_ = 0; }
     /// Others give work to their stream that ours waits for.
     void other_work() { keeping_ = false, n_kept_ = 0, only_kept_ = true; }
     /// At least so many bytes; contents are lost. With room for more: what grows with the cells would be new memory for each batch of a

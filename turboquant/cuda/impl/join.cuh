@@ -82,6 +82,7 @@ struct Join {
         }
         for_each(any_seen, j.kept.of[1], v, [&](int i, const float (&value)[kEach]) {
             const float w = __shfl_sync(~0u, weight, i);
+            if (!kOne && w == 0) return;  // not this sequence's, whatever it holds
 #pragma unroll
             for (int d = 0; d < kEach; ++d) fresh[d] = fmaf(w, value[d], fresh[d]);
         });
