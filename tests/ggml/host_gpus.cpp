@@ -146,10 +146,11 @@ ggml_backend_reg_t make_registry() {
         i.get_memory = [](ggml_backend_dev_t, std::size_t* free, std::size_t* total) { ggml_backend_dev_memory(cpu(), free, total); };
         i.get_props = [](ggml_backend_dev_t, ggml_backend_dev_props* props) {
             ggml_backend_dev_get_props(cpu(), props);
-            props->caps.async = props->caps.events = true;
+            props->caps.async = props->caps.events = props->caps.host_buffer = true;
         };
         i.init_backend = init_backend;
         i.get_buffer_type = [](ggml_backend_dev_t dev) -> ggml_backend_buffer_type_t { return &gpu_of(dev).buft; };
+        i.get_host_buffer_type = [](ggml_backend_dev_t) { return ggml_backend_dev_buffer_type(cpu()); };
         i.supports_op = [](ggml_backend_dev_t, const ggml_tensor* op) { return ggml_backend_dev_supports_op(cpu(), op); };
         i.supports_buft = [](ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) { return buft == &gpu_of(dev).buft; };
         i.event_new = [](ggml_backend_dev_t dev) { return new ggml_backend_event{dev, new HostEvent}; };

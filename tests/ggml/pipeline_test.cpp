@@ -167,6 +167,7 @@ TEST_F(Pipeline, BatchesOverTwoDevicesAreAsOnOne) {
         devices.push_back(nullptr);
         llama_model_params params = llama_model_default_params();
         params.devices = devices.data(), params.n_gpu_layers = -1;
+        if (devices.size() > 2) params.load_mode = LLAMA_LOAD_MODE_NONE;  // weights are uploaded while the next ones are read
         const ModelPtr model(llama_model_load_from_file(TQ_DEMO_MODEL, params));
         const ContextPtr ctx = make_context(model.get(), {.n_ubatch = kBatch});
         const std::vector<llama_token> tokens = text_tokens(model.get(), kPrompt + kSteps);
@@ -180,6 +181,7 @@ TEST_F(Pipeline, BatchesOverTwoDevicesAreAsOnOne) {
     const std::string log = take_log();
     unsetenv("LLAMA_GRAPH_REUSE_DISABLE");
     EXPECT_NE(log.find("pipeline parallelism enabled"), log.npos);
+    EXPECT_NE(log.find("using async uploads"), log.npos);
     ASSERT_EQ(one.rows(), kPrompt + kSteps);
     EXPECT_LT(mean_kld(one, two), 1e-5);
     if (!on_host()) return;

@@ -130,13 +130,16 @@ struct Join {
     template <class F>
     __device__ __forceinline__ void for_each(bool any, const KeepRows& from, float (&x)[kTogether][kEach], F&& f) const {
         if (!any) return;
-        if constexpr (kOne) return f(0, x[0]);
+        if constexpr (kOne) {
+            f(0, x[0]);
+        } else {
 #pragma unroll 1
-        for (int i = warp; i < j.n; i += kTogether * kWarps) {
-            if (i != warp) load_rows(from, i, x);
+            for (int i = warp; i < j.n; i += kTogether * kWarps) {
+                if (i != warp) load_rows(from, i, x);
 #pragma unroll
-            for (int m = 0; m < kTogether; ++m)
-                if (i + m * kWarps < j.n) f(i + m * kWarps, x[m]);
+                for (int m = 0; m < kTogether; ++m)
+                    if (i + m * kWarps < j.n) f(i + m * kWarps, x[m]);
+            }
         }
     }
     /// Rows first, first + kWarps, ..
