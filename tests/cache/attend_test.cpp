@@ -38,9 +38,10 @@ class Layer {
         if (twice) make(second_.emplace(cells_), memory_, kind, c);
         ctx_.store.executor = &executor_;
     }
-    static void make(LayerCache& layer, std::vector<std::vector<std::uint8_t>>& memory_of, StoreKind kind, const Case& c) {
+    static void make(LayerCache& layer, std::vector<std::vector<std::uint8_t>>& memory_of, StoreKind kind, const Case& c,
+                     std::int64_t n_streams = 1) {
         for (const Side side : {Side::key, Side::value}) {
-            KvGeometry g{side, side == Side::key ? c.k : c.v, default_norm_mode(side), kDim * kHeadsKv, kCells, 1};
+            KvGeometry g{side, side == Side::key ? c.k : c.v, default_norm_mode(side), kDim * kHeadsKv, kCells, n_streams};
             g.windows = c.windows;
             auto& memory = memory_of.emplace_back(reserved_bytes(g) + 64);
             auto* at = reinterpret_cast<std::uint8_t*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
@@ -341,6 +342,59 @@ TEST(AttendsInGraphs, WhatARestoreLeavesComesBeforeAttention) {
 TEST(AttendsInGraphs, AShortPromptKnowsItsOffset) {
     InGraphs both({"", CodecId::turbo2, CodecId::turbo4, {2, 6}}, false, 20, 64);
     both.step(0);
+}
+
+// Two streams' drafts, of which the first one's result lies where the rows of both were made.
+TEST(AttendsInGraphs, OverwrittenRowsAreNotReadForTheNextStream) {
+    constexpr int n_tokens = 12, n_streams = 2, n_kv = 64;
+    std::mt19937 rng(3);
+    const std::size_t row = kDim * kHeadsKv, of_stream = n_tokens * kHeads * kDim;
+    const auto q = gaussian(rng, n_streams * of_stream, 0), k = gaussian(rng, n_streams * n_tokens * row, 2),
+               v = gaussian(rng, k.size(), 0);
+    ASSERT_EQ(of_stream, k.size());
+    std::vector<std::uint16_t> mask(n_tokens * n_kv, kMaskHidden);
+    for (int t = 0; t < n_tokens; t++) std::fill_n(mask.begin() + t * n_kv, t + 1, std::uint16_t{0});
+    const auto run = [&](bool over) {
+        CellPositions cells(kCells, n_streams);
+        LayerCache layer(cells);
+        std::vector<std::vector<std::uint8_t>> memory;
+        Layer::make(layer, memory, StoreKind::cuda, {"", CodecId::turbo4, CodecId::turbo4, {4, 40}}, n_streams);
+        SerialExecutor executor;
+        CacheContext ctx;
+        ctx.store.executor = &executor;
+        ctx.plans.begin_graph();
+        Queue& queue = Queue::of(ctx.store, 0);
+        const auto give = [&] {
+            const Launches& launches = queue.take();
+            EXPECT_TRUE(queue.earlies().run(0, queue.earlies().size(), queue.lanes()).ok());
+            EXPECT_TRUE(launches.run(0, launches.size(), queue.lanes()).ok());
+        };
+        queue.begin_graph();
+        queue.defer(give);
+        std::vector<float> graph(3 * of_stream);  // the rows of keys, then results of the second stream; of the first where it says
+        std::ranges::copy(k, graph.begin());
+        std::vector<std::int64_t> rows;
+        std::vector<std::int32_t> pos;
+        for (int s = 0; s < n_streams; s++)
+            for (int t = 0; t < n_tokens; t++) rows.push_back(s * kCells + t), pos.push_back(t);
+        EXPECT_TRUE(layer.write_keys(ctx, {graph.data(), row, rows, {}, {}}, pos));
+        EXPECT_TRUE(layer.write_values(ctx, {v.data(), row, rows, {}, {}}));
+        AttentionArgs a;
+        a.n_head = kHeads, a.n_head_kv = kHeadsKv, a.n_tokens = n_tokens, a.n_kv = n_kv, a.v_dim_out = kDim;
+        a.q_token_stride = a.out_token_stride = kHeads * kDim, a.q_head_stride = a.out_head_stride = kDim;
+        a.mask_token_stride = n_kv, a.scale = 0.125f;
+        float *first = graph.data() + (over ? 0 : 2 * of_stream), *second = graph.data() + of_stream;
+        const StreamQuery queries[] = {{q.data(), first, mask.data(), nullptr, mask.data()},
+                                       {q.data() + of_stream, second, mask.data(), nullptr, mask.data()}};
+        EXPECT_EQ(layer.attend(ctx, a, 0, queries), nullptr);
+        queue.settle();
+        if (queue.deferring()) give();
+        queue.end_graph();
+        std::vector<float> out(first, first + of_stream);
+        out.insert(out.end(), second, second + of_stream);
+        return out;
+    };
+    EXPECT_LT(error_of(run(true), run(false)), 1e-3);
 }
 
 // Attention waits for a batch's codes also where all that waited was given before it (memory grew).

@@ -356,6 +356,17 @@ std::size_t out_size(const AttentionPlan& p, const AttentionArgs& a) {
     return (p.n_seq - 1) * a.out_seq_stride + (p.n_tokens - 1) * a.out_token_stride + (p.n_head - 1) * a.out_head_stride + p.head_dim;
 }
 
+/// Whether rows that were kept are still where the model made them.
+bool are_there(const KeepRows& r) {
+    const std::size_t n = static_cast<std::size_t>(r.n_head) * r.head_dim;
+    for (int i = 0; i < r.n; ++i)
+        for (std::size_t d = 0; d < n; ++d) {
+            const float x = r.x[i * r.stride + d];
+            if (!(std::abs(from_half(r.halves[r.slots[i] * n + d]) - x) <= 1e-2f * std::abs(x) + 1e-3f)) return false;
+        }
+    return true;
+}
+
 }  // namespace
 
 /// All is in the second launch, which sees whether what the first one read is still the same.
@@ -372,6 +383,8 @@ Status run_with_rows(const AttentionPlan& p, const AttentionArgs& all, const New
         return bad_argument("host kernels: attention before a step's rows read what was not there yet");
     if (rows.keep)
         if (const Status status = keep_rows(rows.keys, stream, &rows.values); !status.ok()) return status;
+    if (!are_there(rows.keys) || !are_there(rows.values))
+        return bad_argument("host kernels: rows of a step are not what they were when they were kept");
     AttentionArgs a = all;
     const std::size_t stride = a.exact_mask_token_stride;
     std::vector<std::uint16_t> mask(a.exact_mask, a.exact_mask + p.n_seq * p.n_tokens * stride);

@@ -165,7 +165,7 @@ bool overlap(const cuda::AttentionShape& shape, const cuda::AttentionArgs& a, co
 bool launch_attention(Queue& q, const Queue::Step& step, const cuda::AttentionShape& shape, cuda::AttentionArgs args) {
     const Queue::PlannedAttention& p = q.plan(shape);
     const cuda::KeepRows* kept = step.new_slots.empty() ? nullptr : q.kept_pair(step.new_slots);
-    const bool overwrites = kept && (overlap(shape, args, kept[0]) || overlap(shape, args, kept[1]));
+    const bool overwrites = std::ranges::any_of(q.kept(), [&](const cuda::KeepRows& rows) { return overlap(shape, args, rows); });
     if (kept && !overwrites && cuda::can_split(p.plan, args, kept[0], kept[1])) {
         cuda::NewRows rows{kept[0], kept[1], step.new_mask.as<std::uint16_t>(), false};
         args.exact_mask = step.old_mask.as<std::uint16_t>();

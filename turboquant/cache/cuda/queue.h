@@ -121,7 +121,8 @@ class Queue {
     }
     /// Whether nothing but such launches was given since others gave work: what early() is given need wait for nothing of ours then.
     bool only_kept() const { return only_kept_; }
-    /// Something was written where the rows that were kept lie.
+    /// The rows that were kept, whatever their slots; something was written where they lie.
+    std::span<const cuda::KeepRows> kept() const { return {kept_, static_cast<std::size_t>(n_kept_)}; }
     void forget_kept() { n_kept_ = 0; }
     /// Others give work to their stream that ours waits for.
     void other_work() { keeping_ = false, n_kept_ = 0, only_kept_ = true; }
