@@ -60,18 +60,13 @@ TEST_P(Attends, AsBeforeAfterAShortStateIsRestored) {
             const auto values = [&](int tokens, int heads, float offset) {
                 return gaussian(rng, static_cast<std::size_t>(tokens) * kDim * heads, offset);
             };
-            const auto causal = [](int first, int tokens) {
-                std::vector<std::uint16_t> mask(static_cast<std::size_t>(tokens) * 64, kMaskHidden);
-                for (int t = 0; t < tokens; t++) std::fill_n(mask.begin() + t * 64, first + t + 1, std::uint16_t{0});
-                return mask;
-            };
             std::vector<std::int32_t> pos(n);
             std::iota(pos.begin(), pos.end(), 0);
-            one.step(0, pos, values(n, kHeadsKv, 2), values(n, kHeadsKv, 0), values(n, kHeads, 0), causal(0, n), 64);
+            one.step(0, pos, values(n, kHeadsKv, 2), values(n, kHeadsKv, 0), values(n, kHeads, 0), causal_mask(0, n, 64), 64);
             two.restore_from(one, n);
             for (int i = n; i < n + 3; i++) {
                 const auto k = values(1, kHeadsKv, 2), v = values(1, kHeadsKv, 0), q = values(1, kHeads, 0);
-                EXPECT_EQ(two.step(i, {i}, k, v, q, causal(i, 1), 64), one.step(i, {i}, k, v, q, causal(i, 1), 64)) << i;
+                EXPECT_EQ(two.step(i, {i}, k, v, q, causal_mask(i, 1, 64), 64), one.step(i, {i}, k, v, q, causal_mask(i, 1, 64), 64)) << i;
             }
         }
 }

@@ -35,8 +35,7 @@ struct InGraphs {
         for (auto& [to, offset] : {std::pair{&k, 2}, {&v, 0}, {&q, 0}}) std::ranges::copy(gaussian(rng, to->size(), offset), to->begin());
         std::vector<std::int32_t> pos(n);
         std::iota(pos.begin(), pos.end(), first);
-        std::ranges::fill(mask, kMaskHidden);
-        for (int t = 0; t < n; t++) std::fill_n(mask.begin() + t * n_kv, first + t + 1, std::uint16_t{0});
+        std::ranges::copy(causal_mask(first, n, n_kv), mask.begin());
         const std::vector<float> expected = other.step(first, pos, k, v, q, mask, n_kv);
         Layer::Given given = one.graph(first, pos, k, v, q, mask, n_kv, out);
         EXPECT_EQ(out, expected) << first;
@@ -119,8 +118,7 @@ TEST(AttendsInGraphs, OverwrittenRowsAreNotReadForTheNextStream) {
     const auto q = gaussian(rng, n_streams * of_stream, 0), k = gaussian(rng, n_streams * n_tokens * row, 2),
                v = gaussian(rng, k.size(), 0);
     ASSERT_EQ(of_stream, k.size());
-    std::vector<std::uint16_t> mask(n_tokens * n_kv, kMaskHidden);
-    for (int t = 0; t < n_tokens; t++) std::fill_n(mask.begin() + t * n_kv, t + 1, std::uint16_t{0});
+    const std::vector<std::uint16_t> mask = causal_mask(0, n_tokens, n_kv);
     const auto run = [&](bool over) {
         CellPositions cells(kCells, n_streams);
         LayerCache layer(cells);
@@ -130,14 +128,6 @@ TEST(AttendsInGraphs, OverwrittenRowsAreNotReadForTheNextStream) {
         CacheContext ctx;
         ctx.store.executor = &executor;
         ctx.plans.begin_graph();
-        Queue& queue = Queue::of(ctx.store, 0);
-        const auto give = [&] {
-            const Launches& launches = queue.take();
-            EXPECT_TRUE(queue.earlies().run(0, queue.earlies().size(), queue.lanes()).ok());
-            EXPECT_TRUE(launches.run(0, launches.size(), queue.lanes()).ok());
-        };
-        queue.begin_graph();
-        queue.defer(give);
         std::vector<float> graph(3 * of_stream);  // the rows of keys, then results of the second stream; of the first where it says
         std::ranges::copy(k, graph.begin());
         std::vector<std::int64_t> rows;
@@ -146,17 +136,10 @@ TEST(AttendsInGraphs, OverwrittenRowsAreNotReadForTheNextStream) {
             for (int t = 0; t < n_tokens; t++) rows.push_back(s * kCells + t), pos.push_back(t);
         EXPECT_TRUE(layer.write_keys(ctx, {graph.data(), row, rows, {}, {}}, pos));
         EXPECT_TRUE(layer.write_values(ctx, {v.data(), row, rows, {}, {}}));
-        AttentionArgs a;
-        a.n_head = kHeads, a.n_head_kv = kHeadsKv, a.n_tokens = n_tokens, a.n_kv = n_kv, a.v_dim_out = kDim;
-        a.q_token_stride = a.out_token_stride = kHeads * kDim, a.q_head_stride = a.out_head_stride = kDim;
-        a.mask_token_stride = n_kv, a.scale = 0.125f;
         float *first = graph.data() + (over ? 0 : 2 * of_stream), *second = graph.data() + of_stream;
         const StreamQuery queries[] = {{q.data(), first, mask.data(), nullptr, mask.data()},
                                        {q.data() + of_stream, second, mask.data(), nullptr, mask.data()}};
-        EXPECT_EQ(layer.attend(ctx, a, 0, queries), nullptr);
-        queue.settle();
-        if (queue.deferring()) give();
-        queue.end_graph();
+        EXPECT_EQ(layer.attend(ctx, call_of(n_tokens, n_kv), 0, queries), nullptr);
         std::vector<float> out(first, first + of_stream);
         out.insert(out.end(), second, second + of_stream);
         return out;

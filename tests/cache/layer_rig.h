@@ -25,6 +25,22 @@ struct Case {
     bool offset = true, scales = false, sequences = false;
 };
 
+/// What of a call over a layer's cache is the same for all.
+inline AttentionArgs call_of(int n_tokens, int n_kv) {
+    AttentionArgs a;
+    a.n_head = kHeads, a.n_head_kv = kHeadsKv, a.n_tokens = n_tokens, a.n_kv = n_kv, a.v_dim_out = kDim;
+    a.q_token_stride = a.out_token_stride = kHeads * kDim, a.q_head_stride = a.out_head_stride = kDim;
+    a.mask_token_stride = n_kv, a.scale = 0.125f;
+    return a;
+}
+
+/// [n_tokens][n_kv]: tokens at cells `first` and after see those up to their own.
+inline std::vector<std::uint16_t> causal_mask(int first, int n_tokens, int n_kv) {
+    std::vector<std::uint16_t> mask(static_cast<std::size_t>(n_tokens) * n_kv, kMaskHidden);
+    for (int t = 0; t < n_tokens; t++) std::fill_n(mask.begin() + t * n_kv, first + t + 1, std::uint16_t{0});
+    return mask;
+}
+
 /// A layer's cache with its memory, over one kind of store.
 class Layer {
   public:
@@ -85,12 +101,8 @@ class Layer {
         // Else a GPU would have to move rows before it attends, and attend to the new ones in another way.
         const ExactRows *of_keys = layer.tensor(Side::key).exact(), *of_values = layer.tensor(Side::value).exact();
         EXPECT_TRUE(!of_keys || std::ranges::equal(of_keys->slots(), of_values->slots())) << "keys and values in different slots";
-        AttentionArgs a;
-        a.n_head = kHeads, a.n_head_kv = kHeadsKv, a.n_tokens = static_cast<int>(rows.size()), a.n_kv = n_kv, a.v_dim_out = kDim;
-        a.q_token_stride = a.out_token_stride = kHeads * kDim, a.q_head_stride = a.out_head_stride = kDim;
-        a.mask_token_stride = n_kv, a.scale = 0.125f;
         const StreamQuery query{q.data(), out.data(), mask.data(), nullptr, mask.data()};
-        const char* error = layer.attend(ctx_, a, 0, {&query, 1});
+        const char* error = layer.attend(ctx_, call_of(static_cast<int>(rows.size()), n_kv), 0, {&query, 1});
         EXPECT_EQ(error, nullptr) << error;
     }
 

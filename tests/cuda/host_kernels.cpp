@@ -216,10 +216,11 @@ Status summarize_mask(const MaskTiles&, Stream) { return {}; }
 Status summarize_positions(const Term&, int, int, const std::int32_t*, std::int32_t*, Stream) { return {}; }
 
 bool takes_prefill(const Device&, const AttentionShape& s) { return s.n_tokens > 20; }
-Status plan_attention(const Device&, const AttentionShape& s, AttentionPlan& p) {
+Status plan_attention(const Device& device, const AttentionShape& s, AttentionPlan& p) {
     p = {};
     p.head_dim = s.head_dim, p.n_head = s.n_head, p.n_head_kv = s.n_head_kv, p.n_tokens = s.n_tokens;
     p.n_seq = static_cast<int>(s.n_kv.size()), p.n_kv = s.n_kv[0], p.exact_windows = s.exact_windows, p.workspace_bytes = 256;
+    p.prefill.n_splits = takes_prefill(device, s);
     return {};
 }
 Status prepare_workspace(const AttentionPlan&, void*, Stream) { return {}; }

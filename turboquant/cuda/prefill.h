@@ -9,8 +9,6 @@ namespace turboquant::cuda {
 /// Whether prefill can take calls of this shape: sm_90, head sizes to 128, more than 8 query tokens, formats that are known and whose levels
 /// are single bytes.
 bool prefill_can(const Device& device, const AttentionShape& shape);
-/// Whether it is faster than the decode kernels: they look codes up again for every eight query rows, but need no panels.
-bool prefill_pays(const AttentionShape& shape);
 /// Fills plan.prefill and lengthens the workspace. Sizes are checked already. `wide`: keys of 15 bits.
 void plan_prefill(const Device& device, AttentionPlan& plan, bool wide);
 inline constexpr int kMostExactTiles = 2048;

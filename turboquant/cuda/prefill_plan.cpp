@@ -15,20 +15,21 @@ bool bytes_hold(CodecId id) {
     return fragment_codec_index(id) >= 0 && id != CodecId::raw && id != CodecId::turbo5 && id != CodecId::turbo6 && id != CodecId::turbo8;
 }
 
-}  // namespace
-
-bool prefill_can(const Device& device, const AttentionShape& s) {
-    const bool sizes = s.head_dim == 64 || s.head_dim == 80 || s.head_dim == 96 || s.head_dim == 112 || s.head_dim == 128;
-    return device.compute_capability == 90 && sizes && s.n_tokens > 8 && !s.formats.empty() &&
-           std::all_of(s.formats.begin(), s.formats.end(), bytes_hold);
-}
-
+/// Whether it is faster than the decode kernels: they look codes up again for every eight query rows, but need no panels.
 bool prefill_pays(const AttentionShape& s) {
     // Of a KV head: where both take as long (docs/cuda.md, Drafts), by the kernels that know their format. Those of any format are slower.
     constexpr int kMostDecodeRows = 56, kMostWithTerm = 80;
     const bool one_format = std::all_of(s.formats.begin(), s.formats.end(), [&](CodecId id) { return id == s.formats[0]; });
     if (!one_format || !has_own_kernels(s.head_dim, fragment_codec_index(s.formats[0]))) return true;
     return s.n_tokens * (s.n_head / s.n_head_kv) > (s.term ? kMostWithTerm : kMostDecodeRows);
+}
+
+}  // namespace
+
+bool prefill_can(const Device& device, const AttentionShape& s) {
+    const bool sizes = s.head_dim == 64 || s.head_dim == 80 || s.head_dim == 96 || s.head_dim == 112 || s.head_dim == 128;
+    return device.compute_capability == 90 && sizes && s.n_tokens > 8 && !s.formats.empty() &&
+           std::all_of(s.formats.begin(), s.formats.end(), bytes_hold);
 }
 
 bool takes_prefill(const Device& device, const AttentionShape& s) { return prefill_can(device, s) && prefill_pays(s); }

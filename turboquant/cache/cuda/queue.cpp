@@ -247,7 +247,7 @@ Queue::PlannedAttention& Queue::new_plan(const cuda::AttentionShape& s, const st
     };
     cuda::AttentionPlan plan;
     must(cuda::plan_attention(tables_->device(), s, plan));
-    auto at = cuda::takes_prefill(tables_->device(), s) ? std::ranges::find_if(plans_, follows) : plans_.end();
+    auto at = plan.prefill.n_splits > 0 ? std::ranges::find_if(plans_, follows) : plans_.end();
     if (at == plans_.end()) {
         if (plans_.size() == kPlans) {
             catch_up();
