@@ -198,12 +198,17 @@ void GpuBackend::begin_early(int from, std::size_t first, std::size_t end) {
 /// Rehearsals first .. end-1 beside the wrapped backend's last products before `until`, so that little passes through the caches in between.
 void GpuBackend::rehearse(int until, int n_products, std::size_t first, std::size_t end) {
     constexpr int kFewColumns = 8;
-    const auto is_product = [this](int i) { return std::string_view(ggml_op_name(nodes_[i]->op)) == "MUL_MAT"; };
+    const auto is = [this](int i, std::string_view op) { return std::string_view(ggml_op_name(nodes_[i]->op)).ends_with(op); };
     int at = until;
-    for (int products = 0; at > from_ && products < n_products;) products += is_product(--at);
-    // The blocks of a product of few columns lie on all multiprocessors before what it waits for is done, and leave no room: before these.
-    if (at > from_ && nodes_[at]->ne[1] <= kFewColumns)
-        while (at > from_ && !is_product(at - 1)) at--;
+    for (int products = 0; at > from_ && products < n_products;) products += is(--at, "MUL_MAT");
+    // The blocks of a product of few columns lie on all multiprocessors before what it waits for is done, and leave no room: before the norm
+    // in front of it, which is no part of what the wrapped backend does in one launch (a sum after a product is).
+    if (nodes_[at]->ne[1] <= kFewColumns)
+        for (int norm = at; norm-- > from_ && !is(norm, "MUL_MAT");)
+            if (is(norm, "NORM")) {
+                at = norm;
+                break;
+            }
     forward(from_, at, origin_);
     from_ = at;
     follow_own(origin_);
