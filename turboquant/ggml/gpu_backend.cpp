@@ -67,7 +67,7 @@ ggml_status GpuBackend::compute(ggml_cgraph* graph, int first, int end, std::spa
     std::size_t size = kFirstPiece;
     for (int from = first; from < end && status == GGML_STATUS_SUCCESS; size *= kGrowth) {
         const bool last = own.size() <= size;
-        const Piece piece{from, last ? end : own[size - 1] + 1, last ? own : own.first(size)};
+        const Piece piece{from, last ? end : own[size - 1] + 1, last, last ? own : own.first(size)};
         status = run_piece(piece, run);
         from = piece.end, own = own.subspan(piece.own.size());
     }
@@ -101,7 +101,7 @@ ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
         else
             from_ = i + 1, own_ahead_ = true;
     }
-    queue_->settle();
+    piece.last ? queue_->settle() : queue_->join();
     if (queue_->deferring()) return finish(piece, queue_->take());
     forward(from_, piece.end, queue_->stream());
     return GGML_STATUS_SUCCESS;
@@ -130,12 +130,12 @@ void GpuBackend::begin_inner(int until, const Lanes& lanes) {
 void GpuBackend::walk(const Piece& piece, const Launches& launches, const Lanes& lanes) {
     from_ = piece.from;
     const std::size_t done = give_marked(launches, lanes);
+    forward(from_, piece.end, lanes.main);
     must(launches.run(done, launches.size(), lanes));  // the second stream's end
     if (capturing_ && !marks_.empty() && marks_.back().rehearsals) {
         must(cuda::record(rehearsed_, rehearsing_));
         must(cuda::wait_for(lanes.main, rehearsed_));
     }
-    forward(from_, piece.end, lanes.main);
 }
 
 /// Gives the marked nodes with their launches, and all nodes between, to the streams. How many launches that were.

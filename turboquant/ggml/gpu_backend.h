@@ -39,6 +39,7 @@ class GpuBackend final : public InnerBackend {
     /// Nodes from .. end-1, and those of them that are ours.
     struct Piece {
         int from, end;
+        bool last;
         std::span<const int> own;
     };
     /// One of our nodes, and how many launches of its piece there are when it is done, how many rehearsals and early ones.

@@ -90,6 +90,7 @@ Launches& Queue::take() {
 
 void Queue::begin_graph() {
     graph_++, in_graph_ = true, only_kept_ = false;
+    encodes_ = {};  // of a graph that failed: what they would read is the next one's by now
     after_.clear();
     for (Uploads& u : uploads_) u.n_used = 0;
 }
@@ -189,10 +190,15 @@ void* Queue::codes_ready() {
 
 void Queue::settle() {
     give_encodes();
+    join();
+}
+
+void Queue::join() {
+    if (batch_) give_encodes();
     batch_.reset();
     moving_ = false;
     if (!std::exchange(side_busy_, false)) return;
-    side_slots_.clear();
+    if (encodes_.n == 0) side_slots_.clear();
     launch([done = side_done_](const Lanes& lanes) {
         const cuda::Status s = cuda::record(done, lanes.side);
         return s.ok() ? cuda::wait_for(lanes.main, done) : s;

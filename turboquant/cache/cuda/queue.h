@@ -221,6 +221,8 @@ class Queue {
     bool rows_move() const { return moving_; }
     /// The main stream goes on after the others. Called by all that touches what they may be working on.
     void settle();
+    /// The same, but few rows that encode_later() has wait on, for those of more layers.
+    void join();
 
     /// Cosines and sines at these positions.
     const float* turns_of_positions(const RopeTable& rope, int head_dim, std::span<const std::int32_t> positions);
