@@ -6,6 +6,7 @@
 
 #include "turboquant/cuda/attention.h"
 #include "turboquant/cuda/memory.h"
+#include "turboquant/cuda/pieces.h"
 #endif
 
 namespace turboquant::cuda::test {
@@ -37,6 +38,34 @@ TEST_F(Gpu, AnErrorIsNotTheNextLaunchs) {
     const Status status = summarize_mask(m, nullptr);
     EXPECT_TRUE(status.ok()) << status.message();
     EXPECT_TRUE(synchronize(nullptr).ok());
+#endif
+}
+
+// As many as there is room for, of all sizes, the last over the first.
+TEST_F(Gpu, PiecesArrive) {
+#ifdef TQ_HAS_CUDA
+    constexpr std::size_t n = Pieces::kRoom / 4;
+    std::vector<std::uint32_t> expected(n, 0xffffffffu), got(n);
+    DeviceArray out;
+    ASSERT_TRUE(out.reserve(4 * n, nullptr).ok());
+    ASSERT_TRUE(to_device(out.as<void>(), expected.data(), 4 * n, nullptr).ok());
+    Pieces pieces;
+    const auto add = [&](std::size_t at, std::size_t words) {
+        std::vector<std::uint32_t> data(words);
+        for (std::size_t i = 0; i < words; ++i) data[i] = static_cast<std::uint32_t>(1000 * pieces.n + i);
+        if (!pieces.add(out.as<std::uint32_t>() + at, data.data(), 4 * words)) return false;
+        std::copy(data.begin(), data.end(), expected.begin() + static_cast<std::ptrdiff_t>(at));
+        return true;
+    };
+    for (const std::size_t words : {1, 2, 3, 300, 257}) EXPECT_TRUE(add(words, words));
+    EXPECT_TRUE(add(0, 5));
+    EXPECT_FALSE(pieces.add(out.as<std::uint8_t>() + 2, expected.data(), 4)) << "not at a word";
+    EXPECT_FALSE(pieces.add(out.as<void>(), expected.data(), 6)) << "half a word";
+    EXPECT_FALSE(add(0, n - 567)) << "more than there is room for";
+    EXPECT_TRUE(add(100, n - 568));
+    ASSERT_TRUE(send(pieces, nullptr).ok());
+    ASSERT_TRUE(to_host(got.data(), out.as<void>(), 4 * n, nullptr).ok());
+    EXPECT_EQ(got, expected);
 #endif
 }
 

@@ -79,12 +79,14 @@ Queue::~Queue() {
 }
 
 void Queue::defer(std::function<void()> catch_up) {
+    send_pieces();  // of a piece that failed: what is known to be on the device must be there
     catch_up_ = std::move(catch_up), deferring_ = true, t_deferring = this;
     waiting_.clear(), rehearsals_.clear(), early_.clear();
 }
 
 Launches& Queue::take() {
     deferring_ = false, t_deferring = nullptr;
+    send_pieces();
     return waiting_;
 }
 
@@ -120,11 +122,25 @@ void Queue::refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t n) {
         for (std::size_t at = end; at < n && at < end + kNear; at += block(at))
             if (!same(at)) end = at + block(at);
         std::memcpy(known + first, data + first, end - first);
-        must(cuda::to_device(copy.array.as<std::uint8_t>() + first, known + first, end - first, stream_));
+        to_device(copy.array.as<std::uint8_t>() + first, known + first, end - first);
         first = end, changed = true;
     }
     if (changed) copy.number++;
     copy.bytes.resize(n);
+}
+
+/// Before all launches that wait; small pieces wait themselves, so that one launch sends them.
+void Queue::to_device(std::uint8_t* device, const std::uint8_t* host, std::size_t bytes) {
+    if (deferring_ && pieces_.add(device, host, bytes)) return;
+    send_pieces();
+    must(cuda::to_device(device, host, bytes, stream_));
+}
+
+void Queue::send_pieces() {
+    if (pieces_.n == 0) return;
+    const cuda::Status sent = cuda::send(pieces_, stream_);
+    pieces_.n = 0;
+    must(sent);
 }
 
 Queue::Copy& Queue::uploaded(Use use, std::span<const std::uint8_t> data) {

@@ -24,6 +24,7 @@
 #include "turboquant/cache/tile_store.h"
 #include "turboquant/cuda/encode.h"
 #include "turboquant/cuda/masks.h"
+#include "turboquant/cuda/pieces.h"
 #include "turboquant/cuda/step.h"
 
 namespace turboquant {
@@ -281,6 +282,8 @@ class Queue {
     static std::mutex& shared_mutex();
     static Queue& shared(int device);
     void refresh_bytes(Copy& copy, const std::uint8_t* data, std::size_t bytes);
+    void to_device(std::uint8_t* device, const std::uint8_t* host, std::size_t bytes);
+    void send_pieces();
     Copy& uploaded(Use use, std::span<const std::uint8_t> data);
     /// Copies of a graph's data, those of a purpose in the order in which they came up.
     struct Uploads {
@@ -303,6 +306,7 @@ class Queue {
     std::uint64_t* seen_ = nullptr;        ///< of the host, too
     std::size_t seen_words_ = 0;
     bool deferring_ = false, keeping_ = false, moving_ = false, in_graph_ = false, only_kept_ = false;
+    cuda::Pieces pieces_;  ///< on their way, before the launches that wait
     std::vector<std::function<void()>> after_;
     std::function<void()> catch_up_;
     Launches waiting_, rehearsals_, early_;
