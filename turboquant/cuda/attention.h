@@ -117,7 +117,7 @@ constexpr int term_pad(int n_freq) { return (n_freq + 15) / 16 * 16; }
 /// cos, sin of positions 0..63, of 63.5, and of 0, 64, 128, .. up to max_position: [65 + max_position/64 + 1][term_pad][2] floats, for
 /// frequencies in radians per position. Shared by all layers that have the same.
 std::vector<float> make_term_turns(std::span<const double> frequencies, int max_position);
-/// The constant operand: 512*term_pad bytes.
+/// The constant operand, 512*term_pad bytes, and copies of it (impl/params.h, kPanelCopies).
 std::vector<std::uint32_t> make_term_panel(std::span<const double> frequencies);
 /// What a mask says of every tile to every query token: [seq][token][tile], tile < ceil(n_kv/64). Kernels pass over tiles that nobody of a
 /// block sees, and read no mask where it is zero. Once per step, for all layers. `mask`: as in AttentionArgs, of one head.

@@ -60,6 +60,9 @@ std::vector<std::uint32_t> make_term_panel(std::span<const double> frequencies) 
                             }
                             panel.push_back(word);
                         }
+    const std::size_t size = panel.size();
+    panel.resize(kPanelCopies * size);
+    for (std::size_t i = size; i < panel.size(); ++i) panel[i] = panel[i - size];
     return panel;
 }
 

@@ -48,7 +48,6 @@ struct Attend : Queries<D, kGroups> {
             prefetch_tile(v_tile, v.code_bytes());
         };
         const bool late = kMayBeExact && exact;
-        if (!late) load_first();
         uint32_t* lut = reinterpret_cast<uint32_t*>(shared + l.lut);
         if (format_uses_lut(k.format))
 #pragma unroll 1
@@ -56,12 +55,15 @@ struct Attend : Queries<D, kGroups> {
         if (format_uses_lut(v.format))
 #pragma unroll 1
             for (int i = thread; i < 256; i += 32 * kWarps) lut[256 + i] = p.lut[v.format * 256 + i];
-        if (has_term) this->fetch_panel(l);
         const int first_pos = uniform(pos_first);
         if (has_term) this->touch_term(first_pos, term_id);
         this->make_rows(l, [&] {
-            if (has_term) terms.residue = this->make_term(l, first_pos, term_id);
+            if (!has_term) return;
+            terms.residue = this->make_term(l, first_pos, term_id);
+            this->fetch_panel(l);
         });
+        // The first tiles and the panel after the little that was read until here, which would wait behind them: all blocks ask at once.
+        if (!late) load_first();
         __syncthreads();
         this->make_operands(l, k.format);
         if (kFormat != kAnyFormat && thread < 32) lut[thread] = p.table[k.format].prmt[thread & 7];

@@ -22,6 +22,9 @@ struct SideParams {
 /// A tile's positions in one word: the first, and from this bit on the number of its term (attention.h, summarize_positions).
 inline constexpr int kTileTermBit = 28;
 
+/// All blocks of a launch fetch the term's panel at the same time: one copy lies in too few parts of the second-level cache.
+inline constexpr int kPanelCopies = 8;
+
 struct TermParams {
     int n_freq, n_pad;  // 0: no term; padded to 16
     int n_terms;

@@ -90,18 +90,19 @@ struct Queries : Block<D, kGroups> {
     /// The panel of the score term on its way to shared memory, and its arrival; a barrier of the block must lie between the two.
     __device__ __forceinline__ void fetch_panel(const SharedLayout& l) const {
         if (!has_panel()) return;
+        const uint4* from = p.term.panel + blockIdx.x % kPanelCopies * (32u * p.term.n_pad);
 #if __CUDA_ARCH__ >= 900
         if (thread == 0) {  // other loads do not stand in line behind it
             auto* arrived = reinterpret_cast<uint64_t*>(shared + l.arrived);
             barrier_init(arrived, 1);
             barriers_ready();
             barrier_expect(arrived, 512 * p.term.n_pad);
-            copy_bulk(shared + l.panel, p.term.panel, 512 * p.term.n_pad, arrived);
+            copy_bulk(shared + l.panel, from, 512 * p.term.n_pad, arrived);
         }
 #else
         uint4* panel = reinterpret_cast<uint4*>(shared + l.panel);
 #pragma unroll 4
-        for (int i = thread; i < 32 * p.term.n_pad; i += 32 * kWarps) copy_async(panel + i, p.term.panel + i);
+        for (int i = thread; i < 32 * p.term.n_pad; i += 32 * kWarps) copy_async(panel + i, from + i);
 #endif
     }
     __device__ __forceinline__ void wait_for_panel(const SharedLayout& l) const {
