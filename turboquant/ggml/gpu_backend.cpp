@@ -79,6 +79,7 @@ ggml_status GpuBackend::compute(ggml_cgraph* graph, int first, int end, std::spa
 
 ggml_status GpuBackend::run_piece(const Piece& piece, const OwnNode& run) {
     from_ = piece.from;
+    one_by_one_ = false;
     marks_.clear();
     if (piece.own.empty()) return forward(from_, piece.end, queue_->stream()), GGML_STATUS_SUCCESS;
     queue_->defer([this] { catch_up(); });
@@ -241,6 +242,7 @@ ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
     } else if (!known->graph && may_capture()) {
         capture(piece, *known);
     }
+    one_by_one_ = !known->graph && may_capture() && is_step();
     if (!known->graph) return walk(piece, launches, queue_->lanes()), GGML_STATUS_SUCCESS;
     follow_inner(queue_->stream());
     must(cuda::launch_graph(known->graph, queue_->stream()));
@@ -265,6 +267,13 @@ bool GpuBackend::may_capture() const {
                return std::string_view(ggml_op_name(node->op)) == "MUL_MAT_ID" &&
                       (node->ne[2] > 1 || !ggml_is_quantized(node->src[0]->type));
            });
+}
+
+/// Few columns: it comes again with the next tokens, as a prompt's batches do not, since they see more cells each.
+bool GpuBackend::is_step() const {
+    return std::ranges::all_of(inner_, [](const ggml_tensor* node) {
+        return std::string_view(ggml_op_name(node->op)) != "MUL_MAT" || node->ne[1] <= kDraftTokens;
+    });
 }
 
 void GpuBackend::capture(const Piece& piece, Known& known) {
@@ -302,7 +311,7 @@ void GpuBackend::forward(int from, int end, cuda::Stream own) {
     inner_ahead_ = true;
     char& mark = nodes_[from]->padding[sizeof nodes_[from]->padding - 1];
     const char before = mark;
-    if (capturing_) mark = static_cast<char>(fresh_ = fresh_ % 255 + 1);
+    if (capturing_ || one_by_one_) mark = static_cast<char>(fresh_ = fresh_ % 255 + 1);
     const ggml_status status = ggml_backend_graph_compute_async(backend_, reinterpret_cast<ggml_cgraph*>(&view));
     mark = before;
     if (status != GGML_STATUS_SUCCESS) throw std::runtime_error("llama.cpp's GPU backend failed");

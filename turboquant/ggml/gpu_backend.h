@@ -74,6 +74,7 @@ class GpuBackend final : public InnerBackend {
     std::size_t give_marked(const Launches& launches, const Lanes& lanes);
     void find_inner(const Piece& piece);
     bool may_capture() const;
+    bool is_step() const;
     void capture(const Piece& piece, Known& known);
     Known* find_known(std::list<Known>& all, const Launches& launches);
     void forward(int from, int end, cuda::Stream own);
@@ -88,6 +89,8 @@ class GpuBackend final : public InnerBackend {
     ggml_backend_event_t inner_event_ = nullptr, own_event_ = nullptr;
     bool inner_ahead_ = false, own_ahead_ = false, wrote_ = false;
     bool can_capture_ = false, capturing_ = false;
+    /// The wrapped backend makes no graphs of what it is given: ours will hold that. Its own take longer to make than all launches.
+    bool one_by_one_ = false;
     /// By the first node, those used last in front: what a batch does besides (a mean is taken) comes and goes.
     std::map<const ggml_tensor*, std::list<Known>> known_;
     unsigned char fresh_ = 0;
