@@ -72,6 +72,15 @@ TEST(AttendsInGraphs, AFreshSequencesLaunchesStayTheSame) {
     for (int pos = n_tokens; pos < n_tokens + 10; pos++) EXPECT_TRUE(both.step(pos).launches == first) << "after a restore " << pos;
 }
 
+// A piece that ends between two layers leaves the first one's rows to be encoded with the other's: the same comes of it, and is saved.
+TEST(AttendsInGraphs, PiecesLeaveRowsToBeEncoded) {
+    constexpr int n_tokens = 31;
+    InGraphs both({"", CodecId::turbo4, CodecId::turbo3, {4, 20}}, true, 1, 128);
+    both.one.in_pieces = true;
+    for (int pos = 0; pos < n_tokens; pos++) both.step(pos);
+    for (const Side side : {Side::key, Side::value}) EXPECT_EQ(both.one.saved(side, n_tokens), both.other.saved(side, n_tokens));
+}
+
 // Those of drafts of one length, too, once windows are full: exact rows take the slots of those that left, and nothing moves.
 TEST(AttendsInGraphs, DraftsLaunchesStayTheSame) {
     if (!Launches::kComparable) GTEST_SKIP() << "this compiler cannot clear padding, by which lists of launches differ";
@@ -82,7 +91,9 @@ TEST(AttendsInGraphs, DraftsLaunchesStayTheSame) {
     for (int pos = 0; pos + n_tokens <= n_kv; pos += n_tokens) {
         Layer::Given given = both.step(pos);
         if (pos == n_tokens) before_windows_are_full = given.launches.size();
-        if (pos > recent + 3 * n_tokens) EXPECT_TRUE(given.waited && given.launches == last) << pos;
+        if (pos > recent + 3 * n_tokens) {
+            EXPECT_TRUE(given.waited && given.launches == last) << pos;
+        }
         last = std::move(given.launches);
     }
     EXPECT_GT(last.size(), 3u);

@@ -112,6 +112,7 @@ class Layer {
         bool waited = true;       ///< to the last; else only the rest of them
         std::size_t n_early = 0;  ///< launches besides that may be done early
     };
+    bool in_pieces = false;  ///< graph()s are two pieces, each of a layer; Given: of the last
     /// step() on the store of GPUs, as a graph that waits for its launches, done by the end. What may be done early is, as soon as the layers before
     /// are through.
     template <class... Args>
@@ -133,12 +134,19 @@ class Layer {
             marks.clear();
             give(launches, launches.size(), queue.earlies().size());
         };
+        const auto catch_up = [&] { given.waited = false, give_all(queue.take()); };
         between_ = [&] {
+            if (in_pieces) {
+                queue.join();
+                if (queue.deferring()) give_all(queue.take());
+                done = given.n_early = 0;
+                queue.defer(catch_up);
+            }
             if (queue.deferring()) marks.push_back({queue.waiting().size(), queue.earlies().size()});
             queue.other_work();
         };
         queue.begin_graph();
-        queue.defer([&] { given.waited = false, give_all(queue.take()); });
+        queue.defer(catch_up);
         step(std::forward<Args>(args)...);
         queue.settle();
         if (given.waited) give_all(given.launches = queue.take());

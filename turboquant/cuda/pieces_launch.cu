@@ -11,6 +11,7 @@ __global__ void send_kernel(const __grid_constant__ Pieces p) {
         for (int k = begin + static_cast<int>(threadIdx.x); k < p.end[i]; k += static_cast<int>(blockDim.x)) p.to[i][k - begin] = p.words[k];
         __syncthreads();  // a later one may lie over it
     }
+    __threadfence();  // the next kernel may begin as soon as this one's block is gone
 }
 
 }  // namespace

@@ -242,7 +242,7 @@ ggml_status GpuBackend::finish(const Piece& piece, const Launches& launches) {
     } else if (!known->graph && may_capture()) {
         capture(piece, *known);
     }
-    one_by_one_ = !known->graph && may_capture() && is_step();
+    one_by_one_ = Launches::kComparable && !known->graph && may_capture() && is_step();
     if (!known->graph) return walk(piece, launches, queue_->lanes()), GGML_STATUS_SUCCESS;
     follow_inner(queue_->stream());
     must(cuda::launch_graph(known->graph, queue_->stream()));
@@ -309,11 +309,12 @@ void GpuBackend::forward(int from, int end, cuda::Stream own) {
     follow_own(own);
     tq_graph_view view = ggml_graph_view(graph_, from, end);
     inner_ahead_ = true;
-    char& mark = nodes_[from]->padding[sizeof nodes_[from]->padding - 1];
-    const char before = mark;
-    if (capturing_ || one_by_one_) mark = static_cast<char>(fresh_ = fresh_ % 255 + 1);
+    char* const mark = nodes_[from]->padding + sizeof nodes_[from]->padding - sizeof fresh_;
+    std::uint32_t before;
+    std::memcpy(&before, mark, sizeof before);
+    if (capturing_ || one_by_one_) fresh_++, std::memcpy(mark, &fresh_, sizeof fresh_);
     const ggml_status status = ggml_backend_graph_compute_async(backend_, reinterpret_cast<ggml_cgraph*>(&view));
-    mark = before;
+    std::memcpy(mark, &before, sizeof before);
     if (status != GGML_STATUS_SUCCESS) throw std::runtime_error("llama.cpp's GPU backend failed");
 }
 

@@ -93,7 +93,7 @@ class GpuBackend final : public InnerBackend {
     bool one_by_one_ = false;
     /// By the first node, those used last in front: what a batch does besides (a mean is taken) comes and goes.
     std::map<const ggml_tensor*, std::list<Known>> known_;
-    unsigned char fresh_ = 0;
+    std::uint32_t fresh_ = 0;
     SerialExecutor executor_;
     ggml_abort_callback abort_ = nullptr;
     void* abort_data_ = nullptr;

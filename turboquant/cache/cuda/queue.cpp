@@ -79,7 +79,8 @@ Queue::~Queue() {
 }
 
 void Queue::defer(std::function<void()> catch_up) {
-    send_pieces();  // of a piece that failed: what is known to be on the device must be there
+    send_pieces();  // of a piece that ended with an exception: what is known to be on the device must be there
+    keeping_ = false;
     catch_up_ = std::move(catch_up), deferring_ = true, t_deferring = this;
     waiting_.clear(), rehearsals_.clear(), early_.clear();
 }
@@ -91,8 +92,10 @@ Launches& Queue::take() {
 }
 
 void Queue::begin_graph() {
-    graph_++, in_graph_ = true, only_kept_ = false;
-    encodes_ = {};  // of a graph that failed: what they would read is the next one's by now
+    // After a graph that failed: what waited was not done, and what waiting rows would read is this one's.
+    if (in_graph_) turns_ = {};
+    encodes_ = {}, batch_.reset(), side_slots_.clear();
+    graph_++, in_graph_ = true, only_kept_ = false, layers_ = 0;
     after_.clear();
     for (Uploads& u : uploads_) u.n_used = 0;
 }
@@ -138,9 +141,9 @@ void Queue::to_device(std::uint8_t* device, const std::uint8_t* host, std::size_
 
 void Queue::send_pieces() {
     if (pieces_.n == 0) return;
-    const cuda::Status sent = cuda::send(pieces_, stream_);
+    must(cuda::use_device(device_));
+    must(cuda::send(pieces_, stream_));
     pieces_.n = 0;
-    must(sent);
 }
 
 Queue::Copy& Queue::uploaded(Use use, std::span<const std::uint8_t> data) {
@@ -188,7 +191,8 @@ void Queue::encode_later(const cuda::EncodePlan& plan, const cuda::EncodeArgs& a
 }
 
 void Queue::end_layer() {
-    if (encodes_.n + 2 > encodes_.of.size()) give_encodes();
+    // At the same layers whatever was given before, so that launches come again.
+    if (++layers_ % (encodes_.of.size() / 2) == 0) give_encodes();
 }
 
 void Queue::give_encodes() {
@@ -210,7 +214,7 @@ void Queue::settle() {
 }
 
 void Queue::join() {
-    if (batch_) give_encodes();
+    if (batch_ || !deferring_) give_encodes();  // the next launches that wait have data of their own, these have not
     batch_.reset();
     moving_ = false;
     if (!std::exchange(side_busy_, false)) return;

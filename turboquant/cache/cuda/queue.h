@@ -321,6 +321,7 @@ class Queue {
     bool may_join_ = false, joined_ = false;  ///< the last launch keeps the first of them; both
     std::list<PlannedAttention> plans_;       ///< launches that wait, and graphs, have their addresses
     std::uint64_t clock_ = 0, graph_ = 0;
+    std::size_t layers_ = 0;  ///< of the graph, attended to
     std::deque<Step> steps_;
     std::vector<std::int32_t> side_slots_;
     struct TurnsKey {

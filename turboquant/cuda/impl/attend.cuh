@@ -48,6 +48,7 @@ struct Attend : Queries<D, kGroups> {
             prefetch_tile(v_tile, v.code_bytes());
         };
         const bool late = kMayBeExact && exact;
+        if (!late) load_first();
         uint32_t* lut = reinterpret_cast<uint32_t*>(shared + l.lut);
         if (format_uses_lut(k.format))
 #pragma unroll 1
@@ -60,10 +61,8 @@ struct Attend : Queries<D, kGroups> {
         this->make_rows(l, [&] {
             if (!has_term) return;
             terms.residue = this->make_term(l, first_pos, term_id);
-            this->fetch_panel(l);
+            this->fetch_panel(l);  // not before that is read, which would wait behind it: all blocks fetch at once
         });
-        // The first tiles and the panel after the little that was read until here, which would wait behind them: all blocks ask at once.
-        if (!late) load_first();
         __syncthreads();
         this->make_operands(l, k.format);
         if (kFormat != kAnyFormat && thread < 32) lut[thread] = p.table[k.format].prmt[thread & 7];
