@@ -63,9 +63,9 @@ std::vector<Case> cases(const std::string& kinds, const std::vector<CodecId>& fo
     for (const std::string kind : {"cold", "rehearsed"})
         if (has(kind.c_str()))
             for (const CodecId f : formats)
-                for (const int cells : {512, 4096, 32768, 131072})
+                for (const auto& [batch, cells] : {std::pair{1, 512}, {1, 4096}, {1, 8192}, {1, 32768}, {1, 131072}, {4, 8192}, {16, 8192}})
                     for (const bool whole : {false, true}) {  // with the term and a window, as a cache has them
-                        Case c(kind + (whole ? "+" : ""), f, f, 1, cells);
+                        Case c(kind + (whole ? "+" : ""), f, f, batch, cells);
                         c.cold = true, c.rehearsed = kind == "rehearsed";
                         if (whole) c.term = true, c.exact = 192;
                         all.push_back(c);

@@ -73,6 +73,7 @@ TEST(AttendsInGraphs, AFreshSequencesLaunchesStayTheSame) {
 }
 
 // A piece that ends between two layers leaves the first one's rows to be encoded with the other's: the same comes of it, and is saved.
+// Up to where an offset is measured: a graph leaves that until it is done, so that its own attention sees other codes than without one.
 TEST(AttendsInGraphs, PiecesLeaveRowsToBeEncoded) {
     constexpr int n_tokens = 31;
     InGraphs both({"", CodecId::turbo4, CodecId::turbo3, {4, 20}}, true, 1, 128);

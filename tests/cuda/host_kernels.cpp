@@ -15,7 +15,6 @@
 #include "turboquant/cuda/fragment_order.h"
 #include "turboquant/cuda/impl/masks.h"
 #include "turboquant/cuda/impl/step.h"
-#include "turboquant/cuda/pieces.h"
 
 namespace turboquant::cuda {
 
@@ -136,11 +135,6 @@ Status decode_rows(const EncodePlan& plan, const DecodeArgs& a, Stream) {
             }
             std::ranges::copy(x, static_cast<float*>(a.out) + i * a.token_stride + h * a.head_stride);
         }
-    return {};
-}
-
-Status send(const Pieces& p, Stream) {
-    for (int i = 0, begin = 0; i < p.n; begin = p.end[i++]) std::copy(p.words + begin, p.words + p.end[i], p.to[i]);
     return {};
 }
 

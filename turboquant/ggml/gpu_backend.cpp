@@ -20,6 +20,8 @@ constexpr std::size_t kKnownEach = 8;
 /// Else it might begin a capture of its own within ours, which ends the process.
 bool inner_can_be_captured() { return is_ggml_0_25(); }
 
+std::string_view op_of(const ggml_tensor* node) { return ggml_op_name(node->op); }
+
 }  // namespace
 
 GpuBackend::GpuBackend(ggml_backend_dev_t dev, int index, const Ops& ops) : ops_(ops), backend_(ggml_backend_dev_init(dev, nullptr)) {
@@ -177,7 +179,7 @@ int GpuBackend::queries_end(std::size_t first_mark, std::size_t last_mark) const
     int end = from_;
     for (std::size_t i = first_mark; i <= last_mark; i++) {
         const ggml_tensor* t = nodes_[marks_[i].node]->src[0];
-        if (std::string_view(ggml_op_name(nodes_[marks_[i].node]->op)) != "FLASH_ATTN_EXT") continue;
+        if (op_of(nodes_[marks_[i].node]) != "FLASH_ATTN_EXT") continue;
         while (t->src[0] && is_view_op(ops_, t)) t = t->src[0];
         for (int at = marks_[first_mark].node; at > end; at--)
             if (nodes_[at - 1] == t) end = at;
@@ -199,14 +201,14 @@ void GpuBackend::begin_early(int from, std::size_t first, std::size_t end) {
 /// Rehearsals first .. end-1 beside the wrapped backend's last products before `until`, so that little passes through the caches in between.
 void GpuBackend::rehearse(int until, int n_products, std::size_t first, std::size_t end) {
     constexpr int kFewColumns = 8;
-    const auto is = [this](int i, std::string_view op) { return std::string_view(ggml_op_name(nodes_[i]->op)).ends_with(op); };
+    const auto is_product = [this](int i) { return op_of(nodes_[i]) == "MUL_MAT"; };
     int at = until;
-    for (int products = 0; at > from_ && products < n_products;) products += is(--at, "MUL_MAT");
+    for (int products = 0; at > from_ && products < n_products;) products += is_product(--at);
     // The blocks of a product of few columns lie on all multiprocessors before what it waits for is done, and leave no room: before the norm
     // in front of it, which is no part of what the wrapped backend does in one launch (a sum after a product is).
     if (nodes_[at]->ne[1] <= kFewColumns)
-        for (int norm = at; norm-- > from_ && !is(norm, "MUL_MAT");)
-            if (is(norm, "NORM")) {
+        for (int norm = at; norm-- > from_ && !is_product(norm);)
+            if (op_of(nodes_[norm]).ends_with("NORM")) {
                 at = norm;
                 break;
             }
@@ -264,16 +266,13 @@ void GpuBackend::find_inner(const Piece& piece) {
 /// Products of experts with more tokens than one may wait for the device within the operation, which no capture survives.
 bool GpuBackend::may_capture() const {
     return can_capture_ && std::ranges::none_of(inner_, [](const ggml_tensor* node) {
-               return std::string_view(ggml_op_name(node->op)) == "MUL_MAT_ID" &&
-                      (node->ne[2] > 1 || !ggml_is_quantized(node->src[0]->type));
+               return op_of(node) == "MUL_MAT_ID" && (node->ne[2] > 1 || !ggml_is_quantized(node->src[0]->type));
            });
 }
 
-/// Few columns: it comes again with the next tokens, as a prompt's batches do not, since they see more cells each.
+/// Few columns: it comes again with the next tokens. A prompt's batches do not, as they see more cells each; a short last one counts, too.
 bool GpuBackend::is_step() const {
-    return std::ranges::all_of(inner_, [](const ggml_tensor* node) {
-        return std::string_view(ggml_op_name(node->op)) != "MUL_MAT" || node->ne[1] <= kDraftTokens;
-    });
+    return std::ranges::all_of(inner_, [](const ggml_tensor* node) { return op_of(node) != "MUL_MAT" || node->ne[1] <= kDraftTokens; });
 }
 
 void GpuBackend::capture(const Piece& piece, Known& known) {
