@@ -72,14 +72,23 @@ TEST(AttendsInGraphs, AFreshSequencesLaunchesStayTheSame) {
     for (int pos = n_tokens; pos < n_tokens + 10; pos++) EXPECT_TRUE(both.step(pos).launches == first) << "after a restore " << pos;
 }
 
+/// Up to where an offset is measured: a graph leaves that until it is done, so that its own attention sees other codes than without one.
+constexpr int kBeforeOffset = 31;
+
 // A piece that ends between two layers leaves the first one's rows to be encoded with the other's: the same comes of it, and is saved.
-// Up to where an offset is measured: a graph leaves that until it is done, so that its own attention sees other codes than without one.
 TEST(AttendsInGraphs, PiecesLeaveRowsToBeEncoded) {
-    constexpr int n_tokens = 31;
+    constexpr int n_tokens = kBeforeOffset;
     InGraphs both({"", CodecId::turbo4, CodecId::turbo3, {4, 20}}, true, 1, 128);
     both.one.in_pieces = true;
     for (int pos = 0; pos < n_tokens; pos++) both.step(pos);
     for (const Side side : {Side::key, Side::value}) EXPECT_EQ(both.one.saved(side, n_tokens), both.other.saved(side, n_tokens));
+}
+
+// Rows are read where the model made them within their graph only: an attention in the next one takes them from windows and codes.
+TEST(AttendsInGraphs, RowsOfAnotherGraphAreNotReadWhereTheyWereMade) {
+    InGraphs both({"", CodecId::turbo4, CodecId::turbo3, {4, 20}}, false, 1, 128);
+    both.other.looks_later = true;
+    for (int pos = 0; pos < kBeforeOffset; pos++) both.step(pos);
 }
 
 // Those of drafts of one length, too, once windows are full: exact rows take the slots of those that left, and nothing moves.

@@ -98,6 +98,11 @@ class Layer {
                 std::vector<float>& out) {
         EXPECT_TRUE(layer.write_keys(ctx_, {k.data(), kDim * kHeadsKv, rows, {}, {}}, pos));
         EXPECT_TRUE(layer.write_values(ctx_, {v.data(), kDim * kHeadsKv, rows, {}, {}}));
+        if (looks_later) {
+            Queue& queue = Queue::of(ctx_.store, 0);
+            queue.settle(), queue.end_graph(), queue.begin_graph();
+            for (std::vector<float>* rows_of : {&k, &v}) std::ranges::fill(*rows_of, NAN);
+        }
         // Else a GPU would have to move rows before it attends, and attend to the new ones in another way.
         const ExactRows *of_keys = layer.tensor(Side::key).exact(), *of_values = layer.tensor(Side::value).exact();
         EXPECT_TRUE(!of_keys || std::ranges::equal(of_keys->slots(), of_values->slots())) << "keys and values in different slots";
@@ -112,7 +117,8 @@ class Layer {
         bool waited = true;       ///< to the last; else only the rest of them
         std::size_t n_early = 0;  ///< launches besides that may be done early
     };
-    bool in_pieces = false;  ///< graph()s are two pieces, each of a layer; Given: of the last
+    bool looks_later = false;  ///< attention is in another graph than the rows, whose memory is another's by then
+    bool in_pieces = false;    ///< graph()s are two pieces, each of a layer; Given: of the last
     /// step() on the store of GPUs, as a graph that waits for its launches, done by the end. What may be done early is, as soon as the layers before
     /// are through.
     template <class... Args>

@@ -169,11 +169,11 @@ void LayerCache::save(StoreContext& ctx, Side side, std::size_t offset, std::siz
     if (side == Side::key) finish_restore(ctx);
     std::vector<std::uint16_t> row(static_cast<std::size_t>(tensor(side).geometry().n_embd));
     const std::size_t row_bytes = row.size() * sizeof row[0], end = offset + size;
-    const bool aligned = reinterpret_cast<std::uintptr_t>(out) % alignof(std::uint16_t) == 0;
     for (std::size_t at = offset, n; at < end; at += n) {
-        const std::size_t r = at / row_bytes, in_row = at % row_bytes, whole = in_row == 0 && aligned ? (end - at) / row_bytes : 0;
         char* to = static_cast<char*>(out) + (at - offset);
-        if (whole) {
+        const bool aligned = reinterpret_cast<std::uintptr_t>(to) % alignof(std::uint16_t) == 0;
+        const std::size_t r = at / row_bytes, in_row = at % row_bytes;
+        if (const std::size_t whole = in_row == 0 && aligned ? (end - at) / row_bytes : 0) {
             n = whole * row_bytes;
             save_as_llama(ctx, side, r, whole, reinterpret_cast<std::uint16_t*>(to));
             continue;

@@ -95,6 +95,7 @@ void Queue::begin_graph() {
     // After a graph that failed: what waited was not done, and what waiting rows would read is this one's.
     if (in_graph_) turns_ = {};
     encodes_ = {}, batch_.reset(), side_slots_.clear();
+    other_work();  // what rows that were kept were made in is no longer theirs
     graph_++, in_graph_ = true, only_kept_ = false, layers_ = 0;
     after_.clear();
     for (Uploads& u : uploads_) u.n_used = 0;
