@@ -19,7 +19,7 @@ using nlohmann::json;
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 json eval(const std::string& args) {
-    const Outcome r = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json " + args);
+    const Outcome r = run_command("eval" + kModel + " -f " + kText + " -c 256 --chunks 2 --json " + args);
     EXPECT_EQ(r.exit_code, 0) << r.err;
     json rows = json::parse(r.out, nullptr, false);
     if (!rows.empty() && rows.back()["floor"] == true) rows.erase(rows.size() - 1);  // asked for by nobody
@@ -46,19 +46,21 @@ TEST(Command, RunWritesTextToStdoutAndFiguresToStderr) {
         EXPECT_TRUE(has(a.err, part)) << a.err;
 }
 
-/// Batches of another size round otherwise, and a near-tie may then go the other way: of five texts that the model wrote one may differ. A
-/// prompt put together wrongly changes all of them.
+/// Batches of another size round otherwise, and a near-tie may then go the other way: one in sixteen of such short ends does. A prompt put
+/// together wrongly changes most of them.
 TEST(Command, PromptInPiecesGivesTheSameText) {
+    constexpr int kPrompts = 8;
+    const std::string text = read_all(TQ_TEST_DATA "/written_by_demo.txt");
+    const std::size_t size = text.size() / kPrompts;
     int same = 0;
-    for (int seed = 1; seed <= 5; seed++) {
-        const Outcome text =
-            run_command("run" + kModel + " -p 'It was' -n 200 --kv f16 --temp 1 --ignore-eos --seed " + std::to_string(seed));
-        const std::string args = "run" + kModel + " -f " + write_file("prompt.txt", text.out) + " -n 16 --kv f16 -b ";
+    for (int i = 0; i < kPrompts; i++) {
+        const std::string prompt = write_file("prompt.txt", text.substr(i * size, size));
+        const std::string args = "run" + kModel + " -f " + prompt + " -n 4 --kv f16 --ignore-eos -b ";
         const Outcome whole = run_command(args + "2048"), pieces = run_command(args + "64");
         EXPECT_EQ(whole.exit_code, 0) << whole.err;
         same += whole.out == pieces.out;
     }
-    EXPECT_GE(same, 4);
+    EXPECT_GE(same, kPrompts / 2);
 }
 
 TEST(Command, SamplingFollowsTheSeed) {
@@ -112,10 +114,10 @@ TEST(Command, EvalOfF16AgainstItselfIsZeroAndOthersAreOrdered) {
 }
 
 TEST(Command, EvalShowsTheFloorOfQuantizedWeightsAndTakesItAway) {
-    const std::string args = "eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json --kv turbo4 turbo3 raw ";
+    const std::string args = "eval" + kModel + " -f " + kText + " -c 256 --chunks 2 --json --kv turbo4 turbo3 raw ";
     const json without = eval("--kv turbo4 turbo3");
     EXPECT_EQ(without.size(), 2u);
-    const Outcome as_is = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 2 --json --kv turbo4 turbo3");
+    const Outcome as_is = run_command("eval" + kModel + " -f " + kText + " -c 256 --chunks 2 --json --kv turbo4 turbo3");
     const json rows = json::parse(as_is.out);
     ASSERT_EQ(rows.size(), 3u) << "demo.gguf has Q8_0 weights";
     EXPECT_EQ(rows[2]["kv"], "raw");
@@ -149,7 +151,7 @@ TEST(Command, EvalShowsTheFloorOfQuantizedWeightsAndTakesItAway) {
     EXPECT_TRUE(has(again.err, "from " + kept.string())) << again.err;
     EXPECT_EQ(json::parse(again.out), exact);
     const Outcome foreign =
-        run_command("eval -t 1 -m '" + kept.string() + "' -f " + demo_text() + " -c 256 --chunks 1 --kv turbo4 --weights f16");
+        run_command("eval -t 1 -m '" + kept.string() + "' -f " + kText + " -c 256 --chunks 1 --kv turbo4 --weights f16");
     EXPECT_EQ(foreign.exit_code, 0) << foreign.err;
     EXPECT_TRUE(has(foreign.err, "not quantized")) << foreign.err;
 }
@@ -188,8 +190,8 @@ TEST(Command, OurFormatsCostWhatTheyShould) {
 }
 
 TEST(Command, ExactWindowsCostWhatTheyTake) {
-    const json rows = eval("--kv turbo3 turbo3,sink=0,recent=0 turbo3,sink=2,recent=16 turbo3,recent=256 raw");
-    ASSERT_EQ(rows.size(), 5u);
+    const json rows = eval("--kv turbo3 turbo3,sink=0,recent=0 turbo3,sink=2,recent=16 turbo3,recent=256");
+    ASSERT_EQ(rows.size(), 4u);
     const auto bits = [&](int i) { return rows[i]["bits_per_value"].get<double>() - rows[1]["bits_per_value"].get<double>(); };
     const auto kld = [&](int i) { return rows[i]["mean_kld"].get<double>(); };
     EXPECT_NEAR(bits(0), 3 * 4.25 / 256, 1e-6) << "by default what fits into 1/16 bit, 4 bits and a scale on top of the codes";
@@ -198,7 +200,8 @@ TEST(Command, ExactWindowsCostWhatTheyTake) {
     EXPECT_LT(kld(0), kld(1));
     EXPECT_LT(kld(2), 0.6 * kld(1));
     EXPECT_GT(kld(2), 0.02 * kld(1));
-    EXPECT_NEAR(kld(3), kld(4), 3e-4) << "all tokens are exact";
+    const json exact = eval("--weights f16 --kv turbo3,recent=256 raw");
+    EXPECT_NEAR(exact[0]["mean_kld"], exact[1]["mean_kld"].get<double>(), 1e-5) << "all tokens are exact";
     const json by_option = eval("--sink 2 --recent 16 --kv turbo3 q4_0");
     EXPECT_EQ(by_option[0]["mean_kld"], rows[2]["mean_kld"]);
     EXPECT_EQ(by_option[0]["kv"], "turbo3");
@@ -258,7 +261,7 @@ TEST(Command, BenchJsonHasExactlyTheseKeys) {
 }
 
 TEST(Command, EvalTable) {
-    const Outcome r = run_command("eval" + kModel + " -f " + demo_text() + " -c 256 --chunks 9 -ub 128 --kv q4_0");
+    const Outcome r = run_command("eval" + kModel + " -f " + kText + " -c 256 --chunks 9 -ub 128 --kv q4_0");
     EXPECT_EQ(r.exit_code, 0) << r.err;
     EXPECT_TRUE(has(r.out, "mean KLD") && has(r.out, "q4_0") && has(r.out, "4.500")) << r.out;
     EXPECT_TRUE(has(r.err, "9 asked for")) << r.err;

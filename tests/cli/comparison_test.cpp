@@ -24,7 +24,7 @@ double kld(const json& row) { return row["mean_kld"]; }
 // Both spend 3 bits a key; Prod (QJL) gives one of them to an unbiased estimate, whose variance softmax amplifies. Composites keep the key
 // offset, so it stays in on both sides.
 TEST(Comparison, ProdLosesToMseByAWideMargin) {
-    const json rows = eval(kModel + "-f " + demo_text() + " -c 256 --chunks 2 --kv k=turbo3,v=raw,offset=off k=prod3,v=raw,offset=off");
+    const json rows = eval(kModel + "-f " + kText + " -c 256 --chunks 2 --kv k=turbo3,v=raw,offset=off k=prod3,v=raw,offset=off");
     ASSERT_EQ(rows.size(), 2u);
     EXPECT_GT(kld(rows[1]), 3 * kld(rows[0])) << rows;
     EXPECT_LT(kld(rows[1]), 9 * kld(rows[0])) << rows;

@@ -19,8 +19,8 @@ struct Evaluated {
 };
 
 Evaluated eval(const std::string& args) {
-    const Outcome r = run_command("eval" + kModel + " -f " + demo_text() +
-                                  " -c 256 --chunks 2 --weights f16 --json --kv q8_0 turbo4,sink=1,recent=2 " + args);
+    const Outcome r =
+        run_command("eval" + kModel + " -f " + kText + " -c 256 --chunks 2 --weights f16 --json --kv q8_0 turbo4,sink=1,recent=2 " + args);
     EXPECT_EQ(r.exit_code, 0) << r.err;
     json rows = json::parse(r.out, nullptr, false);
     EXPECT_EQ(rows.size(), 2u) << r.out;
@@ -40,7 +40,7 @@ TEST(Gpu, TheSameWhereverWeightsAndCachesAre) {
         EXPECT_TRUE(has(there.err, p.said)) << there.err;
         for (std::size_t i = 0; i < 2; i++) {
             const double kld = cpu.rows[i]["mean_kld"];
-            EXPECT_NEAR(there.rows[i]["mean_kld"].get<double>(), kld, i ? 0.1 * kld : 0.02 * kld) << p.args;
+            EXPECT_NEAR(there.rows[i]["mean_kld"].get<double>(), kld, i ? 0.2 * kld : 0.02 * kld) << p.args;
             EXPECT_NEAR(there.rows[i]["ppl_f16"].get<double>(), cpu.rows[i]["ppl_f16"].get<double>(), 0.01) << p.args;
             // All layers are compressed. A place of its own takes some bytes of its own for positions.
             EXPECT_NEAR(there.rows[i]["bits_per_value"].get<double>(), cpu.rows[i]["bits_per_value"].get<double>(), 0.06) << p.args;
@@ -57,7 +57,7 @@ TEST(Gpu, LlamasOwnCacheIsLlamasOwn) {
 }
 
 TEST(Gpu, InspectReadsWhatIsOnIt) {
-    const std::string args = "inspect" + kModel + " -f " + demo_text() + " -n 256 --json";
+    const std::string args = "inspect" + kModel + " -f " + kText + " -n 256 --json";
     const Outcome cpu = run_command(args);
     for (const char* place : {"-ngl 99", "-ngl 3"}) {
         const Outcome gpu = run_command(args + kAsGpu + place);

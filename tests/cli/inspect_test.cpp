@@ -37,7 +37,7 @@ TEST(InspectCommand, JsonHasTheKeys) {
 }
 
 TEST(InspectCommand, TableWithAPlan) {
-    const Outcome r = run_command("inspect -n 256 --bits 4.5 -f " + demo_text() + kModel);
+    const Outcome r = run_command("inspect -n 256 --bits 4.5 -f " + kText + kModel);
     ASSERT_EQ(r.exit_code, 0) << r.err;
     EXPECT_TRUE(has(r.out, "K offset") && has(r.out, "Plan for 4.5 bits") && has(r.out, "--kv ")) << r.out;
 }

@@ -29,7 +29,7 @@ TEST(ReportParts, OnlyThoseThatAreAskedFor) {
     EXPECT_EQ(inspect["inspect"]["text"], "text of several kinds");
     for (const char* part : {"eval", "plans", "speed"}) EXPECT_FALSE(inspect.contains(part)) << part;
 
-    const json two = document("plan,speed", "--kv f16 turbo4 -f " + demo_text());
+    const json two = document("plan,speed", "--kv f16 turbo4 -f " + kText);
     EXPECT_TRUE(two["plans"].is_array() && two["plans"].empty());
     ASSERT_EQ(two["speed"]["rows"].size(), 2u);
     EXPECT_EQ(two["speed"]["rows"][1]["kv"], "turbo4");
@@ -42,7 +42,7 @@ TEST(ReportParts, PageOfSome) {
     struct Page {
         const char *part, *rest, *heading;
     };
-    const std::string text = "--kv q4_0 -f " + demo_text();
+    const std::string text = "--kv q4_0 -f " + kText;
     for (const Page& p : {Page{"inspect", "", "Keys and values"}, Page{"eval", text.c_str(), "Quality against bits"},
                           Page{"speed", text.c_str(), "Decode speed against depth"}}) {
         const auto page = temp_dir() / "some.html";

@@ -22,7 +22,7 @@ int count(const std::string& text, const std::string& part) {
 }
 
 std::string report(const std::string& rest) {
-    return "report" + kModel + "-f " + demo_text() + " -c 256 --chunks 1 --kv turbo4 --kv q4_0 " + rest;
+    return "report" + kModel + "-f " + kText + " -c 256 --chunks 1 --kv turbo4 --kv q4_0 " + rest;
 }
 
 TEST(Report, KeepsTheNumbersWhereNoPageCanBeDrawn) {
@@ -82,7 +82,7 @@ TEST(Report, DrawsDivergenceFromRowsOfEval) {
         const std::string file = write_file("rows.json", rows);
         return std::system(("'" + python + "' '" TQ_REPORT_SCRIPT "' '" + file + "' " + arguments + " 2>/dev/null").c_str());
     };
-    const Outcome r = run_command("eval" + kModel + "-f " + demo_text() + " -c 256 --chunks 1 --json --kv turbo4 turbo3 q4_0");
+    const Outcome r = run_command("eval" + kModel + "-f " + kText + " -c 256 --chunks 1 --json --kv turbo4 turbo3 q4_0");
     ASSERT_EQ(r.exit_code, 0) << r.err;
     json rows = json::parse(r.out);
     const auto svg = temp_dir() / "kld.svg";
@@ -100,7 +100,7 @@ TEST(Report, DrawsDivergenceFromRowsOfEval) {
 
 TEST(Report, Errors) {
     EXPECT_EQ(run_command("report" + kModel + "-o x.html").exit_code, 2) << "no text";
-    const Outcome word = run_command("report" + kModel + "-f " + demo_text() + " --kv nonsense -o x.html");
+    const Outcome word = run_command("report" + kModel + "-f " + kText + " --kv nonsense -o x.html");
     EXPECT_EQ(word.exit_code, 1);
     EXPECT_TRUE(has(word.err, "nonsense")) << word.err;
 }

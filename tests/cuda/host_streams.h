@@ -53,6 +53,12 @@ class HostStream {
         const std::scoped_lock lock(mutex());
         written().erase(at);
     }
+    /// Memory was freed: what comes to lie there is another's.
+    static void freed(const void* at, std::size_t bytes) {
+        const std::scoped_lock lock(mutex());
+        const auto within = [at, end = static_cast<const char*>(at) + bytes](const auto& w) { return w.first >= at && w.first < end; };
+        std::erase_if(written(), within), std::erase_if(read(), within);
+    }
     static bool host_may_read(const void* at) {
         const std::scoped_lock lock(mutex());
         return !written().contains(at);

@@ -1,4 +1,5 @@
 // What llama.cpp's --fit learns from a device: the memory there is, and the size of a cache before it is allocated.
+#include <algorithm>
 #include <fstream>
 
 #include "ggml-alloc.h"
@@ -37,13 +38,14 @@ size_t estimate(const std::string& name, int64_t n_embd, int64_t n_cells) {
 
 TEST(Fit, MemoryIsWhatTheKernelSaysIsAvailable) {
     // Within the limits of control groups, which tests/host reads from made-up files.
+    const double before = meminfo("MemAvailable");
     const Figures f = figures("turbo4");
-    const double available = meminfo("MemAvailable");
+    const double after = meminfo("MemAvailable");  // others take and free memory
     EXPECT_GT(f.total, 0);
     EXPECT_LE(f.total, 1.001 * meminfo("MemTotal"));
-    EXPECT_LE(f.free, 1.03 * available);
+    EXPECT_LE(f.free, 1.03 * std::max(before, after));
     if (f.total > 0.999 * meminfo("MemTotal")) {
-        EXPECT_GE(f.free, 0.97 * available) << "the page cache counts as available";
+        EXPECT_GE(f.free, 0.97 * std::min(before, after)) << "the page cache counts as available";
     }
 }
 

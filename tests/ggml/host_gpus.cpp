@@ -45,6 +45,10 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, std::size_t 
     if (!buffer) return nullptr;
     cpu_buffer = buffer->iface;
     buffer->buft = buft;
+    buffer->iface.free_buffer = [](ggml_backend_buffer_t b) {
+        HostStream::freed(ggml_backend_buffer_get_base(b), b->size);
+        cpu_buffer.free_buffer(b);
+    };
     buffer->iface.set_tensor = [](ggml_backend_buffer_t b, ggml_tensor* t, const void* data, std::size_t offset, std::size_t n) {
         HostStream::host_writes(t->data);
         cpu_buffer.set_tensor(b, t, data, offset, n);

@@ -30,9 +30,9 @@ size_t f16_bytes(size_t n) { return n * kLayers * kHeads * kHeadDim * 2 * sizeof
 /// Anonymous memory of the process that is in RAM (files mapped, as the model is, do not count).
 size_t resident_bytes() {
     malloc_trim(0);
-    std::ifstream in("/proc/self/status");
+    std::ifstream in("/proc/self/smaps_rollup");  // counted page by page: figures in "status" may be some pages late on each processor
     for (std::string line; std::getline(in, line);)
-        if (line.starts_with("RssAnon:")) return static_cast<size_t>(std::stoull(line.substr(8))) * 1024;
+        if (line.starts_with("Anonymous:")) return static_cast<size_t>(std::stoull(line.substr(10))) * 1024;
     return 0;
 }
 

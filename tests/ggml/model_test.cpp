@@ -27,10 +27,10 @@ struct Cost {
     const char* format;
     double low, high;
 };
-const Cost kCosts[] = {{"raw", 0, 3e-4},          {"turbo8", 1e-4, 8e-4},   {"turbo6", 6e-4, 1.6e-3}, {"turbo5", 1.7e-3, 4e-3},
-                       {"turbo4", 5.5e-3, .0125}, {"turbo3", .022, .05},    {"turbo2", .098, .22},    {"tcq4", 3.8e-3, .0085},
-                       {"tcq3", .0145, .033},     {"tcq2", .055, .125},     {"tcq5", 1.5e-3, 3.5e-3}, {"tcq1", .30, .69},
-                       {"scaled", 1e-4, 1.2e-3},  {"mixed", 1.1e-3, 2.8e-3}};
+const Cost kCosts[] = {{"raw", 0, 6e-4},          {"turbo8", 1e-4, 8e-4}, {"turbo6", 6e-4, 1.6e-3}, {"turbo5", 1.7e-3, 4e-3},
+                       {"turbo4", 5.5e-3, .0125}, {"turbo3", .022, .05},  {"turbo2", .098, .22},    {"tcq4", 3.8e-3, .0085},
+                       {"tcq3", .0145, .033},     {"tcq2", .055, .125},   {"tcq5", 1.5e-3, 3.5e-3}, {"tcq1", .30, .69},
+                       {"scaled", 1e-4, 1.2e-3},  {"mixed", 1.1e-3, 4e-3}};
 void PrintTo(const Cost& c, std::ostream* out) { *out << c.format; }
 
 class Quality : public testing::TestWithParam<Cost> {};
@@ -62,7 +62,7 @@ TEST_P(Larger, RawIsF16AndTurbo4IsClose) {
     if (path.empty()) GTEST_SKIP() << "no ../shared/models/" << GetParam();
     const ModelPtr plain = load_model(path, "f16"), raw = load_model(path, "raw"), turbo4 = load_model(path, "turbo4");
     const Logits& reference = f16_logits(plain.get(), path);
-    EXPECT_LE(kld_of(raw.get(), reference), 3e-4);
+    EXPECT_LE(kld_of(raw.get(), reference), 6e-4);
     const double kld = kld_of(turbo4.get(), reference);
     EXPECT_LE(kld, 0.012);
     EXPECT_GE(kld, 5e-4);

@@ -1,7 +1,5 @@
 #include "tests/ggml/support.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,6 +8,8 @@
 #include <mutex>
 #include <random>
 #include <stdexcept>
+
+#include "tests/codec/temp_dir.h"
 
 namespace turboquant::conformance {
 namespace {
@@ -277,13 +277,6 @@ double max_difference(const Logits& a, const Logits& b) {
     return most;
 }
 
-std::string temp_path(const std::string& file) {
-    static const struct Dir {
-        std::filesystem::path path = std::filesystem::temp_directory_path() / ("turboquant-ggml-test-" + std::to_string(getpid()));
-        Dir() { std::filesystem::create_directories(path); }
-        ~Dir() { std::filesystem::remove_all(path); }
-    } dir;
-    return (dir.path / file).string();
-}
+std::string temp_path(const std::string& file) { return (test::temp_dir() / file).string(); }
 
 }  // namespace turboquant::conformance

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "tests/codec/temp_dir.h"
 #include "tests/ggml/tiny_models.h"
 #include "turboquant/llama/kv_probe.h"
 #include "turboquant/llama/log.h"
@@ -35,7 +36,7 @@ std::string read_all(const std::string& path) {
 }
 
 std::string write_file(const char* name, const std::string& bytes) {
-    const auto path = std::filesystem::path(testing::TempDir()) / ("turboquant-llama-test-" + std::string(name));
+    const auto path = test::temp_dir() / name;
     std::ofstream(path, std::ios::binary) << bytes;
     return path;
 }
@@ -57,7 +58,7 @@ TEST(KvProbe, SlidingWindowsHaveCellsForABatch) {
     const std::vector<conformance::TinyModel>& tiny = conformance::tiny_models();
     const auto gemma = std::ranges::find(tiny, "gemma3", &conformance::TinyModel::name);
     ASSERT_NE(gemma, tiny.end());
-    ModelFile file(conformance::write_tiny_model(*gemma, testing::TempDir()), {});
+    ModelFile file(conformance::write_tiny_model(*gemma, test::temp_dir()), {});
     // A window of 100 and a batch, in blocks of 256 cells.
     for (const auto& [n_batch, n_cells] : {std::pair(KvProbe::kBatch, 512), {KvProbe::kUsualBatch, 768}}) {
         const std::vector<KvLayerShape> layers = KvProbe(file, 2048, 1, n_batch).layers();

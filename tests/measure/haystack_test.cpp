@@ -8,6 +8,7 @@
 #include <fstream>
 #include <set>
 
+#include "tests/codec/temp_dir.h"
 #include "turboquant/llama/error.h"
 
 namespace turboquant::measure {
@@ -16,7 +17,7 @@ namespace {
 bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 std::string write_file(const char* name, const std::string& text) {
-    const auto path = std::filesystem::path(testing::TempDir()) / ("turboquant-haystack-test-" + std::string(name));
+    const auto path = test::temp_dir() / name;
     std::ofstream(path, std::ios::binary) << text;
     return path;
 }

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "tests/codec/temp_dir.h"
 #include "turboquant/spec/kv_spec.h"
 
 namespace turboquant {
@@ -121,7 +122,7 @@ TEST(Plan, BadFilesAreRefusedWithTheCause) {
 }
 
 TEST(Plan, Files) {
-    const auto path = std::filesystem::temp_directory_path() / "turboquant-plan-test.json";
+    const auto path = test::temp_dir() / "plan.json";
     write_plan_file(example(), path);
     EXPECT_EQ(read_plan_file(path), example());
     std::filesystem::remove(path);
