@@ -47,7 +47,7 @@ TEST(Command, RunWritesTextToStdoutAndFiguresToStderr) {
 }
 
 /// Batches of another size round otherwise, and a near-tie may then go the other way: one in sixteen of such short ends does. A prompt put
-/// together wrongly changes most of them.
+/// together wrongly changes most of them (one wrong token: tests/llama/session_test.cpp).
 TEST(Command, PromptInPiecesGivesTheSameText) {
     constexpr int kPrompts = 8;
     const std::string text = read_all(TQ_TEST_DATA "/written_by_demo.txt");
