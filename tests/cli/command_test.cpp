@@ -50,7 +50,7 @@ TEST(Command, RunWritesTextToStdoutAndFiguresToStderr) {
 /// together wrongly changes most of them (one wrong token: tests/llama/session_test.cpp).
 TEST(Command, PromptInPiecesGivesTheSameText) {
     constexpr int kPrompts = 8;
-    const std::string text = read_all(TQ_TEST_DATA "/written_by_demo.txt");
+    const std::string text = read_all(kTextFile);
     const std::size_t size = text.size() / kPrompts;
     int same = 0;
     for (int i = 0; i < kPrompts; i++) {

@@ -48,8 +48,8 @@ inline const std::string kDemo = "'" TQ_DEMO_MODEL "'";
 inline const std::string kModel = " -t 1 -m " + kDemo + " ";
 
 /// 2,200 tokens of the demo model's own, sampled from all of its distribution with another seed than the planner's: nothing is calibrated on
-/// them where a test does not say so. A file, not written anew: one digit that a processor rounds otherwise would make it another text, and the bounds others' bounds.
+/// what is evaluated. A file, not written anew: one digit that a processor rounds otherwise would make it another text, and the bounds others' bounds.
 ///     turboquant run -t 1 -m models/demo.gguf -p 'It was' -n 2200 --kv f16 --temp 1 --top-k 0 --top-p 1 --min-p 0 --seed 7 --ignore-eos
-inline const std::string kText = "'" TQ_TEST_DATA "/written_by_demo.txt'";
+inline const std::string kTextFile = TQ_TEST_DATA "/written_by_demo.txt", kText = "'" + kTextFile + "'";
 
 }  // namespace turboquant::cli

@@ -1,13 +1,12 @@
 // Memory figures from made-up /proc and /sys trees.
 #include "turboquant/ggml/host_memory.h"
 
-#include <unistd.h>
-
 #include <fstream>
 #include <map>
 #include <string>
 
 #include "gtest/gtest.h"
+#include "tests/codec/temp_dir.h"
 
 namespace turboquant::ggml {
 namespace {
@@ -18,7 +17,7 @@ constexpr std::size_t kMiB = 1 << 20;
 class HostMemoryTest : public testing::Test {
   protected:
     void SetUp() override {
-        root_ = fs::temp_directory_path() / ("turboquant-host-test-" + std::to_string(getpid()));
+        root_ = test::temp_dir() / "root";
         write("proc/meminfo",
               "MemTotal:       16777216 kB\nMemFree:          204800 kB\nMemAvailable:    8388608 kB\nCached: 8000000 kB\n");
     }

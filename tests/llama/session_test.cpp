@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <sstream>
 #include <vector>
 
 #include "turboquant/llama/log.h"
@@ -43,10 +41,7 @@ TEST(Session, PiecesAreTheWhole) {
     // With weights in F16 another order of sums is all that differs.
     ModelFile file(TQ_DEMO_MODEL, {.f16_weights = true, .n_threads = 1});
     Session session(file, parse_cache_spec("f16"), {.n_ctx = 512, .n_batch = 512, .n_threads = 1});
-    std::ifstream in(TQ_TEST_DATA "/written_by_demo.txt");
-    std::stringstream text;
-    text << in.rdbuf();
-    std::vector<llama_token> tokens = tokenize(session.vocab(), text.str(), true);
+    std::vector<llama_token> tokens = tokenize(session.vocab(), read_text_file(TQ_TEST_DATA "/written_by_demo.txt"), true);
     ASSERT_GT(tokens.size(), static_cast<std::size_t>(kTokens));
     tokens.resize(kTokens);
     const std::vector<float> whole = logits_of(session, tokens, 0);

@@ -1,6 +1,5 @@
 // Unmodified processes, a C++ program and Python's llama_cpp, load the library and get the cache and the logits of our own command.
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -9,6 +8,7 @@
 #include <sstream>
 
 #include "gtest/gtest.h"
+#include "tests/codec/temp_dir.h"
 #include "turboquant/llama/log.h"
 #include "turboquant/llama/session.h"
 #include "turboquant/llama/text.h"
@@ -43,10 +43,11 @@ class Stock : public testing::TestWithParam<const char*> {
   protected:
     void SetUp() override {
         install_log();
-        dir_ = fs::temp_directory_path() / ("turboquant-stock-test-" + std::to_string(getpid()));
+        dir_ = test::temp_dir() / "stock";
         fs::create_directories(dir_);
         std::ofstream(dir_ / "text.txt") << test_text();
     }
+
     void TearDown() override { fs::remove_all(dir_); }
 
     /// `program` as typed in a shell; the rest of its arguments is added here.
